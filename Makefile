@@ -1,0 +1,43 @@
+# Needs Python 3.11+ and make; everything else comes from the package registries into .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+LOCK := deploy/lock
+
+.PHONY: help setup run stack check test test-long lock clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+
+setup: .venv/.ready  ## the virtual environment, .venv
+.venv/.ready: $(LOCK)/development.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed; this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.11 $(MAKECMDGOALS)" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(LOCK)/development.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+run: setup  ## Kafka, Postgres, receiver, consumer and demo traffic on this machine
+	@exec $(BIN)/python -m deploy.local run
+
+stack: setup  ## Kafka and Postgres alone
+	@exec $(BIN)/python -m deploy.local stack
+
+check: setup  ## lint, types, import rules and unit tests: seconds
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/pytest -q tests/unit
+
+test: check  ## everything, against a real Kafka and a real Postgres
+	$(BIN)/pytest -q -m "not long" tests
+
+test-long: setup  ## the long forms of the fault tests
+	$(BIN)/pytest -q -m long tests
+
+lock: setup  ## pin every dependency anew, with hashes and no addresses
+	$(BIN)/pip-compile --quiet --upgrade --strip-extras --allow-unsafe --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --no-annotate -o $(LOCK)/runtime.txt pyproject.toml
+	$(BIN)/pip-compile --quiet --upgrade --strip-extras --allow-unsafe --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --no-annotate --extra dev -c $(LOCK)/runtime.txt -o $(LOCK)/development.txt pyproject.toml
+
+clean:  ## the virtual environment and the local state
+	rm -rf .venv .local

@@ -1,0 +1,1 @@
+"""What both processes share: the events and their wire format, hashing, broker clients, and how a process lives."""

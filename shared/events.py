@@ -1,0 +1,102 @@
+"""The typed events, one class a table: what a record carries and what a row holds. Pure.
+
+Field order is column order is the order on the wire. Limits are the columns' own, in code points.
+"""
+
+from hashlib import sha256
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from annotated_types import MaxLen
+from pydantic import BaseModel, ConfigDict, Discriminator, Field
+
+SCHEMA_VERSION = 1
+
+# What Python and timestamptz both hold: 0001-01-01 to 9999-12-31, in microseconds since 1970 UTC.
+TIMESTAMP_US_MIN = -62_135_596_800_000_000
+TIMESTAMP_US_MAX = 253_402_300_799_999_999
+
+Text32 = Annotated[str, Field(max_length=32)]
+Text50 = Annotated[str, Field(max_length=50)]
+Text100 = Annotated[str, Field(max_length=100)]
+Text255 = Annotated[str, Field(max_length=255)]
+
+
+class BaseEvent(BaseModel):
+    """The fields that every event has. `id` identifies the span; `timestamp_us` is its start, UTC."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, hide_input_in_errors=True)
+
+    schema_version: Literal[1] = 1
+    table: str
+    id: UUID
+    timestamp_us: Annotated[int, Field(ge=TIMESTAMP_US_MIN, le=TIMESTAMP_US_MAX)]
+    deployment_type: Text50
+    user_id: Text32 | None = None
+    organization_id: Text32 | None = None
+
+
+class UserActivity(BaseEvent):
+    """A person did something: login, logout, a session."""
+
+    table: Literal["user_activity"] = "user_activity"
+    user_id: Text32
+    event_type: Text50
+    session_id: Text255 | None = None
+    event_metadata: dict[str, Any]
+
+
+class EndpointUsage(BaseEvent):
+    """An endpoint answered a request."""
+
+    table: Literal["endpoint_usage"] = "endpoint_usage"
+    endpoint: Text255
+    method: Annotated[str, Field(max_length=10)] | None = None
+    status_code: Annotated[int, Field(ge=0, le=999)] | None = None
+    duration_ms: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    event_metadata: dict[str, Any]
+
+
+class FeatureUsage(BaseEvent):
+    """A feature was used."""
+
+    table: Literal["feature_usage"] = "feature_usage"
+    feature_name: Text100
+    action: Text100 | None = None
+    event_metadata: dict[str, Any]
+
+
+Event = Annotated[UserActivity | EndpointUsage | FeatureUsage, Discriminator("table")]
+EVENT_MODELS: tuple[type[BaseEvent], ...] = (UserActivity, EndpointUsage, FeatureUsage)
+Table = Literal["user_activity", "endpoint_usage", "feature_usage"]
+TABLES: tuple[Table, ...] = ("user_activity", "endpoint_usage", "feature_usage")
+
+
+def text_limits(model: type[BaseEvent]) -> dict[str, int]:
+    """Longest text of each text field, in code points, from the model itself."""
+    return {
+        name: limit.max_length
+        for name, field in model.model_fields.items()
+        for limit in field.metadata
+        if isinstance(limit, MaxLen)
+    }
+
+
+def event_id(trace_id: bytes, span_id: bytes) -> UUID:
+    """The row's key: a version 8 UUID (RFC 9562) from SHA-256 over 16 bytes of trace and 8 of span id.
+
+    A pure function of the two, so a span that is sent twice is one row. `span_id` alone would not do:
+    it is unique within its trace only.
+    """
+    number = int.from_bytes(sha256(trace_id + span_id).digest()[:16])
+    number = number & ~(0xF << 76) | 0x8 << 76  # version
+    number = number & ~(0x3 << 62) | 0x2 << 62  # variant
+    return UUID(int=number)
+
+
+def partition_of(id_: UUID, partitions: int) -> int:
+    """The last 4 bytes of the id, big-endian, modulo the number of partitions.
+
+    Both are uniform, and so one span always meets its own earlier record in one partition.
+    """
+    return (id_.int & 0xFFFF_FFFF) % partitions

@@ -1,0 +1,65 @@
+"""How a process lives: one stop event set by SIGTERM or SIGINT, tasks that are owned, loops that are watched."""
+
+import asyncio
+import random
+import signal
+from collections.abc import AsyncIterator, Awaitable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def stop_event() -> asyncio.Event:
+    """An event that SIGTERM and SIGINT set. A second signal changes nothing: the stop has its own deadline."""
+    event = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, event.set)
+    return event
+
+
+async def wait_for(event: asyncio.Event, timeout_s: float) -> bool:
+    """Sleep that ends early when the event is set: True when it was."""
+    try:
+        await asyncio.wait_for(event.wait(), timeout_s)
+    except TimeoutError:
+        return False
+    return True
+
+
+async def ended(awaitable: Awaitable[T], timeout_s: float) -> bool:
+    """Await a foreign stop() or commit() under a deadline; False when it did not end well in time.
+
+    aiokafka raises CancelledError of its own from stop() when the broker is down, and never returns from
+    commit(): a cancellation counts as ours only when this task was asked to cancel.
+    """
+    task = asyncio.current_task()
+    asked = task.cancelling() if task else 0
+    try:
+        await asyncio.wait_for(awaitable, timeout_s)
+    except asyncio.CancelledError:
+        if task and task.cancelling() > asked:
+            raise
+        return False
+    except Exception:  # noqa: BLE001  whatever a dying client raises, it is gone
+        return False
+    return True
+
+
+@asynccontextmanager
+async def background(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[asyncio.Task[None]]:
+    """A task that lives as long as the block and is awaited at its end."""
+    task = asyncio.create_task(work, name=name)
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+        if not task.cancelled() and (error := task.exception()):
+            raise error
+
+
+def backoff_s(attempt: int, *, first_s: float = 0.1, most_s: float = 5.0) -> float:
+    """Full jitter: a uniform part of first x 2^attempt, capped, so that many waiters do not return together."""
+    return random.uniform(0.5, 1.0) * min(most_s, first_s * 2.0 ** min(attempt, 16))  # noqa: S311  not a secret

@@ -1,0 +1,129 @@
+"""environment -> frozen settings. Read once, in a process's __main__; nothing else reads the environment.
+
+Order: environment, then `.env` in the working directory, then the default. An empty variable is unset.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from shared.errors import WrongSetting
+from shared.identity import IdHashing
+
+
+def _split(value: object) -> object:
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+def _upper(value: object) -> object:
+    return value.upper() if isinstance(value, str) else value
+
+
+CommaSeparated = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+CommaSeparatedSecrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+PortOrOff = Annotated[int, Field(ge=0, le=65535)]
+ID_HASH_KEY_BYTES_MIN = 32
+
+
+class ProcessSettings(BaseSettings):
+    """What every process has. A field `kafka_topic` is the variable `KAFKA_TOPIC`."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, env_file=".env", env_ignore_empty=True, extra="ignore", hide_input_in_errors=True
+    )
+
+    log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_upper)] = Field(
+        "INFO", description="least severe line that is logged"
+    )
+    metrics_host: str = Field("0.0.0.0", description="address of /livez, /readyz and /metrics")  # noqa: S104
+    deployment_type: Annotated[str, Field(max_length=50)] = Field(
+        "self-hosted", description="`deployment_type` of spans that name none"
+    )
+
+
+class KafkaSettings(ProcessSettings):
+    """How to reach the brokers, and what the topics are made like."""
+
+    kafka_bootstrap_servers: str = Field("127.0.0.1:9092", description="comma-separated host:port")
+    kafka_topic: str = Field("telemetry.events", description="topic of the events")
+    kafka_suppressions_topic: str = Field("telemetry.suppressions", description="compacted topic of erasures")
+    kafka_topic_create: bool = Field(True, description="create missing topics at start")  # noqa: FBT003
+    kafka_topic_partitions: int = Field(12, ge=1, le=10_000, description="partitions of a topic that we create")
+    kafka_topic_replication: int = Field(1, ge=1, le=32, description="replicas; 3 in production")
+    kafka_topic_min_insync_replicas: int = Field(
+        1,
+        ge=1,
+        le=32,
+        description="replicas that must have a write before it is acknowledged; 2 in production",
+    )
+    kafka_topic_retention_hours: int = Field(
+        168, ge=1, le=1_000_000, description="how long records stay, and so how far a replay reaches"
+    )
+    kafka_consumer_group: str = Field("telemetry-consumer", description="consumer group")
+    kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        "PLAINTEXT", description="PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL"
+    )
+    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = Field(
+        None, description="PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512"
+    )
+    kafka_sasl_username: str | None = Field(None, description="SASL user")
+    kafka_sasl_password: SecretStr | None = Field(None, description="SASL password")
+    kafka_ssl_ca_file: Path | None = Field(None, description="PEM file of the authorities that sign brokers")
+    kafka_ssl_cert_file: Path | None = Field(None, description="PEM file of our certificate")
+    kafka_ssl_key_file: Path | None = Field(None, description="PEM file of its key")
+
+    @model_validator(mode="after")
+    def _sasl_is_whole(self) -> Self:
+        if self.kafka_security_protocol.startswith("SASL"):
+            for name in ("kafka_sasl_mechanism", "kafka_sasl_username", "kafka_sasl_password"):
+                if getattr(self, name) is None:
+                    raise ValueError(f"{name.upper()} is needed by KAFKA_SECURITY_PROTOCOL")
+        return self
+
+
+class IdSettings(ProcessSettings):
+    """How ids are hashed. Receiver and consumer must agree, or an erasure finds nothing."""
+
+    id_hashing: IdHashing = Field("hash", description="`prehashed`: 16 lower-case hex digits pass as they are")
+    id_hash_key: SecretStr | None = Field(None, description="key of HMAC-SHA-256, 32 bytes or more; unset: SHA-256")
+    id_hash_keys_previous: CommaSeparatedSecrets = Field((), description="former keys, for erase and export")
+
+    @model_validator(mode="after")
+    def _keys_are_long(self) -> Self:
+        for name, keys in (
+            ("ID_HASH_KEY", () if self.id_hash_key is None else (self.id_hash_key,)),
+            ("ID_HASH_KEYS_PREVIOUS", self.id_hash_keys_previous),
+        ):
+            if any(len(key.get_secret_value().encode()) < ID_HASH_KEY_BYTES_MIN for key in keys):
+                raise ValueError(f"{name} needs {ID_HASH_KEY_BYTES_MIN} bytes or more")
+        return self
+
+    @property
+    def hash_key(self) -> bytes:
+        """The present key; empty when none is set."""
+        return b"" if self.id_hash_key is None else self.id_hash_key.get_secret_value().encode()
+
+
+S = TypeVar("S", bound=ProcessSettings)
+
+
+def load(settings: type[S], **overrides: Any) -> S:
+    """Read the settings once.
+
+    Raises:
+        WrongSetting: a value is missing or bad; the message names the variable and never its value.
+    """
+    try:
+        return settings(**overrides)
+    except ValidationError as error:
+        found = [(".".join(str(part) for part in fault["loc"][:1]).upper(), fault["msg"]) for fault in error.errors()]
+    lines = (f"{name}: {text}" if name else text.removeprefix("Value error, ") for name, text in found)
+    raise WrongSetting("; ".join(lines))
+
+
+def described(settings: ProcessSettings) -> dict[str, str]:
+    """Every setting by its variable's name, secrets hidden, for the line that is logged at start."""
+    return {name.upper(): str(value) for name, value in settings.model_dump().items() if value is not None}
