@@ -78,7 +78,7 @@ def _copy(source: BinaryIO, log: Path) -> None:
 
 
 def _stop_at_end_of_file(server: subprocess.Popen[bytes], stop_signal: int, stop_seconds: float) -> None:
-    sys.stdin.buffer.read()
+    os.read(0, 1)  # not sys.stdin, whose lock, held by this thread, aborts the interpreter's exit
     server.send_signal(stop_signal)
     time.sleep(stop_seconds)  # this thread ends with the process, as soon as the server has ended
     signal_tree(server.pid, signal.SIGKILL)
