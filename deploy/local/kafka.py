@@ -75,12 +75,11 @@ class KafkaBroker(Server):
             "-Djava.awt.headless=true",
             f"-Djava.io.tmpdir={scratch}",
             f"-Dlog4j2.configurationFile={_LOG_SETTINGS}",
-            "-cp",
-            jars.class_path(self._say),
         )
+        environment = {**os.environ, "CLASSPATH": jars.class_path(self._say)}  # too long a word for `ps`
         if not (self.folder / "data" / "meta.properties").exists():
-            self._format((*command, "kafka.tools.StorageTool"), settings)
-        return Launch((*command, "kafka.Kafka", str(settings)), dict(os.environ), self.folder)
+            self._format((*command, "kafka.tools.StorageTool"), settings, environment)
+        return Launch((*command, "kafka.Kafka", str(settings)), environment, self.folder)
 
     def _settings(self) -> dict[str, object]:
         controller_port = self.port_of("controller")
@@ -111,7 +110,7 @@ class KafkaBroker(Server):
             "num.io.threads": 4,
         } | self._properties
 
-    def _format(self, tool: tuple[str, ...], settings: Path) -> None:
+    def _format(self, tool: tuple[str, ...], settings: Path, environment: Mapping[str, str]) -> None:
         arguments = ("format", "-t", _CLUSTER_ID, "-c", str(settings), "--ignore-formatted")
         try:
             done = subprocess.run(

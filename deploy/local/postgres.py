@@ -54,16 +54,17 @@ class PostgresServer(Server):
 
     def query(self, sql: str, database: str = "postgres") -> str:
         """What psql prints for it, unaligned and without headings. Raises StackError with psql's error."""
-        command = [self.bin_dir / "psql", "-XAtq", "-v", "ON_ERROR_STOP=1", "-d", self.url(database), "-c", sql]
+        host = ("-h", "127.0.0.1", "-p", str(self.port), "-U", USER, "-d", database)
+        environment = _environment() | {"PGPASSWORD": self._password_file.read_text(), "PGCONNECT_TIMEOUT": "3"}
         try:
             done = subprocess.run(
-                command,
+                [str(self.bin_dir / "psql"), "-XAtq", "-v", "ON_ERROR_STOP=1", *host, "-c", sql],
                 capture_output=True,
                 text=True,
                 timeout=_QUERY_SECONDS,
                 check=False,
                 stdin=subprocess.DEVNULL,
-                env=_environment() | {"PGCONNECT_TIMEOUT": "3"},
+                env=environment,
             )
         except subprocess.TimeoutExpired as error:
             raise StackError(f"postgres gave no answer within {_QUERY_SECONDS} s.") from error

@@ -106,6 +106,11 @@ class Server(ABC):
     def _answers(self) -> bool:
         """Whether the server does real work for a client now. Bounded to a few seconds."""
 
+    @property
+    def ports(self) -> dict[str, int]:
+        """By name; empty before the first start."""
+        return dict(self._ports)
+
     def port_of(self, name: str) -> int:
         """Raises StackError before the first start, as ports are chosen there."""
         try:
@@ -226,7 +231,7 @@ class Server(ABC):
     @contextlib.contextmanager
     def _locked_folder(self) -> Iterator[IO[bytes]]:
         """The lock is inherited by the server's processes, so it also waits for a dying predecessor."""
-        with (self.folder / "lock").open("ab") as lock:
+        with (self.folder / f"{self.name}.lock").open("ab") as lock:
             wait_until(
                 lambda: _is_locked_by_us(lock),
                 self.stop_seconds + 5,
