@@ -114,7 +114,13 @@ class KafkaBroker(Server):
         arguments = ("format", "-t", _CLUSTER_ID, "-c", str(settings), "--ignore-formatted")
         try:
             done = subprocess.run(
-                [*tool, *arguments], capture_output=True, text=True, timeout=60, check=False, stdin=subprocess.DEVNULL
+                [*tool, *arguments],
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=False,
+                stdin=subprocess.DEVNULL,
+                env=environment,
             )
         except subprocess.TimeoutExpired as error:
             raise StackError(f"{self.name}: formatting {self.folder} took longer than 60 s.") from error
