@@ -1,6 +1,7 @@
 """Kafka clients with every option spelled out on which delivery, order or size depends; topics and their settings."""
 
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,7 +77,7 @@ def new_consumer(settings: KafkaSettings, *, group: str | None, fetch_wait_ms: i
         session_timeout_ms=10_000,
         heartbeat_interval_ms=2_000,
         rebalance_timeout_ms=30_000,
-        max_poll_interval_ms=600_000,  # an outage of the database may last; the loop keeps waiting on it
+        max_poll_interval_ms=24 * HOUR_MS,  # an outage of the database may last, and is no reason to leave the group
         fetch_max_wait_ms=fetch_wait_ms,
         fetch_min_bytes=1,
         fetch_max_bytes=32 * 1024 * 1024,
@@ -89,14 +90,16 @@ def new_consumer(settings: KafkaSettings, *, group: str | None, fetch_wait_ms: i
 class RebalanceCount(ConsumerRebalanceListener):
     """Counts and nothing else: nothing waits for a listener, and its errors are only logged."""
 
-    def __init__(self) -> None:
+    def __init__(self, counted: Callable[[], None]) -> None:
         self.generation = 0
+        self._counted = counted
 
     def on_partitions_revoked(self, _: object) -> None:
         self.generation += 1
 
     def on_partitions_assigned(self, _: object) -> None:
         self.generation += 1
+        self._counted()
 
 
 def topic_config(settings: KafkaSettings) -> dict[str, str]:

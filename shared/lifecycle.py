@@ -3,7 +3,7 @@
 import asyncio
 import random
 import signal
-from collections.abc import AsyncIterator, Awaitable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -26,6 +26,13 @@ async def wait_for(event: asyncio.Event, timeout_s: float) -> bool:
     except TimeoutError:
         return False
     return True
+
+
+async def heartbeat(beat: Callable[[], None], every_s: float = 1.0) -> None:
+    """Call `beat` for as long as the loop runs: what liveness looks at."""
+    while True:
+        beat()
+        await asyncio.sleep(every_s)
 
 
 async def ended(awaitable: Awaitable[T], timeout_s: float) -> bool:

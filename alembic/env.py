@@ -1,0 +1,61 @@
+"""Migrations on the services' own address: one rule for URLs, one driver."""
+
+import asyncio
+import sys
+
+from alembic import context
+from sqlalchemy import Connection
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import NullPool
+
+from consumer.database import connect
+from consumer.settings import DatabaseSettings
+from consumer.tables import metadata
+from shared.errors import WrongSetting
+from shared.settings import load
+
+OUR_SCHEMAS = {None, "public", "ingest"}
+
+
+def is_ours(name: str | None, kind: str, _: object) -> bool:
+    """Schemas of a rebuild under way are no drift."""
+    return kind != "schema" or name in OUR_SCHEMAS
+
+
+def migrate(connection: Connection) -> None:
+    context.configure(
+        connection=connection,
+        target_metadata=metadata,
+        include_schemas=True,
+        include_name=is_ours,
+        compare_server_default=True,
+        transaction_per_migration=True,
+    )
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+async def migrate_online(settings: DatabaseSettings) -> None:
+    engine = create_async_engine(
+        "postgresql+asyncpg://",
+        async_creator=lambda: connect(
+            settings.database_url, application_name="telemetry-migrate", statement_timeout_s=0
+        ),
+        poolclass=NullPool,
+    )
+    async with engine.connect() as connection:
+        await connection.run_sync(migrate)
+    await engine.dispose()
+
+
+try:
+    database_settings = load(DatabaseSettings)
+except WrongSetting as error:
+    sys.exit(str(error))
+
+if context.is_offline_mode():
+    context.configure(dialect_name="postgresql", target_metadata=metadata)
+    with context.begin_transaction():
+        context.run_migrations()
+else:
+    asyncio.run(migrate_online(database_settings))

@@ -1,0 +1,176 @@
+"""Composition root: settings -> clients -> loop. The only place that constructs."""
+
+import asyncio
+import sys
+import urllib.error
+import urllib.request
+from typing import Annotated
+
+import prometheus_client
+import structlog
+import typer
+import uvloop
+from aiokafka import AIOKafkaConsumer
+from aiokafka.errors import KafkaError
+
+from consumer import metrics
+from consumer.dead_letters import Breaker
+from consumer.ledger import Ledger
+from consumer.pipeline import Pipeline, Share
+from consumer.settings import ConsumerSettings
+from consumer.watch import Watch
+from consumer.writer import Writer
+from shared import lifecycle, logs, probes
+from shared.broker import HOUR_MS, RebalanceCount, ensure_topics, new_consumer
+from shared.errors import BrokerUnavailable, WrongSetting, WrongTopic
+from shared.logs import error_facts
+from shared.settings import described, load
+
+log = structlog.get_logger("consumer")
+app = typer.Typer(no_args_is_help=False, add_completion=False, pretty_exceptions_enable=False)
+
+START_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 5.0
+
+
+@app.callback(invoke_without_command=True)
+def default(context: typer.Context) -> None:
+    """Kafka -> Postgres: decode, route by event type, upsert, with the offsets in the same transaction."""
+    if context.invoked_subcommand is None:
+        run()
+
+
+@app.command()
+def run() -> None:
+    """Run the service, which is the default. Settings come from the environment: see the README."""
+    settings = load(ConsumerSettings)
+    logs.configure(settings.log_level, process="consumer")
+    log.info("settings_loaded", **described(settings))
+    sys.exit(uvloop.run(serve(settings)))
+
+
+@app.command()
+def health(
+    url: Annotated[str | None, typer.Option(help="The /readyz to ask; default: this process's own port.")] = None,
+) -> None:
+    """Exit 0 when the running consumer is ready, else 1: for a container's health check.
+
+    Example: python -m consumer health
+    """
+    settings = load(ConsumerSettings)
+    host = "127.0.0.1" if settings.metrics_host in ("0.0.0.0", "::") else settings.metrics_host  # noqa: S104
+    address = url or f"http://{host}:{settings.consumer_metrics_port}/readyz"
+    try:
+        with urllib.request.urlopen(address, timeout=3) as answer:  # noqa: S310  the operator's own address
+            typer.echo(answer.read().decode().strip())
+    except urllib.error.HTTPError as refusal:
+        typer.echo(refusal.read().decode().strip())
+        raise typer.Exit(1) from None
+    except OSError as error:
+        typer.echo(f"not reached: {type(error).__name__}")
+        raise typer.Exit(1) from None
+
+
+async def serve(settings: ConsumerSettings) -> int:
+    """Consume until SIGTERM; the process's exit code. Ends within 15 s with broker and database dead."""
+    stop = lifecycle.stop_event()
+    state = probes.Health("broker", "database")
+    stop_probes = probes.serve(
+        state,
+        host=settings.metrics_host,
+        port=settings.consumer_metrics_port,
+        registry=lambda: prometheus_client.REGISTRY,
+    )
+    async with lifecycle.background(lifecycle.heartbeat(state.beat), "heartbeat"):
+        try:
+            await _consume(settings, state, stop)
+        finally:
+            stop_probes()
+    log.info("consumer_stopped")
+    return 0
+
+
+async def _consume(settings: ConsumerSettings, state: probes.Health, stop: asyncio.Event) -> None:
+    rebalances = RebalanceCount(metrics.rebalances.inc)
+    consumer = await _joined(settings, rebalances, state, stop)
+    if consumer is None:
+        return
+    ledger = Ledger(settings.kafka_topic)
+    pipelines = [
+        Pipeline(
+            consumer=consumer,
+            rebalances=rebalances,
+            ledger=ledger,
+            writer=Writer(
+                database_url=settings.database_url,
+                application_name="telemetry-consumer",
+                ledger=ledger,
+                breaker=Breaker(max_ratio=settings.dead_letter_max_ratio, window=settings.dead_letter_window),
+            ),
+            health=state,
+            batch_rows=settings.consumer_batch_rows,
+            linger_ms=settings.consumer_linger_ms,
+            share=Share(index, settings.consumer_writers),
+        )
+        for index in range(settings.consumer_writers)
+    ]
+    watch = Watch(
+        consumer=consumer,
+        pipelines=pipelines,
+        ledger=ledger,
+        health=state,
+        database_url=settings.database_url,
+        retention_s=settings.kafka_topic_retention_hours * HOUR_MS / 1000,
+    )
+    log.info("consumer_started", topic=settings.kafka_topic, group=settings.kafka_consumer_group)
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(watch.run(stop), name="watch")
+            for pipeline in pipelines:
+                tasks.create_task(pipeline.run(stop), name="pipeline")
+            await stop.wait()
+            state.block("stopping", "SIGTERM")
+            log.info("consumer_stopping")
+    finally:
+        for pipeline in pipelines:
+            await pipeline.close()
+        if not await lifecycle.ended(consumer.stop(), STOP_TIMEOUT_S):
+            log.warning("group_left_uncleanly")
+
+
+async def _joined(
+    settings: ConsumerSettings, rebalances: RebalanceCount, state: probes.Health, stop: asyncio.Event
+) -> AIOKafkaConsumer | None:
+    """A consumer that is a member of the group, however long Kafka is down; None when `stop` came first."""
+    attempt = 0
+    while not stop.is_set():
+        consumer = new_consumer(settings, group=settings.kafka_consumer_group)
+        consumer.subscribe([settings.kafka_topic], listener=rebalances)
+        try:
+            for topic, state_of in (await ensure_topics(settings)).items():
+                for name, actual, expected in state_of.differing:
+                    log.warning("topic_differs", topic=topic, setting=name, actual=actual, expected=expected)
+            await asyncio.wait_for(consumer.start(), START_TIMEOUT_S)
+        except (BrokerUnavailable, WrongTopic, KafkaError, OSError, TimeoutError) as error:
+            state.block("group", f"not joined: {error if isinstance(error, WrongTopic) else type(error).__name__}")
+            log.warning("broker_awaited", attempt=attempt, **error_facts(error))
+            await lifecycle.ended(consumer.stop(), STOP_TIMEOUT_S)
+            await lifecycle.wait_for(stop, lifecycle.backoff_s(attempt, first_s=0.5))
+            attempt += 1
+            continue
+        state.unblock("group")
+        return consumer
+    return None
+
+
+def main() -> None:
+    """The console script."""
+    try:
+        app()
+    except WrongSetting as error:
+        typer.echo(f"consumer: {error}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

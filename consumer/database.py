@@ -1,0 +1,74 @@
+"""Connections to Postgres with every timeout spelled out, and the fate of each of its errors."""
+
+from enum import Enum
+
+import asyncpg
+
+CONNECT_TIMEOUT_S = 5.0
+STATEMENT_TIMEOUT_S = 30
+LOCK_TIMEOUT_S = 5
+IDLE_IN_TRANSACTION_TIMEOUT_S = 8  # a zombie frozen inside its transaction holds the ledger's lock no longer
+
+
+async def connect(
+    url: str, *, application_name: str, statement_timeout_s: int = STATEMENT_TIMEOUT_S
+) -> asyncpg.Connection:
+    """One connection whose every wait has a limit, on both sides.
+
+    A plain connection and not a pool: asyncpg's pool runs RESET ALL at each release, and writers keep a
+    temporary table each.
+
+    Raises:
+        asyncpg.PostgresError, OSError, TimeoutError: see `fate_of`.
+    """
+    return await asyncpg.connect(
+        url,
+        timeout=CONNECT_TIMEOUT_S,
+        command_timeout=statement_timeout_s + 5 if statement_timeout_s else None,
+        server_settings={
+            "application_name": application_name,
+            "statement_timeout": f"{statement_timeout_s}s",
+            "lock_timeout": f"{LOCK_TIMEOUT_S}s",
+            "idle_in_transaction_session_timeout": f"{IDLE_IN_TRANSACTION_TIMEOUT_S}s",
+            "tcp_keepalives_idle": "5",
+            "tcp_keepalives_interval": "2",
+            "tcp_keepalives_count": "3",
+            "tcp_user_timeout": "10000",
+            "timezone": "UTC",
+            "search_path": "public",
+        },
+    )
+
+
+class Fate(Enum):
+    """What an error of the database means for the batch that met it."""
+
+    TRANSIENT = "retry the whole batch"
+    POISON = "one record of the batch never fits"
+    BUG = "stop and alert"
+
+
+# Classes 08 connection, 53 resources, 57P0x shutdown, 58 system, 28 authorization; 40001 and 40P01
+# serialization and deadlock; 55P03 and 57014 timeouts; 25006 read-only after a failover; 3D000, 42P01, 42703,
+# 42501 not migrated or not granted yet; 0A000 a cached plan that a swap of tables has outdated; 25P03 the
+# transaction was idle for too long.
+_TRANSIENT = ("08", "53", "57P", "58", "28", "40001", "40P01", "55P03", "57014", "25006", "25P03", "25P04", "3D000")
+_TRANSIENT_TOO = ("42P01", "42703", "42501", "0A000", "3F000")
+# Class 22 bad values; 23502 and 23514 constraints; 23505 another unique index; 54001 too complex, 54000 too large.
+_POISON = ("22", "23502", "23514", "23505", "54001", "54000")
+# What asyncpg's encoders raise on a value that does not fit its column.
+_POISON_TYPES = (asyncpg.DataError, UnicodeEncodeError, OverflowError, TypeError, ValueError)
+
+
+def fate_of(error: BaseException) -> Fate:
+    """Decide by SQLSTATE, else by type. Never by text: texts repeat the data."""
+    if isinstance(error, asyncpg.PostgresError):
+        state = error.sqlstate or ""
+        if state.startswith(_TRANSIENT + _TRANSIENT_TOO):
+            return Fate.TRANSIENT
+        return Fate.POISON if state.startswith(_POISON) else Fate.BUG
+    if isinstance(error, _POISON_TYPES):  # DataError is an InterfaceError, so before it
+        return Fate.POISON
+    if isinstance(error, asyncpg.InterfaceError | OSError | TimeoutError):
+        return Fate.TRANSIENT
+    return Fate.BUG

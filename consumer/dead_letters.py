@@ -1,0 +1,136 @@
+"""Records that can be no row: kept whole, exactly once, and the breaker that stops before they become the rule."""
+
+import json
+from base64 import b64encode
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+from aiokafka import ConsumerRecord
+from asyncpg import Connection
+
+from consumer.ledger import Move
+from shared.errors import DeadLetterReason
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+Place = tuple[int, int]  # partition, offset
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    record: ConsumerRecord
+    reason: DeadLetterReason
+
+    @property
+    def place(self) -> Place:
+        return self.record.partition, self.record.offset
+
+
+async def known_places(connection: Connection, topic_id: UUID, letters: Sequence[DeadLetter]) -> set[Place]:
+    """Those of the letters that an earlier reading has written already."""
+    if not letters:
+        return set()
+    found = await connection.fetch(
+        """
+        SELECT partition, "offset" FROM ingest.dead_letters
+        WHERE topic_id = $1 AND topic = $2
+            AND (partition, "offset") IN (SELECT * FROM unnest($3::int[], $4::bigint[]))
+        """,
+        topic_id,
+        letters[0].record.topic,
+        [letter.record.partition for letter in letters],
+        [letter.record.offset for letter in letters],
+    )
+    return {(row["partition"], row["offset"]) for row in found}
+
+
+async def insert(connection: Connection, topic_id: UUID, letters: Iterable[DeadLetter]) -> None:
+    """Write the letters; one that a replay meets again stays as it was first seen."""
+    await connection.executemany(
+        """
+        INSERT INTO ingest.dead_letters (topic_id, topic, partition, "offset", key, value, headers, record_time, reason)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT DO NOTHING
+        """,
+        [
+            (
+                topic_id,
+                letter.record.topic,
+                letter.record.partition,
+                letter.record.offset,
+                letter.record.key,
+                letter.record.value,
+                _headers_json(letter.record.headers),
+                _EPOCH + timedelta(milliseconds=letter.record.timestamp) if letter.record.timestamp >= 0 else None,
+                letter.reason,
+            )
+            for letter in letters
+        ],
+    )
+
+
+async def mark_redriven(connection: Connection, moves: Iterable[Move], topic: str, still: Sequence[DeadLetter]) -> None:
+    """Letters that this batch read again and that are no letters any more: they became rows."""
+    moved = list(moves)
+    await connection.execute(
+        """
+        UPDATE ingest.dead_letters AS letter SET redriven_at = now()
+        FROM unnest($2::uuid[], $3::int[], $4::bigint[], $5::bigint[])
+            AS moved (topic_id, partition, from_offset, to_offset)
+        WHERE letter.topic_id = moved.topic_id AND letter.topic = $1 AND letter.partition = moved.partition
+            AND letter."offset" >= moved.from_offset AND letter."offset" < moved.to_offset
+            AND letter.redriven_at IS NULL
+            AND (letter.partition, letter."offset") NOT IN (SELECT * FROM unnest($6::int[], $7::bigint[]))
+        """,
+        topic,
+        [move.line.topic_id for move in moved],
+        [move.line.partition for move in moved],
+        [move.line.next_offset for move in moved],
+        [move.next_offset for move in moved],
+        [letter.record.partition for letter in still],
+        [letter.record.offset for letter in still],
+    )
+
+
+def _headers_json(headers: Iterable[tuple[str, bytes | None]]) -> str:
+    """Header names are the sender's, so NUL, which jsonb refuses, is replaced."""
+    return json.dumps(
+        [
+            [name.replace("\0", "\N{REPLACEMENT CHARACTER}"), None if value is None else b64encode(value).decode()]
+            for name, value in headers
+        ]
+    )
+
+
+class Breaker:
+    """Stops the consumer when dead letters become the rule: one bad deploy must not empty a topic into them.
+
+    Only newly written dead letters count, so a replay over known ones does not open it. A restart closes
+    it and forgets the window.
+    """
+
+    def __init__(self, *, max_ratio: float, window: int) -> None:
+        self._dead_max = max_ratio * window
+        self._is_off = max_ratio >= 1
+        self._recent: deque[bool] = deque(maxlen=window)
+        self._dead = 0
+        self.is_open = False
+
+    def judge(self, are_dead: Sequence[bool]) -> int | None:
+        """The index of the record that would be one dead letter too many; None when all may pass. Changes nothing."""
+        if self._is_off or self._dead + sum(are_dead) <= self._dead_max:
+            return None
+        recent, dead = self._recent.copy(), self._dead
+        for index, is_dead in enumerate(are_dead):
+            dead += is_dead - (recent[0] if len(recent) == recent.maxlen else False)
+            if dead > self._dead_max:
+                return index
+            recent.append(is_dead)
+        return None
+
+    def settled(self, are_dead: Sequence[bool]) -> None:
+        """The records are committed."""
+        for is_dead in are_dead[-(self._recent.maxlen or 0) :]:
+            self._recent.append(is_dead)
+        self._dead = sum(self._recent)

@@ -1,0 +1,50 @@
+"""Every metric of the consumer: name with unit, labels from closed sets, a sentence."""
+
+from typing import get_args
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from consumer.tables import ANALYTICS_TABLES
+from shared.errors import DeadLetterReason
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+
+records = Counter(
+    "consumer_records",
+    "Records that were settled, by what became of them; table is empty where it is none",
+    ["fate", "table"],
+)
+dead_letters = Counter("consumer_dead_letters", "Dead letters newly written", ["reason"])
+offsets_lost = Counter("consumer_offsets_lost", "Offsets that retention took away before they were read")
+lag_records = Gauge("consumer_lag_records", "Records of the partition that have no fate yet", ["partition"])
+lag_seconds = Gauge(
+    "consumer_lag_seconds", "Age of the oldest record of the partition that has no fate yet", ["partition"]
+)
+retention_used_ratio = Gauge("consumer_retention_used_ratio", "Share of the topic's retention that the lag has used up")
+breaker_open = Gauge("consumer_breaker_open", "1 while dead letters have stopped this process until a restart")
+stage_seconds = Histogram("consumer_stage_seconds", "Time a batch spent in a stage", ["stage"], buckets=SECONDS)
+end_to_end_seconds = Histogram(
+    "consumer_end_to_end_seconds", "From the receiver's clock to the commit", buckets=SECONDS
+)
+batch_rows = Histogram(
+    "consumer_batch_records", "Records in one transaction", buckets=(1, 10, 100, 500, 1000, 2500, 5000, 10_000, 100_000)
+)
+rebalances = Counter("consumer_rebalances", "Changes of this process's partitions")
+fenced = Counter("consumer_fenced", "Batches given up because the ledger had moved")
+retries = Counter("consumer_retries", "Times that the loop began anew after trouble, by whose", ["cause"])
+group_commit_failures = Counter(
+    "consumer_group_commit_failures", "Commits to the group that failed; only lag tools miss them"
+)
+
+FATES = ("stored", "duplicates", "suppressed", "expired")
+for _fate in FATES:
+    for _table in ANALYTICS_TABLES:
+        records.labels(_fate, _table)
+for _fate in ("dead_lettered", "skipped"):
+    records.labels(_fate, "")
+for _reason in get_args(DeadLetterReason):
+    dead_letters.labels(_reason)
+for _stage in ("fetch", "decode", "write", "commit"):
+    stage_seconds.labels(_stage)
+for _cause in ("broker", "database", "topic"):
+    retries.labels(_cause)

@@ -1,0 +1,62 @@
+"""The consumer's settings, and the one rule for database addresses that services and migrations share."""
+
+from typing import Annotated, Self
+from urllib.parse import quote, urlsplit, urlunsplit
+
+from pydantic import Field, SecretStr, model_validator
+
+from shared.settings import IdSettings, KafkaSettings, Port, PortOrOff, ProcessSettings
+
+_SCHEMES = ("postgresql", "postgres", "postgresql+asyncpg")
+
+
+class DatabaseSettings(ProcessSettings):
+    """Where Postgres is: a whole URL, or its parts."""
+
+    analytics_database_url: SecretStr | None = Field(
+        None, description="postgresql://user:password@host:port/name; wins over the ANALYTICS_DB_ parts"
+    )
+    analytics_db_user: str | None = Field(None, description="database user")
+    analytics_db_pass: SecretStr | None = Field(None, description="its password, any characters")
+    analytics_db_host: str | None = Field(None, description="host, or a socket folder when it begins with /")
+    analytics_db_port: Port = Field(5432, description="port")
+    analytics_db_name: str | None = Field(None, description="database name")
+
+    @model_validator(mode="after")
+    def _address_is_whole(self) -> Self:
+        url = self.analytics_database_url
+        if url is None and not (self.analytics_db_host and self.analytics_db_name):
+            raise ValueError(
+                "ANALYTICS_DATABASE_URL, or ANALYTICS_DB_HOST and ANALYTICS_DB_NAME, must name the database"
+            )
+        if url is not None and urlsplit(url.get_secret_value()).scheme not in _SCHEMES:
+            raise ValueError("ANALYTICS_DATABASE_URL must begin with postgresql://")
+        return self
+
+    @property
+    def database_url(self) -> str:
+        """The address as asyncpg reads it; holds the password, so it is never logged."""
+        if self.analytics_database_url is not None:
+            return urlunsplit(urlsplit(self.analytics_database_url.get_secret_value())._replace(scheme="postgresql"))
+        user = quote(self.analytics_db_user or "", safe="")
+        if self.analytics_db_pass is not None:
+            user += ":" + quote(self.analytics_db_pass.get_secret_value(), safe="")
+        host, name = self.analytics_db_host or "", quote(self.analytics_db_name or "", safe="")
+        login = user and f"{user}@"
+        if host.startswith("/"):
+            return f"postgresql://{login}/{name}?host={quote(host, safe='/')}&port={self.analytics_db_port}"
+        return f"postgresql://{login}{f'[{host}]' if ':' in host else host}:{self.analytics_db_port}/{name}"
+
+
+class ConsumerSettings(DatabaseSettings, KafkaSettings, IdSettings):
+    """Everything that `python -m consumer` reads."""
+
+    consumer_batch_rows: int = Field(10_000, ge=1, le=100_000, description="most records in one transaction")
+    consumer_linger_ms: int = Field(250, ge=0, le=60_000, description="longest wait for a batch to fill")
+    consumer_writers: int = Field(1, ge=1, le=64, description="connections that write disjoint partitions side by side")
+    retention_days: int = Field(0, ge=0, le=36_500, description="age at which rows are deleted; 0: never")
+    dead_letter_max_ratio: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.5, description="share of dead letters in the window that opens the breaker; 1: never"
+    )
+    dead_letter_window: int = Field(1000, ge=1, le=1_000_000, description="records that the breaker looks back on")
+    consumer_metrics_port: PortOrOff = Field(9465, description="port of /livez, /readyz and /metrics; 0: off")
