@@ -4,7 +4,6 @@ import asyncio
 import os
 import shutil
 import signal
-import socket
 import subprocess
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -128,10 +127,6 @@ class KafkaBroker(Server):
             raise StackError(f"{self.name}: {self.folder} could not be formatted:\n{done.stdout}{done.stderr}")
 
     def _answers(self) -> bool:
-        try:
-            socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
-        except OSError:
-            return False
         with ThreadPoolExecutor(1) as pool:  # a thread of its own: the caller may be inside an event loop
             return pool.submit(asyncio.run, _lists_brokers(self.bootstrap_servers)).result()
 

@@ -122,6 +122,7 @@ class Server(ABC):
         """Return once the server answers. Raises StackError, and then nothing is left running."""
         if self.is_running:
             raise StackError(f"{self.name} is already running.")
+        self.kill()  # what is left of a server that ended by itself
         self.folder.mkdir(parents=True, exist_ok=True)
         for attempts_left in reversed(range(_PORT_ATTEMPTS)):
             if not self._has_started:
@@ -183,6 +184,11 @@ class Server(ABC):
             return None
         return children[0].pid if children else None
 
+    @property
+    def exit_code(self) -> int | None:
+        """128 + the signal's number after a signal; None while it runs or when it was stopped by us."""
+        return self._watcher.poll() if self._watcher else None
+
     def last_log_lines(self, count: int = 15) -> str:
         try:
             with self.log.open("rb") as file:
@@ -242,7 +248,7 @@ class Server(ABC):
     def _wait_until_it_answers(self) -> None:
         assert self._watcher is not None
         deadline = time.monotonic() + self.start_seconds
-        while not self._answers():
+        while not (self._listens() and self._answers()):
             if (code := self._watcher.poll()) is not None:
                 self.kill()
                 raise self.failure(f"ended with code {code} while it started")
@@ -250,6 +256,17 @@ class Server(ABC):
                 self.kill()
                 raise self.failure(f"did not answer within {self.start_seconds:.0f} s of its start")
             time.sleep(_POLL_SECONDS)
+
+    def _listens(self) -> bool:
+        """Whether our processes hold all our ports: an answer may come from another server on a port that
+        we have just lost to it.
+        """
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if pid := self.pid:
+                root = psutil.Process(pid)
+                sockets = [s for p in (root, *root.children(recursive=True)) for s in p.net_connections("tcp")]
+                return {s.laddr.port for s in sockets if s.status == psutil.CONN_LISTEN} >= set(self._ports.values())
+        return False
 
     def _release_watcher(self, timeout_seconds: float) -> None:
         assert self._watcher is not None

@@ -128,7 +128,7 @@ class Stack:
     def raise_if_one_ended(self) -> None:
         for server in self.servers:
             if not server.is_running:
-                raise server.failure("ended unexpectedly")
+                raise server.failure(f"ended unexpectedly with code {server.exit_code}")
 
     def close(self) -> None:
         self._cleanup.close()
