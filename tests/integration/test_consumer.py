@@ -1,0 +1,157 @@
+"""Records -> rows, on a real Kafka and a real Postgres: every record one fate, every row exactly once."""
+
+import random
+from typing import Any
+
+from support.records import Made, made
+from support.stack import TABLES, Stack, eventually
+
+
+def in_order(records: list[Made]) -> list[tuple[int, bytes | None]]:
+    return [(record.partition(), record.value) for record in records]
+
+
+async def assert_rows_are(stack: Stack, expected: list[Made]) -> None:
+    """Exactly these rows, column by column; of several records with one id the last."""
+    rows = {table: await stack.rows(table) for table in TABLES}
+    latest = {record.id: record for record in expected}
+    assert sum(map(len, rows.values())) == len(latest)
+    wrong = [record for record in latest.values() if not record.matches(rows[record.table][record.id])]
+    assert wrong == []
+
+
+def is_balanced(line: dict[str, Any]) -> bool:
+    fates = ("stored", "duplicates", "dead_lettered", "suppressed", "expired", "skipped")
+    return bool(line["next_offset"] - line["first_offset"] == sum(line[fate] for fate in fates))
+
+
+async def test_each_record_becomes_the_row_it_describes(stack: Stack) -> None:
+    """A wrong column in analytics is worse than a missing row: nobody notices it."""
+    expected = [made(random.Random(1 + index)) for index in range(3_000)]
+    await stack.create_topic()
+    await stack.send(in_order(expected))
+    stack.consumer()
+    await stack.settled(3_000)
+    await assert_rows_are(stack, expected)
+    assert all(map(is_balanced, await stack.ledger()))
+
+
+async def test_a_record_that_comes_five_times_shuffled_is_one_row(stack: Stack) -> None:
+    """Collectors send again what they are not sure of; counts must not grow by it."""
+    generator = random.Random(7)
+    expected = [made(generator) for _ in range(500)]
+    again = expected * 5
+    generator.shuffle(again)
+    await stack.create_topic()
+    stack.consumer(CONSUMER_BATCH_ROWS="700")
+    await stack.send(in_order(again))
+    await stack.settled(2_500)
+    await assert_rows_are(stack, expected)
+    ledger = await stack.ledger()
+    assert all(map(is_balanced, ledger))
+    assert sum(line["stored"] for line in ledger) == 500
+    assert sum(line["duplicates"] for line in ledger) == 2_000
+
+
+async def test_of_two_versions_of_a_span_the_later_one_wins(stack: Stack) -> None:
+    """A span that is sent again with more in it must not be overwritten by its own past, in a batch or across."""
+    generator = random.Random(3)
+    first = made(generator, "feature_usage", action="created")
+    second = Made(first.table, first.id, first.timestamp_us, {**first.columns, "action": "deleted"})
+    await stack.create_topic()
+    await stack.send(in_order([first, second]))
+    stack.consumer()
+    await stack.settled(2)
+    await assert_rows_are(stack, [second])
+    await stack.send(in_order([first]))
+    await stack.settled(3)
+    await assert_rows_are(stack, [first])
+
+
+BAD_RECORDS: list[tuple[bytes, str]] = [
+    (b"", "empty"),
+    (b"\xff\xfe", "not_json"),
+    (b'{"schema_version":1,', "not_json"),
+    (b"[]", "invalid_fields"),
+    (b'{"schema_version":1,"table":"page_views"}', "unknown_type"),
+    (b'{"schema_version":2,"table":"feature_usage"}', "newer_schema"),
+    (b'{"schema_version":1,"table":"feature_usage"}', "invalid_fields"),
+]
+
+
+def changed(record: Made, **fields: Any) -> bytes:
+    """The record with some columns set to what they must not be."""
+    return Made(record.table, record.id, record.timestamp_us, {**record.columns, **fields}, record.metadata).value
+
+
+async def test_bad_records_become_dead_letters_with_their_reason_and_cost_no_neighbour(stack: Stack) -> None:
+    """One sender's bug must neither stop the partition nor vanish: the record is kept whole, with why."""
+    generator = random.Random(11)
+    good = [made(generator) for _ in range(200)]
+    bad = [
+        *BAD_RECORDS,
+        (changed(made(generator, "endpoint_usage"), status_code=10**12), "invalid_fields"),
+        (changed(made(generator, "feature_usage"), feature_name="x" * 101), "invalid_fields"),
+        (changed(made(generator, "feature_usage"), feature_name=7), "invalid_fields"),
+        (changed(made(generator, "feature_usage"), action="nul\0"), "database_refused"),
+    ]
+    records = in_order(good)
+    for position, (value, _) in enumerate(bad):
+        records.insert(position * 17, (position % 4, value))
+    records.insert(100, (2, None))
+    await stack.create_topic()
+    await stack.send(records, headers=[("event_type", b"\x00\xff")])
+    stack.consumer()
+    await stack.settled(len(records))
+    await assert_rows_are(stack, good)
+    letters = await stack.fetch("SELECT value, reason, headers, key FROM ingest.dead_letters")
+    assert sorted((row["value"], row["reason"]) for row in letters) == sorted(bad)
+    assert {row["headers"] for row in letters} == {'[["event_type", "AP8="]]'}
+    assert {row["key"] for row in letters} == {b"key"}
+    ledger = await stack.ledger()
+    assert all(map(is_balanced, ledger))
+    assert sum(line["skipped"] for line in ledger) == 1  # the tombstone
+    assert sum(line["dead_lettered"] for line in ledger) == len(bad)
+
+
+async def test_a_row_that_the_database_refuses_does_not_take_its_older_version_along(stack: Stack) -> None:
+    """Of two versions in one batch the later is written; when that one is refused, the first must stand."""
+    good = made(random.Random(5), "feature_usage")
+    await stack.create_topic()
+    await stack.send([(good.partition(), good.value), (good.partition(), changed(good, action="\0"))])
+    stack.consumer()
+    await stack.settled(2)
+    await assert_rows_are(stack, [good])
+
+
+async def test_positions_come_from_the_ledger_and_never_from_the_group(stack: Stack) -> None:
+    """The group's offsets are for lag tools: whoever resets them must neither lose nor double a row."""
+    expected = [made(random.Random(100 + index)) for index in range(400)]
+    await stack.create_topic()
+    await stack.send(in_order(expected[:200]))
+    first = stack.consumer()
+    await stack.settled(200)
+
+    async def is_told() -> bool:
+        return sum((await stack.group_offsets()).values()) == 200
+
+    await eventually(is_told, 10, "the group told")
+    first.stop()
+    await stack.set_group_offsets(dict.fromkeys(range(4), 0))
+    await stack.send(in_order(expected[200:]))
+    stack.consumer()
+    await stack.settled(400)
+    await assert_rows_are(stack, expected)
+    assert sum(line["duplicates"] for line in await stack.ledger()) == 0
+
+
+async def test_a_database_that_was_emptied_refills_itself_from_the_topic(stack: Stack) -> None:
+    """A restored backup or a fresh database is behind the topic; the ledger in it says by how much."""
+    expected = [made(random.Random(900 + index)) for index in range(300)]
+    await stack.create_topic()
+    await stack.send(in_order(expected))
+    stack.consumer()
+    await stack.settled(300)
+    await stack.fetch("TRUNCATE user_activity, endpoint_usage, feature_usage, ingest.partition_offsets")
+    await stack.settled(300)
+    await assert_rows_are(stack, expected)
