@@ -66,7 +66,8 @@ class KafkaBroker(Server):
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir()
         settings = self.folder / "server.properties"
-        settings.write_text("".join(f"{name}={value}\n" for name, value in self._settings().items()))
+        text = "".join(f"{name}={value}\n" for name, value in self._settings().items())
+        settings.write_bytes(text.encode("latin-1", "backslashreplace"))  # as Java's Properties read it
         command = (
             str(java),
             f"-Xmx{self._heap_megabytes}m",

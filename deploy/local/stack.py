@@ -6,6 +6,7 @@ State lies in one folder, `.local/` of the clone: kafka/, postgres/, the logs, a
 import fcntl
 import http.client
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -287,5 +288,5 @@ def _in_quotes(value: str) -> str:
 def _shown(path: Path) -> str:
     """The path as one would type it here."""
     with suppress(ValueError):
-        return str(path.absolute().relative_to(Path.cwd()))
-    return str(path)
+        path = path.absolute().relative_to(Path.cwd())
+    return shlex.quote(str(path))
