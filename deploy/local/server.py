@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import json
+import os
 import secrets
 import signal
 import socket
@@ -96,6 +97,7 @@ class Server(ABC):
         self._wanted_ports = dict(ports)
         self._ports: dict[str, int] = {}
         self._has_started = False
+        self._log_start = 0
         self._watcher: subprocess.Popen[bytes] | None = None
 
     @abstractmethod
@@ -190,9 +192,12 @@ class Server(ABC):
         return self._watcher.poll() if self._watcher else None
 
     def last_log_lines(self, count: int = 15) -> str:
+        """Of the last start."""
         try:
             with self.log.open("rb") as file:
-                file.seek(max(0, self.log.stat().st_size - 16_384))
+                end = file.seek(0, os.SEEK_END)
+                start = self._log_start if self._log_start <= end else 0  # 0: the log has been moved aside
+                file.seek(max(start, end - 16_384))
                 return "\n".join(file.read().decode(errors="replace").splitlines()[-count:])
         except OSError:
             return "(no log yet)"
@@ -223,6 +228,7 @@ class Server(ABC):
                 "stop_seconds": self.stop_seconds,
             }
             with self.log.open("ab") as log:
+                self._log_start = log.tell()
                 self._watcher = subprocess.Popen(
                     [sys.executable, "-I", watch.__file__, json.dumps(options)],
                     stdin=subprocess.PIPE,

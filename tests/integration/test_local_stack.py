@@ -154,18 +154,16 @@ def test_without_an_installed_java_that_of_the_wheel_is_used(monkeypatch: pytest
 
 def test_stack_writes_its_addresses_refuses_a_second_start_and_stops_on_ctrl_c(tmp_path: Path) -> None:
     """`. .local/stack.env` is how every other command finds the stack."""
-    with _stack(tmp_path) as stack:
-        shown = subprocess.run(
-            ["/bin/sh", "-c", '. ./stack.env && psql -Atc "SELECT 42" "$ANALYTICS_DATABASE_URL"'],
-            cwd=tmp_path, capture_output=True, text=True, check=True, timeout=20,
-        )  # fmt: skip
-        assert shown.stdout == "42\n"
+    with _running("stack", tmp_path) as stack:
+        assert _psql(tmp_path, "SELECT 42") == "42\n"
         lines = (tmp_path / "stack.env").read_text().splitlines()
         names = [line.removeprefix("export ").split("='")[0] for line in lines]
         assert names == ["ANALYTICS_DATABASE_URL", "KAFKA_BOOTSTRAP_SERVERS", "PATH"]
         assert (tmp_path / "stack.env").stat().st_mode & 0o077 == 0
 
-        second = subprocess.run(_command(tmp_path), cwd=ROOT, capture_output=True, text=True, check=False, timeout=20)
+        second = subprocess.run(
+            _command("stack", tmp_path), cwd=ROOT, capture_output=True, text=True, check=False, timeout=20
+        )
         assert second.returncode == 1
         assert f"already running here (process {stack.pid})" in second.stderr
 
@@ -175,14 +173,43 @@ def test_stack_writes_its_addresses_refuses_a_second_start_and_stops_on_ctrl_c(t
         assert not _processes_of(tmp_path)
 
 
+def test_run_fills_every_table_from_demo_traffic_and_stops_on_sigterm(tmp_path: Path) -> None:
+    """The first thing that anybody tries."""
+    with _running("run", tmp_path, "--rate", "100") as run:
+        lines = (tmp_path / "stack.env").read_text().splitlines()
+        assert [line.removeprefix("export ").split("='")[0] for line in lines] == [
+            "ANALYTICS_DATABASE_URL",
+            "KAFKA_BOOTSTRAP_SERVERS",
+            "PORT",
+            "RECEIVER_METRICS_PORT",
+            "CONSUMER_METRICS_PORT",
+            "OTEL_EXPORTER_OTLP_ENDPOINT",
+            "PATH",
+        ]
+        exists = " AND ".join(
+            f"EXISTS (SELECT 1 FROM {table})" for table in ("user_activity", "endpoint_usage", "feature_usage")
+        )
+        _wait_until(lambda: _psql(tmp_path, f"SELECT {exists}") == "t\n", 20)
+        run.send_signal(signal.SIGTERM)
+        shown, _ = run.communicate(timeout=15)
+        assert run.returncode == 0
+        assert "rows were added" in shown
+        assert not _processes_of(tmp_path)
+
+
 def test_kill_9_of_the_stack_leaves_no_orphans_and_the_next_start_works(tmp_path: Path) -> None:
     """No signal handler and no `finally` runs then; orphans would hold the ports and the data."""
-    with _stack(tmp_path) as stack:
+    with _running("stack", tmp_path) as stack:
         stack.kill()
         stack.wait(5)
         _wait_until(lambda: not _processes_of(tmp_path), 15)
     again = subprocess.run(
-        [*_command(tmp_path), "--seconds", "0"], cwd=ROOT, capture_output=True, text=True, check=False, timeout=40
+        [*_command("stack", tmp_path), "--seconds", "0"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=40,
     )
     assert again.returncode == 0, again.stderr
     assert not (tmp_path / "stack.env").exists()
@@ -190,7 +217,7 @@ def test_kill_9_of_the_stack_leaves_no_orphans_and_the_next_start_works(tmp_path
 
 def test_a_server_that_ends_unexpectedly_ends_the_stack_with_its_log(tmp_path: Path) -> None:
     """A stack that goes on without Kafka looks like a bug of the product."""
-    with _stack(tmp_path) as stack:
+    with _running("stack", tmp_path) as stack:
         [broker] = [process for process in _processes_of(tmp_path) if process.name() == "java"]
         broker.kill()
         _, errors = stack.communicate(timeout=20)
@@ -206,20 +233,29 @@ def test_the_lock_has_a_sum_for_every_jar_and_no_address() -> None:
     assert "://" not in lock
 
 
-def _command(folder: Path) -> list[str]:
-    return [sys.executable, "-m", "deploy.local", "stack", "--folder", str(folder)]
+def _command(name: str, folder: Path) -> list[str]:
+    return [sys.executable, "-m", "deploy.local", name, "--folder", str(folder)]
 
 
 @contextmanager
-def _stack(folder: Path) -> Iterator[subprocess.Popen[str]]:
+def _running(name: str, folder: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """The command, once it has written stack.env."""
     with subprocess.Popen(
-        _command(folder), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*_command(name, folder), *options], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as stack:
         try:
             _wait_until(lambda: (folder / "stack.env").exists() or stack.poll() is not None, 40)
+            assert stack.poll() is None, stack.communicate()[1]
             yield stack
         finally:
             stack.kill()
+
+
+def _psql(folder: Path, sql: str) -> str:
+    """As a user of another shell would ask."""
+    script = '. ./stack.env && exec psql -At -c "$1" "$ANALYTICS_DATABASE_URL"'
+    command = ["/bin/sh", "-c", script, "sh", sql]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True, timeout=20).stdout
 
 
 @contextmanager
