@@ -1,0 +1,140 @@
+"""Composition root: settings -> publisher -> service -> server. The only place that constructs."""
+
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from typing import Annotated
+
+import prometheus_client
+import structlog
+import typer
+import uvloop
+
+from receiver.auth import Keys
+from receiver.budget import Budget, Reads
+from receiver.publisher import NEED, Publisher
+from receiver.rules import Rules
+from receiver.server import Server
+from receiver.service import TraceService
+from receiver.settings import ReceiverSettings
+from shared import identity, lifecycle, logs, probes
+from shared.errors import WrongSetting
+from shared.settings import described, load
+
+log = structlog.get_logger("receiver")
+app = typer.Typer(no_args_is_help=False, add_completion=False, pretty_exceptions_enable=False)
+
+READ_SLOTS = (2, 64)
+
+
+@app.callback(invoke_without_command=True)
+def default(context: typer.Context) -> None:
+    """OTLP spans over gRPC -> product events -> Kafka. Without a command: run."""
+    if context.invoked_subcommand is None:
+        run()
+
+
+@app.command()
+def run() -> None:
+    """Run the service, which is the default. Settings come from the environment: see the README."""
+    settings = load(ReceiverSettings)
+    logs.configure(settings.log_level, process="receiver")
+    log.info("settings_loaded", **described(settings))
+    if not settings.hash_key:
+        log.warning("ids_unkeyed", remedy="set ID_HASH_KEY: unkeyed hashes of guessable ids can be enumerated")
+    uvloop.run(serve(settings))
+
+
+@app.command()
+def health(
+    url: Annotated[str | None, typer.Option(help="The /readyz to ask; default: this process's own port.")] = None,
+) -> None:
+    """Exit 0 when the running receiver is ready, else 1: for a container's health check.
+
+    Example: python -m receiver health
+    """
+    settings = load(ReceiverSettings)
+    host = "127.0.0.1" if settings.metrics_host in ("0.0.0.0", "::") else settings.metrics_host  # noqa: S104
+    address = url or f"http://{host}:{settings.receiver_metrics_port}/readyz"
+    try:
+        with urllib.request.urlopen(address, timeout=3) as answer:  # noqa: S310  the operator's own address
+            typer.echo(answer.read().decode().strip())
+    except urllib.error.HTTPError as refusal:
+        typer.echo(refusal.read().decode().strip())
+        raise typer.Exit(1) from None
+    except OSError as error:
+        typer.echo(f"not reached: {type(error).__name__}")
+        raise typer.Exit(1) from None
+
+
+async def serve(settings: ReceiverSettings) -> None:
+    """Receive until SIGTERM. Ends within 15 s with a dead broker: 7 of them for calls, the rest for the producer."""
+    stop = lifecycle.stop_event()
+    state = probes.Health(NEED)
+    reads = Reads(read_slots(settings))
+    budget = Budget(settings.max_inflight_bytes)
+    keys = Keys(settings.keys, settings.api_keys_file)
+    publisher = Publisher(settings, budget=budget, health=state)
+    service = TraceService(
+        settings, keys=keys, reads=reads, budget=budget, rules=rules_of(settings), publisher=publisher
+    )
+    server = Server(settings, service=service, reads=reads, budget=budget, keys=keys, state=state)
+    stop_probes = _probes(settings, state)
+    try:
+        async with (
+            lifecycle.background(lifecycle.heartbeat(state.beat), "heartbeat"),
+            lifecycle.background(publisher.run(), "publisher"),
+            lifecycle.background(server.watch(), "watch"),
+        ):
+            await server.start()
+            log.info("receiver_started", host=settings.host, port=settings.port)
+            await stop.wait()
+            log.info("receiver_stopping")
+            await server.stop()
+    finally:
+        stop_probes()
+    log.info("receiver_stopped")
+
+
+def read_slots(settings: ReceiverSettings) -> int:
+    """As many bodies may arrive at once as the budget would hold if each were of the largest size."""
+    fewest, most = READ_SLOTS
+    return max(fewest, min(most, settings.max_inflight_bytes // settings.max_request_bytes))
+
+
+def rules_of(settings: ReceiverSettings) -> Rules:
+    return Rules(
+        hashed=identity.hasher(settings.id_hashing, settings.hash_key),
+        deployment_type=settings.deployment_type,
+        infer_events=settings.infer_events,
+        endpoint_exclude=settings.endpoint_exclude,
+        metadata_attributes=settings.metadata_attributes,
+        span_bytes_max=settings.max_span_bytes,
+        span_attributes_max=settings.max_span_attributes,
+    )
+
+
+def _probes(settings: ReceiverSettings, state: probes.Health) -> Callable[[], None]:
+    try:
+        return probes.serve(
+            state,
+            host=settings.metrics_host,
+            port=settings.receiver_metrics_port,
+            registry=lambda: prometheus_client.REGISTRY,
+        )
+    except OSError as error:
+        raise WrongSetting(f"RECEIVER_METRICS_PORT: {settings.receiver_metrics_port} cannot be listened on") from error
+
+
+def main() -> None:
+    """The console script."""
+    try:
+        app()
+    except WrongSetting as error:
+        typer.echo(f"receiver: {error}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

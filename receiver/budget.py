@@ -1,0 +1,159 @@
+"""What requests may hold at once: bodies that are still arriving, and memory from then to the acknowledgement.
+
+How large a body is, nobody can know before it is there, so arriving bodies are bounded in number: a caller is
+read when its turn has come. What a request holds after that is counted in bytes.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from shared.errors import Transient
+
+# A sender that has not delivered its body after this long gives way when others wait: it may be stalled,
+# and it is told to come again.
+PATIENCE_S = 0.25
+WAITING_MAX = 2000  # calls that wait for their turn; each holds about 20 KiB
+
+
+class BudgetFull(Transient):
+    """As much is in flight as may be."""
+
+
+class SenderStalled(Transient):
+    """The body did not arrive in time while others waited."""
+
+
+class Reads:
+    """Lets `slots` bodies arrive at a time.
+
+    The newest caller goes first. Stalled senders in the queue then cannot hold up one who comes with its
+    body in hand, and under more load than we can carry some callers are answered in time instead of none.
+    """
+
+    def __init__(self, slots: int, *, patience_s: float = PATIENCE_S) -> None:
+        self._free = slots
+        self._patience_s = patience_s
+        self._waiting: list[asyncio.Future[None]] = []
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    async def read(self, receive: Callable[[], Any]) -> Any:
+        """What `receive` gives, once it is this caller's turn.
+
+        Raises:
+            BudgetFull: too many wait already.
+            SenderStalled: the body took longer than the patience, and others wait.
+        """
+        await self._enter()
+        try:
+            # grpc.aio 1.85 frees what its core writes into when a read is cancelled, so a read is left to
+            # its own task: it ends with the call.
+            read = asyncio.ensure_future(receive())
+            _unattended.add(read)
+            read.add_done_callback(_attended)
+            while not (await asyncio.wait({read}, timeout=self._patience_s))[0]:
+                if self._waiting:
+                    raise SenderStalled
+            return read.result()
+        finally:
+            self._leave()
+
+    async def _enter(self) -> None:
+        if self._free:
+            self._free -= 1
+            return
+        if len(self._waiting) >= WAITING_MAX:
+            raise BudgetFull("too many calls wait to be read")
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if not turn.cancelled():
+                self._leave()  # our turn came while we were leaving
+            elif turn in self._waiting:
+                self._waiting.remove(turn)
+            raise
+
+    def _leave(self) -> None:
+        while self._waiting:
+            turn = self._waiting.pop()
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self._free += 1
+
+
+_unattended: set[asyncio.Future[Any]] = set()
+
+
+def _attended(read: asyncio.Future[Any]) -> None:
+    _unattended.discard(read)
+    if not read.cancelled():
+        read.exception()  # looked at, so that nobody is told that it was not
+
+
+class Budget:
+    """Counts the bytes that requests and their unacknowledged records hold.
+
+    First come, first served: so a request that fits only when nothing else is in flight gets its turn,
+    because those behind it wait. One that is larger than the whole budget is served alone.
+    """
+
+    def __init__(self, bytes_max: int) -> None:
+        self._bytes_max = bytes_max
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self.bytes = 0
+
+    @asynccontextmanager
+    async def reserved(self, size: int, *, wait_s: float) -> AsyncIterator[None]:
+        """Hold `size` bytes for the length of the block.
+
+        Raises:
+            BudgetFull: there was no room for that long.
+        """
+        await self._enter(size, wait_s)
+        try:
+            yield
+        finally:
+            self.release(size)
+
+    def charge(self, size: int) -> None:
+        """Count bytes that an admitted request made; never refuses."""
+        self.bytes += size
+
+    def release(self, size: int) -> None:
+        self.bytes -= size
+        self._admit()
+
+    async def _enter(self, size: int, wait_s: float) -> None:
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.append((size, turn))
+        self._admit()
+        if turn.done():
+            return
+        try:
+            await asyncio.wait_for(asyncio.shield(turn), wait_s)
+        except BaseException as error:
+            if turn.done():
+                self.release(size)
+            else:
+                self._waiting.remove((size, turn))
+                self._admit()
+            if isinstance(error, TimeoutError):
+                raise BudgetFull("as many bytes in flight as may be") from None
+            raise
+
+    def _admit(self) -> None:
+        while self._waiting:
+            size, turn = self._waiting[0]
+            if self.bytes and self.bytes + size > self._bytes_max:
+                return
+            self._waiting.popleft()
+            self.bytes += size
+            turn.set_result(None)

@@ -1,0 +1,48 @@
+"""Every metric of the receiver: name with unit, labels from closed sets, a sentence."""
+
+from typing import get_args
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from receiver.translate import IgnoreReason, RejectReason
+from shared.events import TABLES
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 3.5, 5, 10)
+
+# CANCELLED: the caller left, or grpc refused a body over MAX_REQUEST_BYTES with RESOURCE_EXHAUSTED.
+CODES = ("OK", "INVALID_ARGUMENT", "UNAUTHENTICATED", "UNAVAILABLE", "CANCELLED")
+REFUSALS = ("arriving", "budget", "broker", "deadline", "draining", "unexpected")
+BATCH_OUTCOMES = ("acknowledged", "failed", "expired")
+
+requests = Counter("receiver_requests", "Export calls answered, by gRPC code", ["code"])
+request_seconds = Histogram("receiver_request_seconds", "From the first line of Export to its reply", buckets=SECONDS)
+refusals = Counter("receiver_refusals", "Export calls answered UNAVAILABLE, by what was short", ["cause"])
+spans_received = Counter("receiver_spans_received", "Spans of readable requests")
+spans_ignored = Counter("receiver_spans_ignored", "Spans that are no product event", ["reason"])
+spans_rejected = Counter("receiver_spans_rejected", "Spans that are an event but cannot be stored", ["reason"])
+events_published = Counter(
+    "receiver_events_published", "Events of requests whose every record was acknowledged", ["table"]
+)
+publish_seconds = Histogram(
+    "receiver_publish_seconds", "From a batch's first record to its acknowledgement", buckets=SECONDS
+)
+batches = Counter("receiver_batches", "Batches of records, by what became of them", ["outcome"])
+inflight_bytes = Gauge(
+    "receiver_inflight_bytes", "Memory that requests hold, as the budget counts it", multiprocess_mode="livesum"
+)
+reads_waiting = Gauge(
+    "receiver_reads_waiting", "Calls that wait until their body may arrive", multiprocess_mode="livesum"
+)
+
+for _code in CODES:
+    requests.labels(_code)
+for _cause in REFUSALS:
+    refusals.labels(_cause)
+for _reason in get_args(IgnoreReason):
+    spans_ignored.labels(_reason)
+for _reason in get_args(RejectReason):
+    spans_rejected.labels(_reason)
+for _table in TABLES:
+    events_published.labels(_table)
+for _outcome in BATCH_OUTCOMES:
+    batches.labels(_outcome)

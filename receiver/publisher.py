@@ -1,0 +1,222 @@
+"""events -> records -> acknowledgements: one open batch a partition, which the events of all requests share.
+
+`append` puts a record into its partition's open batch and gives back that batch's future, so a request of a
+thousand spans waits for a dozen futures. A batch is shipped when it is full or has lingered; its future then
+says whether every in-sync replica has it. Callers who leave take nothing along: the batch belongs to nobody.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError
+
+from receiver import metrics
+from receiver.budget import Budget
+from receiver.settings import ReceiverSettings
+from shared import wire
+from shared.broker import BATCH_BYTES_MAX, ensure_topics, new_producer
+from shared.errors import BrokerUnavailable, WrongTopic
+from shared.events import BaseEvent, partition_of
+from shared.lifecycle import backoff_s, ended
+from shared.logs import error_facts
+from shared.probes import Health
+
+log = structlog.get_logger(__name__)
+
+NEED = "broker"
+RECORD_OVERHEAD_BYTES = 128  # headers, lengths, offsets and times around key and value, rounded up
+RECORD_BYTES_MAX = BATCH_BYTES_MAX - RECORD_OVERHEAD_BYTES
+CONNECT_TIMEOUT_S = 10.0
+RETRY_S_MAX = 1.0  # publishing works again within 5 s of the broker's return
+PROBE_EVERY_S = 1.0
+PROBE_TIMEOUT_S = 3.0
+SILENCE_S_MAX = 15.0  # of a client that gets no answer; then a new one is made, in case it is the client
+STOP_TIMEOUT_S = 3.0
+
+
+class RecordTooLarge(Exception):  # noqa: N818  a fate of one span, not of the request
+    """The record would exceed what the broker takes in one batch."""
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """Records on their way to one partition. `acknowledged` is True once every in-sync replica has them."""
+
+    partition: int
+    builder: Any
+    acknowledged: asyncio.Future[bool]
+    opened_at: float
+    bytes: int = 0
+    linger: asyncio.TimerHandle | None = field(default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    producer: AIOKafkaProducer
+    partitions: int
+
+
+class Publisher:
+    """Keeps a producer alive and publishes through it. `run` must be running for anything to be published."""
+
+    def __init__(self, settings: ReceiverSettings, *, budget: Budget, health: Health) -> None:
+        self._settings = settings
+        self._topic = settings.kafka_topic
+        self._linger_s = settings.publish_linger_ms / 1000
+        self._ship_timeout_s = settings.publish_timeout_ms / 1000
+        self._budget = budget
+        self._health = health
+        self._connection: Connection | None = None
+        self._open: dict[int, Batch] = {}
+        self._shipping: set[asyncio.Task[None]] = set()
+
+    def append(self, event: BaseEvent, *, received_at_ms: int) -> asyncio.Future[bool]:
+        """Put one event into its partition's open batch; the future is the batch's.
+
+        The bytes count towards the budget until the batch is settled.
+
+        Raises:
+            BrokerUnavailable: no broker has been reached yet, or none is now.
+            RecordTooLarge: no batch can hold this event.
+        """
+        connection = self._connection
+        if connection is None:
+            raise BrokerUnavailable("not connected")
+        record = wire.encode(event)
+        size = len(record.key) + len(record.value) + RECORD_OVERHEAD_BYTES
+        if size > RECORD_BYTES_MAX:  # an empty batch would take it, and the broker would refuse everybody's
+            raise RecordTooLarge
+        partition = partition_of(event.id, connection.partitions)
+        batch = self._open.get(partition) or self._opened(connection, partition)
+        fields = {"timestamp": received_at_ms, "key": record.key, "value": record.value, "headers": record.headers}
+        while batch.builder.append(**fields) is None:
+            self._ship(connection, batch)  # full
+            batch = self._opened(connection, partition)
+        batch.bytes += size
+        self._budget.charge(size)
+        return batch.acknowledged
+
+    async def acknowledged(self, batches: Iterable[asyncio.Future[bool]]) -> None:
+        """Return once every in-sync replica has every one of these batches.
+
+        A caller that is cancelled here leaves them on their way.
+
+        Raises:
+            BrokerUnavailable: at least one was refused or is late. Its records may be stored all the same.
+        """
+        waiting = set(batches)
+        if not waiting:
+            return
+        done, _ = await asyncio.wait(waiting)
+        if not all(batch.result() for batch in done):
+            raise BrokerUnavailable("not acknowledged")
+
+    def _opened(self, connection: Connection, partition: int) -> Batch:
+        loop = asyncio.get_running_loop()
+        batch = Batch(partition, connection.producer.create_batch(), loop.create_future(), time.monotonic())
+        batch.linger = loop.call_later(self._linger_s, self._ship, connection, batch)
+        self._open[partition] = batch
+        return batch
+
+    def _ship(self, connection: Connection, batch: Batch) -> None:
+        if batch.linger is not None:
+            batch.linger.cancel()
+        if self._open.get(batch.partition) is batch:
+            del self._open[batch.partition]
+        task = asyncio.create_task(self._send(connection.producer, batch), name="ship")
+        self._shipping.add(task)
+        task.add_done_callback(self._shipping.discard)
+
+    async def _send(self, producer: AIOKafkaProducer, batch: Batch) -> None:
+        """Settle the batch's future, whatever happens."""
+        outcome = "failed"
+        try:
+            async with asyncio.timeout(self._ship_timeout_s):
+                delivery = await producer.send_batch(batch.builder, self._topic, partition=batch.partition)
+                await delivery  # from here on every in-sync replica has the records
+            outcome = "acknowledged"
+            self._health.answered(NEED)
+        except TimeoutError:
+            outcome = "expired"
+        except Exception as error:  # noqa: BLE001  a batch without an acknowledgement has failed, whatever it was
+            log.warning("batch_failed", partition=batch.partition, **error_facts(error))
+        finally:
+            self._budget.release(batch.bytes)
+            batch.acknowledged.set_result(outcome == "acknowledged")
+            metrics.batches.labels(outcome).inc()
+            metrics.publish_seconds.observe(time.monotonic() - batch.opened_at)
+
+    async def run(self) -> None:
+        """Connect, watch, connect again, until cancelled; then give what is open its last chance."""
+        attempt = 0
+        while True:
+            try:
+                async with self._connected() as connection:
+                    attempt = 0
+                    await self._watch(connection)
+            except (BrokerUnavailable, WrongTopic, KafkaError, OSError, TimeoutError) as error:
+                if isinstance(error, WrongTopic):
+                    self._health.block("topic", str(error))
+                log.warning("broker_lost", attempt=attempt, **error_facts(error))
+            await asyncio.sleep(backoff_s(attempt, first_s=0.1, most_s=RETRY_S_MAX))
+            attempt += 1
+
+    @contextlib.asynccontextmanager
+    async def _connected(self) -> AsyncIterator[Connection]:
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            state = (await ensure_topics(self._settings))[self._topic]
+        producer = new_producer(self._settings)
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                await producer.start()
+                await producer.partitions_for(self._topic)
+            for name, actual, expected in state.differing:
+                log.warning("topic_differs", topic=self._topic, setting=name, actual=actual, expected=expected)
+            self._connection = Connection(producer, state.partitions)
+            self._health.unblock("topic")
+            self._health.answered(NEED)
+            log.info("broker_connected", topic=self._topic, partitions=state.partitions)
+            yield self._connection
+        finally:
+            self._connection = None
+            await self._flush(producer)
+            await ended(producer.stop(), STOP_TIMEOUT_S)
+
+    async def _flush(self, producer: AIOKafkaProducer) -> None:
+        """Ship what is open and wait until all that was shipped is settled: `publish_timeout_ms` at most."""
+        for batch in list(self._open.values()):
+            self._ship(Connection(producer, 0), batch)
+        if self._shipping:
+            await asyncio.wait(self._shipping)
+
+    async def _watch(self, connection: Connection) -> None:
+        """Ask for metadata every second: tells readiness, and finds added partitions.
+
+        Raises:
+            BrokerUnavailable: this producer will not work again.
+        """
+        client = connection.producer.client
+        answered_at = time.monotonic()
+        while True:
+            await asyncio.sleep(PROBE_EVERY_S)
+            if connection.producer._sender.sender_task.done():  # noqa: SLF001  nothing public tells
+                raise BrokerUnavailable("the producer's sender has ended")
+            with contextlib.suppress(TimeoutError):
+                if await asyncio.wait_for(client.force_metadata_update(), PROBE_TIMEOUT_S):
+                    answered_at = time.monotonic()
+                    self._health.answered(NEED)
+            if time.monotonic() - answered_at > SILENCE_S_MAX:
+                raise BrokerUnavailable("no answer")
+            partitions = client.cluster.partitions_for_topic(self._topic)
+            if not partitions:
+                raise BrokerUnavailable("the topic is gone")
+            if len(partitions) != connection.partitions:
+                log.info("partitions_changed", partitions=len(partitions))
+                connection = Connection(connection.producer, len(partitions))
+                self._connection = connection

@@ -1,0 +1,86 @@
+"""The receiver's settings. The limits bound memory, and the README shows the sum."""
+
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import BeforeValidator, Field, SecretStr, model_validator
+from pydantic_settings import NoDecode
+
+from shared.settings import CommaSeparated, CommaSeparatedSecrets, IdSettings, KafkaSettings, Port, PortOrOff
+
+MEBIBYTE = 1024 * 1024
+DEFAULT_EXCLUDED = ("/health", "/healthz", "/livez", "/readyz", "/metrics", "/favicon.ico")
+DEFAULT_METADATA = (
+    "metadata.*",
+    "service.name",
+    "service.version",
+    "service.namespace",
+    "error.type",
+    "telemetry.sdk.language",
+)
+
+
+def _globs(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    return () if value.strip() == "none" else tuple(part.strip() for part in value.split(",") if part.strip())
+
+
+Globs = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_globs)]
+
+
+class ReceiverSettings(KafkaSettings, IdSettings):
+    """Everything that `python -m receiver` reads."""
+
+    host: str = Field("0.0.0.0", description="address that OTLP/gRPC is served at")  # noqa: S104
+    port: Port = Field(4317, description="port that OTLP/gRPC is served at")
+    workers: int = Field(1, ge=1, le=128, description="processes that share the port")
+    receiver_metrics_port: PortOrOff = Field(9464, description="port of /livez, /readyz and /metrics; 0: off")
+    telemetry_enabled: bool = Field(True, description="false: accept, drop and count every span")  # noqa: FBT003
+
+    api_keys: CommaSeparatedSecrets = Field((), description="keys that callers may show; none set: everybody may call")
+    otel_api_key: SecretStr | None = Field(None, description="one more key")
+    api_keys_file: Path | None = Field(None, description="file of more keys, one a line; read again when it changes")
+    tls_cert_file: Path | None = Field(None, description="PEM certificate chain; read again when it changes")
+    tls_key_file: Path | None = Field(None, description="PEM key of the certificate; read again when it changes")
+    tls_client_ca_file: Path | None = Field(
+        None, description="PEM authorities that callers' certificates must come from; read again when it changes"
+    )
+
+    max_request_bytes: int = Field(
+        64 * MEBIBYTE, ge=1024, le=1024 * MEBIBYTE, description="largest request, after decompression"
+    )
+    max_spans_per_request: int = Field(100_000, ge=1, le=10_000_000, description="most spans of a request")
+    max_span_bytes: int = Field(4 * MEBIBYTE, ge=1024, le=64 * MEBIBYTE, description="largest event, as a span")
+    max_span_attributes: int = Field(
+        1024, ge=1, le=100_000, description="most attributes of an event's span; of span events and links likewise"
+    )
+    max_inflight_bytes: int = Field(
+        256 * MEBIBYTE, ge=MEBIBYTE, le=1024 * 1024 * MEBIBYTE, description="memory of all requests at once, a worker"
+    )
+    publish_timeout_ms: int = Field(
+        3500, ge=100, le=60_000, description="longest wait for a reply; exporters give up after 5 s or more"
+    )
+    publish_linger_ms: int = Field(5, ge=0, le=1000, description="how long a batch of records stays open for more")
+
+    metadata_attributes: CommaSeparated = Field(
+        DEFAULT_METADATA, description="attributes that event_metadata may hold; `*` at the end stands for any rest"
+    )
+    infer_events: bool = Field(True, description="take feature.name and HTTP server spans for events")  # noqa: FBT003
+    endpoint_exclude: Globs = Field(
+        DEFAULT_EXCLUDED, description="globs of endpoints that are no events; `none`: no exclusion"
+    )
+
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> Self:
+        if (self.tls_cert_file is None) != (self.tls_key_file is None):
+            raise ValueError("TLS_CERT_FILE and TLS_KEY_FILE need each other")
+        if self.tls_client_ca_file is not None and self.tls_cert_file is None:
+            raise ValueError("TLS_CLIENT_CA_FILE needs TLS_CERT_FILE and TLS_KEY_FILE")
+        return self
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys that the environment gives; those of API_KEYS_FILE come on top."""
+        secrets = (*self.api_keys, *((self.otel_api_key,) if self.otel_api_key else ()))
+        return tuple(secret.get_secret_value() for secret in secrets)
