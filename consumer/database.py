@@ -40,6 +40,11 @@ async def connect(
     )
 
 
+# What asyncpg raises when the database or the way to it fails; InternalClientError when a connection was cut
+# at a moment that its own state machine did not foresee (0.32).
+DATABASE_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError)
+
+
 class Fate(Enum):
     """What an error of the database means for the batch that met it."""
 
@@ -57,7 +62,7 @@ _TRANSIENT_TOO = ("42P01", "42703", "42501", "0A000", "3F000")
 # Class 22 bad values; 23502 and 23514 constraints; 23505 another unique index; 54001 too complex, 54000 too large.
 _POISON = ("22", "23502", "23514", "23505", "54001", "54000")
 # What asyncpg's encoders raise on a value that does not fit its column.
-_POISON_TYPES = (asyncpg.DataError, UnicodeEncodeError, OverflowError, TypeError, ValueError)
+ENCODER_ERRORS = (asyncpg.DataError, UnicodeEncodeError, OverflowError, TypeError, ValueError)
 
 
 def fate_of(error: BaseException) -> Fate:
@@ -67,8 +72,8 @@ def fate_of(error: BaseException) -> Fate:
         if state.startswith(_TRANSIENT + _TRANSIENT_TOO):
             return Fate.TRANSIENT
         return Fate.POISON if state.startswith(_POISON) else Fate.BUG
-    if isinstance(error, _POISON_TYPES):  # DataError is an InterfaceError, so before it
+    if isinstance(error, ENCODER_ERRORS):  # DataError is an InterfaceError, so before it
         return Fate.POISON
-    if isinstance(error, asyncpg.InterfaceError | OSError | TimeoutError):
+    if isinstance(error, DATABASE_ERRORS):
         return Fate.TRANSIENT
     return Fate.BUG

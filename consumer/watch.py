@@ -15,15 +15,14 @@ import asyncpg
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from consumer import metrics, positions
-from consumer.database import connect
+from consumer.database import DATABASE_ERRORS, connect
 from consumer.ledger import Ledger, Line
 from consumer.pipeline import Pipeline
 from consumer.tables import SCHEMA_REVISION
 from shared.broker import KAFKA_ERRORS
-from shared.errors import TelemetryError
+from shared.errors import BrokerUnavailable, WrongTopic
 from shared.lifecycle import wait_for
 from shared.probes import Health
-from shared.topic_identity import NO_TOPIC_ID
 
 EVERY_S = 2.0
 ASK_TIMEOUT_S = 4.0
@@ -50,7 +49,7 @@ class Watch:
         self._database_url = database_url
         self._retention_s = retention_s
         self._connection: asyncpg.Connection | None = None
-        self._topic_id: UUID = NO_TOPIC_ID
+        self._topic_id: UUID | None = None
         self._ends: dict[int, deque[tuple[int, float]]] = {}
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -68,12 +67,18 @@ class Watch:
                 identity = await positions.identity_of(self._consumer, self._ledger.topic)
                 mine = [TopicPartition(self._ledger.topic, partition) for partition in self._next_offsets()]
                 ends = await self._consumer.end_offsets(mine) if mine else {}
-        except (TelemetryError, *KAFKA_ERRORS):
+        except WrongTopic as error:
+            self._health.block("topic_missing", str(error))
+            self._topic_id = None
+            return
+        except (BrokerUnavailable, *KAFKA_ERRORS):
             return  # silence is what readiness notices
+        self._health.unblock("topic_missing")
         self._health.answered("broker")
-        if NO_TOPIC_ID not in (identity, self._topic_id) and identity != self._topic_id:
+        if identity != self._topic_id:
             for pipeline in self._pipelines:
                 pipeline.notice_topic()
+            await asyncio.wait([self._consumer._client.force_metadata_update()], timeout=ASK_TIMEOUT_S)  # noqa: SLF001
         self._topic_id = identity
         now = time.monotonic()
         for place, end in ends.items():
@@ -90,7 +95,7 @@ class Watch:
                     self._health.block("schema", f"at {revision}, needs {SCHEMA_REVISION}: run `alembic upgrade head`")
                     return
                 found = await self._ledger.load(self._connection, self._next_offsets())
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+        except DATABASE_ERRORS as error:
             if self._connection:
                 self._connection.terminate()
             if isinstance(error, asyncpg.UndefinedTableError):

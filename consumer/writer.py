@@ -13,7 +13,7 @@ from aiokafka import ConsumerRecord
 from sqlalchemy import Table
 
 from consumer import dead_letters
-from consumer.database import Fate, connect, fate_of
+from consumer.database import DATABASE_ERRORS, ENCODER_ERRORS, Fate, connect, fate_of
 from consumer.dead_letters import Breaker, DeadLetter
 from consumer.ledger import Ledger, Line, Move
 from consumer.tables import ANALYTICS_TABLES, Row, row_of
@@ -122,7 +122,7 @@ class Writer:
         """
         try:
             return await act(await self._open())
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+        except DATABASE_ERRORS as error:
             self.close()
             if fate_of(error) is not Fate.TRANSIENT:
                 raise
@@ -184,7 +184,7 @@ async def _store(
             if is_part:
                 await connection.execute(f"DELETE FROM stage_{table.name}")  # noqa: S608  our own table name
             new_rows = await _upsert(connection, table, rows)
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, ValueError, TypeError, OverflowError) as error:
+    except (*DATABASE_ERRORS, *ENCODER_ERRORS) as error:
         if fate_of(error) is not Fate.POISON:
             raise
         if len(rows) == 1:

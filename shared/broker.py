@@ -33,7 +33,7 @@ def connection_options(settings: KafkaSettings) -> dict[str, Any]:
         "ssl_context": _ssl_context(settings),
         "request_timeout_ms": REQUEST_TIMEOUT_MS,
         "retry_backoff_ms": 100,
-        "metadata_max_age_ms": 30_000,  # how late an added partition or a moved leader is seen
+        "metadata_max_age_ms": 10_000,  # how late an added partition or a moved leader is seen
         "connections_max_idle_ms": 540_000,
     }
 

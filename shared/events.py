@@ -7,7 +7,6 @@ from hashlib import sha256
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from annotated_types import MaxLen
 from pydantic import BaseModel, ConfigDict, Discriminator, Field
 
 SCHEMA_VERSION = 1
@@ -74,11 +73,12 @@ TABLES: tuple[Table, ...] = ("user_activity", "endpoint_usage", "feature_usage")
 
 def text_limits(model: type[BaseEvent]) -> dict[str, int]:
     """Longest text of each text field, in code points, from the model itself."""
+    fields: dict[str, dict[str, Any]] = model.model_json_schema()["properties"]
     return {
-        name: limit.max_length
-        for name, field in model.model_fields.items()
-        for limit in field.metadata
-        if isinstance(limit, MaxLen)
+        name: kind["maxLength"]
+        for name, field in fields.items()
+        for kind in (field, *field.get("anyOf", ()))  # an optional text is any of text and null
+        if "maxLength" in kind
     }
 
 

@@ -7,6 +7,7 @@ import logging
 import sys
 import time
 import traceback
+from types import TracebackType
 from typing import Any
 
 import structlog
@@ -22,7 +23,23 @@ def error_facts(error: BaseException) -> dict[str, str]:
     where = f"{frames[-1].filename.rsplit('/', 1)[-1]}:{frames[-1].lineno}" if frames else ""
     cause = error.__cause__
     facts = {"error": type(error).__name__, "error_at": where}
-    return facts | ({"cause": type(cause).__name__} if cause is not None else {})
+    return facts | ({"error_cause": type(cause).__name__} if cause is not None else {})
+
+
+def crash(kind: type[BaseException], error: BaseException, _: TracebackType | None) -> None:
+    """What an unexpected end leaves behind: every frame, and no text of any exception."""
+    if issubclass(kind, KeyboardInterrupt):
+        return
+    structlog.get_logger("shared.logs").error("process_crashed", **error_facts(error), trace=_trace(error))
+
+
+def _trace(error: BaseException) -> list[str]:
+    """Type and frames of an error, of what caused it and of what it groups."""
+    lines = [type(error).__name__] + [
+        f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(error.__traceback__)
+    ]
+    inner = error.exceptions if isinstance(error, BaseExceptionGroup) else (error.__cause__ or error.__context__,)
+    return lines + [line for other in inner if other is not None for line in _trace(other)]
 
 
 class RateLimit(logging.Filter):
@@ -83,6 +100,7 @@ def configure(level: str, *, process: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
+    sys.excepthook = crash
     limit = RateLimit()
     for name in ("aiokafka", "asyncio", "grpc", "asyncpg"):
         logging.getLogger(name).setLevel("WARNING")

@@ -3,13 +3,14 @@
 A server that cannot start fails the tests; nothing is skipped.
 """
 
+import asyncio
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -66,3 +67,17 @@ def stack(kafka: KafkaBroker, postgres: PostgresServer, database_url: str, tmp_p
     made = Stack(kafka=kafka, postgres=postgres, database_url=database_url, folder=tmp_path)
     yield made
     made.close()
+
+
+@pytest.fixture
+def migrate() -> Callable[[PostgresServer], Awaitable[str]]:
+    """Make a migrated database on a server of the test's own; gives its URL."""
+
+    async def migrated(server: PostgresServer) -> str:
+        server.create_database("analytics")
+        environment = {**os.environ, "ANALYTICS_DATABASE_URL": server.url("analytics")}
+        command = [sys.executable, "-m", "alembic", "upgrade", "head"]
+        await asyncio.to_thread(subprocess.run, command, cwd=ROOT, env=environment, check=True)
+        return server.url("analytics")
+
+    return migrated
