@@ -1,0 +1,260 @@
+"""one span's attributes -> the columns of its event: the mapping table in code. Pure."""
+
+import re
+from math import isfinite
+from typing import Any, assert_never
+
+from receiver import otlp
+from receiver.attributes import Attributes, BadId, Found, Keys, decoded, raw_id_of, text_of, without_nul
+from receiver.endpoint import FORMS, endpoint_of
+from receiver.metadata import Candidate, candidates, event_metadata
+from receiver.outcome import NOT_PRODUCT_EVENT, Ignored, ProductEvent, RejectReason, Unfit
+from receiver.privacy import REDACTED, clean
+from receiver.rules import CATEGORY, FEATURE_NAME, METHOD_KEYS, Rules
+from shared.events import TIMESTAMP_US_MAX, EndpointUsage, FeatureUsage, Table, UserActivity, event_id, text_limits
+
+USER_KEYS: Keys = (b"user.id", b"enduser.id", b"user.hash")
+ORGANIZATION_KEYS: Keys = (b"organization.id", b"tenant.id")
+EVENT_TYPE_KEYS: Keys = (b"event.type", b"event.name")
+STATUS_KEYS: Keys = (b"http.response.status_code", b"http.status_code")
+
+_TABLES: dict[str | None, Table] = {
+    "user_activity": "user_activity",
+    "endpoint_usage": "endpoint_usage",
+    "feature_usage": "feature_usage",
+}
+_UNKNOWN_CATEGORY = Ignored("unknown_category")
+_EXCLUDED_ENDPOINT = Ignored("excluded_endpoint")
+
+_CHARS_MAX = {
+    column: chars
+    for model in (UserActivity, EndpointUsage, FeatureUsage)
+    for column, chars in text_limits(model).items()
+}
+_OWN_ID_CHARS_MIN = 4  # a shorter id is part of too many texts that mean something else
+_STATUS_MAX = 999
+_NS_PER_MS = 1_000_000
+_NS_PER_US = 1_000
+
+_HTTP_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_STATUS = re.compile(r"0*[0-9]{1,3}", re.ASCII)
+_NUMERIC = re.compile(r"[+-]?(?:[0-9]{1,64}(?:\.[0-9]{0,64})?|\.[0-9]{1,64})(?:[eE][+-]?[0-9]{1,4})?")
+
+
+class Reading:
+    """One span read as an event: each column from the first of its attributes that is there."""
+
+    __slots__ = ("_attributes", "_endpoint", "_id_fault", "_ids", "_notes", "_own_ids", "_rules", "_span")
+
+    def __init__(self, span: otlp.Span, attributes: Attributes, rules: Rules) -> None:
+        self._span = span
+        self._attributes = attributes
+        self._rules = rules
+        self._notes = attributes.notes
+        self._id_fault: RejectReason | None = None
+        self._own_ids: dict[str, str] = {}  # raw -> hash: where else the span says them, the hash goes
+        self._ids = {
+            "user_id": self._id("user_id", USER_KEYS, fault="invalid_user_id"),
+            "organization_id": self._id("organization_id", ORGANIZATION_KEYS, fault="invalid_organization_id"),
+        }
+        self._endpoint: str | None = None
+
+    def table(self) -> Table | Ignored:
+        """The first rule that matches: a category, a feature's name, an HTTP request that was served."""
+        category = self._attributes.first((CATEGORY,))
+        if category is not None:
+            return _TABLES.get(text_of(category), _UNKNOWN_CATEGORY)
+        if not self._rules.infer_events:
+            return NOT_PRODUCT_EVENT
+        if self._attributes.first((FEATURE_NAME,)) is not None:
+            return "feature_usage"
+        if self._span.kind != otlp.SPAN_KIND_SERVER or self._attributes.first(METHOD_KEYS) is None:
+            return NOT_PRODUCT_EVENT
+        self._endpoint = self._read_endpoint()
+        if self._endpoint is not None and self._rules.is_excluded(self._endpoint):
+            return _EXCLUDED_ENDPOINT
+        return "endpoint_usage"
+
+    def event(self, table: Table, *, resource_metadata: list[Candidate], is_small: bool) -> ProductEvent:
+        """The event, once `table` has said which.
+
+        Raises:
+            Unfit: something that the event needs is missing, or of no use.
+        """
+        columns = self._common_columns(table)
+        match table:
+            case "user_activity":
+                columns |= self._user_activity_columns()
+            case "endpoint_usage":
+                columns |= self._endpoint_usage_columns()
+            case "feature_usage":
+                columns |= self._feature_usage_columns()
+            case _:
+                assert_never(table)
+        columns["timestamp_us"] = self._timestamp_us()
+        columns["event_metadata"] = event_metadata(
+            candidates(self._attributes.span, self._rules.allowed, self._notes),
+            resource_metadata,
+            own_ids=self._own_ids,
+            notes=self._notes,
+            is_small=is_small,
+        )
+        match table:
+            case "user_activity":
+                return UserActivity(**columns)
+            case "endpoint_usage":
+                return EndpointUsage(**columns)
+            case "feature_usage":
+                return FeatureUsage(**columns)
+
+    # ---- columns that every table has
+
+    def _common_columns(self, table: Table) -> dict[str, Any]:
+        trace_id, span_id = self._span.trace_id, self._span.span_id
+        if len(trace_id) != 16 or not any(trace_id):
+            raise Unfit("invalid_trace_id")
+        if len(span_id) != 8 or not any(span_id):
+            raise Unfit("invalid_span_id")
+        if self._id_fault == "invalid_user_id":
+            raise Unfit(self._id_fault)
+        if table == "user_activity" and self._ids["user_id"] is None:
+            raise Unfit("missing_user_id")
+        if self._id_fault:
+            raise Unfit(self._id_fault)
+        deployment_type = self._text("deployment_type", (b"deployment.type",))
+        if deployment_type is None:
+            deployment_type = self._rules.deployment_type
+            self._notes.source("deployment_type", "setting DEPLOYMENT_TYPE")
+        return {"id": event_id(trace_id, span_id), "deployment_type": deployment_type, **self._ids}
+
+    def _id(self, column: str, keys: Keys, *, fault: RejectReason) -> str | None:
+        """The hash. A fault is kept for later: this may yet turn out to be no event."""
+        found = self._attributes.first(keys, column)
+        if found is None:
+            return None
+        try:
+            raw = raw_id_of(found)
+        except BadId:
+            self._id_fault = self._id_fault or fault
+            return None
+        hashed = self._rules.hashed(raw)
+        if len(raw) >= _OWN_ID_CHARS_MIN:
+            self._own_ids[raw] = hashed
+        return hashed
+
+    def _timestamp_us(self) -> int:
+        start_us = self._span.start_time_unix_nano // _NS_PER_US
+        if start_us > TIMESTAMP_US_MAX:  # no 64 bits of nanoseconds reach as far, today
+            raise Unfit("invalid_timestamp")
+        self._notes.source("timestamp", "start of the span")
+        return start_us
+
+    # ---- columns of one table
+
+    def _user_activity_columns(self) -> dict[str, Any]:
+        event_type = self._text("event_type", EVENT_TYPE_KEYS)
+        if event_type is None:
+            raise Unfit("missing_event_type")
+        return {"event_type": event_type, "session_id": self._session_id()}
+
+    def _session_id(self) -> str | None:
+        """A session that is named by a secret, or by the person, is known by the hash of that."""
+        raw = text_of(self._attributes.first((b"session.id",), "session_id"))
+        if raw is None:
+            return None
+        rule = "own_id" if raw in self._own_ids else clean(raw).rule
+        if rule is None:
+            return self._storable("session_id", raw)
+        self._notes.redacted("session_id", rule)
+        return self._rules.hashed(raw)
+
+    def _endpoint_usage_columns(self) -> dict[str, Any]:
+        endpoint = self._endpoint or self._read_endpoint()
+        if endpoint is None:
+            raise Unfit("missing_endpoint")
+        return {
+            "endpoint": endpoint,
+            "method": self._method(),
+            "status_code": _status_code(self._attributes.first(STATUS_KEYS, "status_code")),
+            "duration_ms": self._duration_ms(),
+        }
+
+    def _read_endpoint(self) -> str | None:
+        found = self._attributes.first(tuple(FORMS), "endpoint")
+        text = text_of(found)
+        if found is None or text is None:
+            return None
+        return self._cut("endpoint", without_nul(endpoint_of(text, FORMS[found.key], own_ids=self._own_ids)))
+
+    def _method(self) -> str | None:
+        text = text_of(self._attributes.first(METHOD_KEYS, "method"))
+        if text is None or not _HTTP_TOKEN.fullmatch(text):
+            return None
+        method = self._storable("method", text)
+        return method if method == REDACTED else method.upper()
+
+    def _duration_ms(self) -> float | None:
+        duration_ms = _duration_ms(self._attributes.first((b"duration_ms",), "duration_ms"))
+        if duration_ms is not None:
+            return duration_ms
+        start_ns, end_ns = self._span.start_time_unix_nano, self._span.end_time_unix_nano
+        if end_ns == 0 or end_ns < start_ns:  # 0: the sender did not say
+            return None
+        self._notes.source("duration_ms", "end minus start of the span")
+        return (end_ns - start_ns) / _NS_PER_MS
+
+    def _feature_usage_columns(self) -> dict[str, Any]:
+        feature_name = self._text("feature_name", (FEATURE_NAME,))
+        if feature_name is None:
+            raise Unfit("missing_feature_name")
+        return {"feature_name": feature_name, "action": self._text("action", (b"feature.action",))}
+
+    # ---- texts
+
+    def _text(self, column: str, keys: Keys) -> str | None:
+        text = text_of(self._attributes.first(keys, column))
+        return None if text is None else self._storable(column, text)
+
+    def _storable(self, column: str, text: str) -> str:
+        cleaned = clean(text)
+        if cleaned.rule:
+            self._notes.redacted(column, cleaned.rule)
+        if cleaned.lost_query:
+            self._notes.cut(column, "query")
+        return self._cut(column, without_nul(cleaned.text))
+
+    def _cut(self, column: str, text: str) -> str:
+        chars_max = _CHARS_MAX[column]
+        if len(text) <= chars_max:
+            return text
+        self._notes.cut(column, "length")
+        return text[:chars_max]
+
+
+def _status_code(found: Found | None) -> int | None:
+    """An int or a decimal string from 0 to 999; else None."""
+    if found is None:
+        return None
+    if found.kind == "int_value":
+        status = found.value.int_value
+    elif found.kind == "string_value" and _STATUS.fullmatch(text := decoded(found.value.string_value)):
+        status = int(text[-3:])
+    else:
+        return None
+    return status if 0 <= status <= _STATUS_MAX else None
+
+
+def _duration_ms(found: Found | None) -> float | None:
+    """A finite number or a numeric string of 0 or more; else None."""
+    if found is None:
+        return None
+    match found.kind:
+        case "int_value":
+            number = float(found.value.int_value)
+        case "double_value":
+            number = found.value.double_value
+        case "string_value" if _NUMERIC.fullmatch(text := decoded(found.value.string_value)):
+            number = float(text)
+        case _:
+            return None
+    return number + 0.0 if isfinite(number) and number >= 0 else None  # + 0.0: -0.0 is 0.0
