@@ -1,0 +1,141 @@
+"""events <-> record values: what is in a topic today must be readable for ever."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from consumer.tables import row_of
+from shared.errors import Undecodable
+from shared.events import EVENT_MODELS, EndpointUsage, FeatureUsage, UserActivity, event_id, partition_of, text_limits
+from shared.wire import decode, encode
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+EVENTS = {
+    "feature_usage": FeatureUsage(
+        id=UUID("e2681862-d99e-887f-8991-ca7edf58cbce"),
+        timestamp_us=1_795_460_000_123_456,
+        deployment_type="cloud",
+        user_id="73475cb40a568e8d",
+        feature_name="export",
+        action="created",
+        event_metadata={"plan": "pro"},
+    ),
+    "endpoint_usage": EndpointUsage(
+        id=UUID("0a1b2c3d-4e5f-8a6b-9c7d-8e9f0a1b2c3d"),
+        timestamp_us=1_795_460_000_000_001,
+        deployment_type="self-hosted",
+        user_id="73475cb40a568e8d",
+        organization_id="3b12d0412db185c9",
+        endpoint="/orders/{id}",
+        method="GET",
+        status_code=200,
+        duration_ms=12.5,
+        event_metadata={"service.name": "shop", "_truncated": ["endpoint"]},
+    ),
+    "user_activity": UserActivity(
+        id=UUID("ffffffff-ffff-8fff-bfff-ffffffffffff"),
+        timestamp_us=-1,
+        deployment_type="cloud",
+        user_id="73475cb40a568e8d",
+        event_type="login",
+        session_id="s-1",
+        event_metadata={},
+    ),
+}
+
+
+@pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.json")), ids=lambda path: path.stem)
+def test_golden_records_of_every_version_decode(path: Path) -> None:
+    """A topic is replayed years later: a decoder that forgets an old version loses those rows."""
+    assert decode(path.read_bytes()) == EVENTS[path.stem.split(".")[0]]
+
+
+@pytest.mark.parametrize("table", EVENTS)
+def test_encoding_gives_the_golden_bytes_of_the_present_version(table: str) -> None:
+    """A changed byte is a changed contract for every other reader of the topic."""
+    record = encode(EVENTS[table])
+    assert record.value == (GOLDEN / f"{table}.v1.json").read_bytes()
+    assert record.key == str(EVENTS[table].id).encode()
+    assert record.headers == [("event_type", table.encode()), ("schema_version", b"1")]
+
+
+def test_every_table_has_a_golden_record() -> None:
+    """A new table without one would be free to break."""
+    assert {path.stem for path in GOLDEN.glob("*.json")} >= {f"{table}.v1" for table in EVENTS}
+    assert {model.model_fields["table"].default for model in EVENT_MODELS} == set(EVENTS)
+
+
+def changed(**fields: Any) -> bytes:
+    return json.dumps({**json.loads((GOLDEN / "feature_usage.v1.json").read_text()), **fields}).encode()
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (b"", "empty"),
+        (b" ", "not_json"),
+        (b"{", "not_json"),
+        (b"\xff", "not_json"),
+        (changed() + b"x", "not_json"),
+        (b"null", "invalid_fields"),
+        (b"[1]", "invalid_fields"),
+        (b"{}", "unknown_type"),
+        (changed(table="page_views"), "unknown_type"),
+        (changed(table=None), "unknown_type"),
+        (changed(schema_version=2), "newer_schema"),
+        (changed(schema_version=2, table="page_views"), "newer_schema"),
+        (changed(schema_version=0), "invalid_fields"),
+        (changed(schema_version="1"), "invalid_fields"),
+        (changed(schema_version=None), "invalid_fields"),
+        (changed(id="not-a-uuid"), "invalid_fields"),
+        (changed(feature_name="x" * 101), "invalid_fields"),
+        (changed(feature_name=None), "invalid_fields"),
+        (changed(timestamp_us="1"), "invalid_fields"),
+        (changed(timestamp_us=10**18), "invalid_fields"),
+        (changed(event_metadata=[]), "invalid_fields"),
+    ],
+)
+def test_what_is_no_event_has_a_reason_that_repeats_nothing_of_it(value: bytes, reason: str) -> None:
+    """The reason goes into tables and metrics, where the data must not."""
+    with pytest.raises(Undecodable) as caught:
+        decode(value)
+    assert caught.value.reason == reason
+    assert str(caught.value) == reason
+    assert caught.value.__context__ is None
+
+
+def test_unknown_fields_of_the_same_version_are_passed_over() -> None:
+    """A sender may be newer than a reader."""
+    assert decode(changed(colour="red")) == EVENTS["feature_usage"]
+
+
+def test_text_limits_count_code_points_as_the_columns_do() -> None:
+    """A limit in bytes would refuse what the column holds."""
+    assert decode(changed(feature_name="ü" * 100)).table == "feature_usage"
+    assert text_limits(FeatureUsage)["feature_name"] == 100
+
+
+def test_the_id_is_the_documented_function_of_trace_and_span() -> None:
+    """Other tools compute it to find a span's row."""
+    computed = event_id(bytes.fromhex("0af7651916cd43dd8448eb211c80319c"), bytes.fromhex("b7ad6b7169203331"))
+    assert str(computed) == "e2681862-d99e-887f-8991-ca7edf58cbce"
+    assert computed.version == 8
+
+
+def test_the_partition_is_the_last_four_bytes_modulo_the_partitions() -> None:
+    """Every producer must agree, or two versions of a span race each other."""
+    assert partition_of(UUID("e2681862-d99e-887f-8991-ca7edf58cbce"), 12) == 0xDF58CBCE % 12
+
+
+@pytest.mark.parametrize(
+    "timestamp_us", [-62_135_596_800_000_000, -1, 0, 1_795_460_000_123_457, 253_402_300_799_999_999]
+)
+def test_a_timestamp_is_exact_to_the_microsecond(timestamp_us: int) -> None:
+    """Floats are wrong in one of twelve random stamps."""
+    row = row_of(EVENTS["feature_usage"].model_copy(update={"timestamp_us": timestamp_us}))
+    assert (row[5] - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1) == timestamp_us
