@@ -44,7 +44,8 @@ async def ended(awaitable: Awaitable[T], timeout_s: float) -> bool:
     task = asyncio.current_task()
     asked = task.cancelling() if task else 0
     try:
-        await asyncio.wait_for(awaitable, timeout_s)
+        async with asyncio.timeout(timeout_s):  # wait_for of Python 3.11 loses a cancel that meets the end
+            await awaitable
     except asyncio.CancelledError:
         if task and task.cancelling() > asked:
             raise
