@@ -1,5 +1,6 @@
 """Composition root: settings -> publisher -> service -> server. The only place that constructs."""
 
+import asyncio
 import sys
 import urllib.error
 import urllib.request
@@ -82,16 +83,19 @@ async def serve(settings: ReceiverSettings) -> None:
     server = Server(settings, service=service, reads=reads, budget=budget, keys=keys, state=state)
     stop_probes = _probes(settings, state)
     try:
-        async with (
-            lifecycle.background(lifecycle.heartbeat(state.beat), "heartbeat"),
-            lifecycle.background(publisher.run(), "publisher"),
-            lifecycle.background(server.watch(), "watch"),
-        ):
+        async with asyncio.TaskGroup() as tasks:  # what ends unasked here ends the process
+            running = [
+                tasks.create_task(lifecycle.heartbeat(state.beat), name="heartbeat"),
+                tasks.create_task(publisher.run(), name="publisher"),
+                tasks.create_task(server.watch(), name="watch"),
+            ]
             await server.start()
             log.info("receiver_started", host=settings.host, port=settings.port)
             await stop.wait()
             log.info("receiver_stopping")
             await server.stop()
+            for task in running:
+                task.cancel()
     finally:
         stop_probes()
     log.info("receiver_stopped")

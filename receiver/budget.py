@@ -138,16 +138,20 @@ class Budget:
         if turn.done():
             return
         try:
-            await asyncio.wait_for(asyncio.shield(turn), wait_s)
-        except BaseException as error:
-            if turn.done():
-                self.release(size)
-            else:
-                self._waiting.remove((size, turn))
-                self._admit()
-            if isinstance(error, TimeoutError):
-                raise BudgetFull("as many bytes in flight as may be") from None
+            await asyncio.wait({turn}, timeout=wait_s)
+        except asyncio.CancelledError:
+            self._withdraw(size, turn)
             raise
+        if not turn.done():
+            self._withdraw(size, turn)
+            raise BudgetFull("as many bytes in flight as may be")
+
+    def _withdraw(self, size: int, turn: asyncio.Future[None]) -> None:
+        if turn.done():
+            self.release(size)
+        else:
+            self._waiting.remove((size, turn))
+            self._admit()  # those behind it may fit
 
     def _admit(self) -> None:
         while self._waiting:

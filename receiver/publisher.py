@@ -208,9 +208,10 @@ class Publisher:
             if connection.producer._sender.sender_task.done():  # noqa: SLF001  nothing public tells
                 raise BrokerUnavailable("the producer's sender has ended")
             with contextlib.suppress(TimeoutError):
-                if await asyncio.wait_for(client.force_metadata_update(), PROBE_TIMEOUT_S):
-                    answered_at = time.monotonic()
-                    self._health.answered(NEED)
+                async with asyncio.timeout(PROBE_TIMEOUT_S):
+                    if await client.force_metadata_update():
+                        answered_at = time.monotonic()
+                        self._health.answered(NEED)
             if time.monotonic() - answered_at > SILENCE_S_MAX:
                 raise BrokerUnavailable("no answer")
             partitions = client.cluster.partitions_for_topic(self._topic)

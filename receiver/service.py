@@ -142,7 +142,8 @@ class TraceService:
         """Refuse new calls, and return when those in flight are answered or the time is over."""
         self._is_draining = True
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._idle.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
 
     def _reply_within_s(self, context: Context) -> float:
         own_s = self._settings.publish_timeout_ms / 1000

@@ -1,19 +1,21 @@
 """A receiver as a process of its own, its callers, and the topic that it writes."""
 
 import asyncio
+import ctypes
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import grpc
 import psutil
@@ -66,43 +68,56 @@ class Receiver:
             "KAFKA_TOPIC_PARTITIONS": str(PARTITIONS),
             **{name: str(value) for name, value in settings.items()},
         }
-        self.process: asyncio.subprocess.Process | None = None
+        self._process: subprocess.Popen[bytes] | None = None
 
-    async def start(self) -> None:
+    def start(self) -> Self:
         with self.log.open("ab") as log:
-            self.process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                *("-m", "receiver", *self._arguments),
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "receiver", *self._arguments],
                 env=self._environment,
                 cwd=self._folder,  # no .env of the clone is read
                 stdout=log,
                 stderr=log,
+                preexec_fn=_die_with_parent,  # noqa: PLW1509
             )
+        return self
 
     @property
     def pid(self) -> int:
-        assert self.process is not None
-        return self.process.pid
+        assert self._process is not None
+        return self._process.pid
 
-    async def stop(self, number: int = signal.SIGTERM, seconds: float = 16) -> int:
-        """Signal it and wait; its exit code."""
-        assert self.process is not None
-        if self.process.returncode is None:
-            self.process.send_signal(number)
-        async with asyncio.timeout(seconds):
-            return await self.process.wait()
+    @property
+    def exit_code(self) -> int | None:
+        return self._process.poll() if self._process is not None else None
 
-    async def kill(self) -> None:
-        if self.process is not None and self.process.returncode is None:
-            children = psutil.Process(self.process.pid).children(recursive=True)
-            self.process.kill()
-            await self.process.wait()
-            for child in children:
-                with_child_gone(child)
+    def signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    async def ended(self, seconds: float = 16) -> int:
+        """Its exit code, once it has one."""
+        assert self._process is not None
+        return await asyncio.to_thread(self._process.wait, seconds)
+
+    async def stop(self) -> int:
+        """SIGTERM, and its exit code."""
+        self.signal(signal.SIGTERM)
+        return await self.ended()
+
+    def kill(self) -> None:
+        """Harmless when it has ended."""
+        if self._process is None:
+            return
+        children = psutil.Process(self.pid).children(recursive=True) if self.exit_code is None else []
+        self._process.kill()
+        self._process.wait(5)
+        for child in children:
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
 
     async def ready(self, seconds: float = 20) -> None:
         async def is_settled() -> bool:
-            return await self.is_ready() or self.process is None or self.process.returncode is not None
+            return await self.is_ready() or self.exit_code is not None
 
         await until(is_settled, seconds, "ready")
         assert await self.is_ready(), f"ended while it started; its log ends in\n{self.log_text()[-2000:]}"
@@ -160,7 +175,12 @@ class Receiver:
 
 
 async def export(
-    channel: grpc.aio.Channel, body: bytes, *, timeout_s: float | None = 10, metadata: Sequence[Any] = (), **options: Any
+    channel: grpc.aio.Channel,
+    body: bytes,
+    *,
+    timeout_s: float | None = 10,
+    metadata: Sequence[Any] = (),
+    **options: Any,
 ) -> Answer:
     """Send one request as any OTLP client does."""
     started_at = time.monotonic()
@@ -220,12 +240,9 @@ async def until(condition: Any, seconds: float, what: str) -> Any:
     return found
 
 
-def with_child_gone(child: psutil.Process) -> None:
-    try:
-        child.kill()
-    except psutil.NoSuchProcess:
-        return
+_prctl = ctypes.CDLL(None).prctl
+_PR_SET_PDEATHSIG = 1
 
 
-def headers_of(record: ConsumerRecord) -> Mapping[str, bytes]:
-    return dict(record.headers)
+def _die_with_parent() -> None:
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
