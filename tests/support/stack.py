@@ -171,7 +171,7 @@ class Unawaited(ModuleServer):
         return self.is_running
 
 
-async def eventually(condition: Callable[[], Awaitable[Any]], seconds: float, what: str) -> Any:
+async def eventually(condition: Callable[[], Awaitable[Any]], seconds: float, what: str, every_s: float = 0.1) -> Any:
     """Wait for a condition, with a deadline that fails the test. Errors of a server that is down count as not yet."""
     deadline = time.monotonic() + seconds
     while True:
@@ -181,4 +181,4 @@ async def eventually(condition: Callable[[], Awaitable[Any]], seconds: float, wh
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
             pass
         assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(every_s)
