@@ -48,18 +48,29 @@ class RecordTooLarge(Exception):  # noqa: N818  a fate of one span, not of the r
 class Batch:
     """Records on their way to one partition. `acknowledged` is True once every in-sync replica has them."""
 
-    partition: int
     builder: Any
     acknowledged: asyncio.Future[bool]
     opened_at: float
     bytes: int = 0
-    linger: asyncio.TimerHandle | None = field(default=None)
+    is_due: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
+class Lane:
+    """One partition's batches: one that is open, and those that are on their way."""
+
+    partition: int
+    open: Batch | None = None
+    unsettled: int = 0
+    # aiokafka 0.14 counts the whole wait anew at each turn when several wait for a partition's place in its
+    # queue, and then gives up long before its timeout: so one of ours waits there at a time.
+    entrance: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+@dataclass(slots=True, eq=False)
 class Connection:
     producer: AIOKafkaProducer
-    partitions: int
+    lanes: list[Lane]
 
 
 class Publisher:
@@ -92,12 +103,12 @@ class Publisher:
         size = len(record.key) + len(record.value) + RECORD_OVERHEAD_BYTES
         if size > RECORD_BYTES_MAX:  # an empty batch would take it, and the broker would refuse everybody's
             raise RecordTooLarge
-        partition = partition_of(event.id, connection.partitions)
-        batch = self._open.get(partition) or self._opened(connection, partition)
+        lane = connection.lanes[partition_of(event.id, len(connection.lanes))]
         fields = {"timestamp": received_at_ms, "key": record.key, "value": record.value, "headers": record.headers}
-        while batch.builder.append(**fields) is None:
-            self._ship(connection, batch)  # full
-            batch = self._opened(connection, partition)
+        batch = lane.open or self._opened(connection, lane)
+        while batch.builder.append(**fields) is None:  # full
+            self._ship(connection, lane)
+            batch = self._opened(connection, lane)
         batch.bytes += size
         self._budget.charge(size)
         return batch.acknowledged
@@ -117,40 +128,54 @@ class Publisher:
         if not all(batch.result() for batch in done):
             raise BrokerUnavailable("not acknowledged")
 
-    def _opened(self, connection: Connection, partition: int) -> Batch:
+    def _opened(self, connection: Connection, lane: Lane) -> Batch:
         loop = asyncio.get_running_loop()
-        batch = Batch(partition, connection.producer.create_batch(), loop.create_future(), time.monotonic())
-        batch.linger = loop.call_later(self._linger_s, self._ship, connection, batch)
-        self._open[partition] = batch
+        batch = Batch(connection.producer.create_batch(), loop.create_future(), time.monotonic())
+        loop.call_later(self._linger_s, self._due, connection, lane, batch)
+        lane.open = batch
         return batch
 
-    def _ship(self, connection: Connection, batch: Batch) -> None:
-        if batch.linger is not None:
-            batch.linger.cancel()
-        if self._open.get(batch.partition) is batch:
-            del self._open[batch.partition]
-        task = asyncio.create_task(self._send(connection.producer, batch), name="ship")
+    def _due(self, connection: Connection, lane: Lane, batch: Batch) -> None:
+        """A batch that has lingered stays open as long as another is on its way: so load makes batches larger."""
+        batch.is_due = True
+        if lane.open is batch and not lane.unsettled:
+            self._ship(connection, lane)
+
+    def _ship(self, connection: Connection, lane: Lane) -> None:
+        assert lane.open is not None
+        batch, lane.open = lane.open, None
+        lane.unsettled += 1
+        task = asyncio.create_task(self._send(connection, lane, batch), name="ship")
         self._shipping.add(task)
         task.add_done_callback(self._shipping.discard)
 
-    async def _send(self, producer: AIOKafkaProducer, batch: Batch) -> None:
+    async def _send(self, connection: Connection, lane: Lane, batch: Batch) -> None:
         """Settle the batch's future, whatever happens."""
         outcome = "failed"
         try:
             async with asyncio.timeout(self._ship_timeout_s):
-                delivery = await producer.send_batch(batch.builder, self._topic, partition=batch.partition)
+                async with lane.entrance:
+                    delivery = await connection.producer.send_batch(
+                        batch.builder, self._topic, partition=lane.partition
+                    )
                 await delivery  # from here on every in-sync replica has the records
             outcome = "acknowledged"
             self._health.answered(NEED)
         except TimeoutError:
             outcome = "expired"
         except Exception as error:  # noqa: BLE001  a batch without an acknowledgement has failed, whatever it was
-            log.warning("batch_failed", partition=batch.partition, **error_facts(error))
+            log.warning("batch_failed", partition=lane.partition, **error_facts(error))
         finally:
-            self._budget.release(batch.bytes)
-            batch.acknowledged.set_result(outcome == "acknowledged")
-            metrics.batches.labels(outcome).inc()
-            metrics.publish_seconds.observe(time.monotonic() - batch.opened_at)
+            self._settle(connection, lane, batch, outcome)
+
+    def _settle(self, connection: Connection, lane: Lane, batch: Batch, outcome: str) -> None:
+        self._budget.release(batch.bytes)
+        batch.acknowledged.set_result(outcome == "acknowledged")
+        metrics.batches.labels(outcome).inc()
+        metrics.publish_seconds.observe(time.monotonic() - batch.opened_at)
+        lane.unsettled -= 1
+        if lane.open is not None and lane.open.is_due and not lane.unsettled:
+            self._ship(connection, lane)
 
     async def run(self) -> None:
         """Connect, watch, connect again, until cancelled; then give what is open its last chance."""
@@ -172,26 +197,30 @@ class Publisher:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
             state = (await ensure_topics(self._settings))[self._topic]
         producer = new_producer(self._settings)
+        connection: Connection | None = None
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 await producer.start()
                 await producer.partitions_for(self._topic)
             for name, actual, expected in state.differing:
                 log.warning("topic_differs", topic=self._topic, setting=name, actual=actual, expected=expected)
-            self._connection = Connection(producer, state.partitions)
+            connection = self._connection = _connection(producer, state.partitions)
             self._health.unblock("topic")
             self._health.answered(NEED)
             log.info("broker_connected", topic=self._topic, partitions=state.partitions)
-            yield self._connection
+            yield connection
         finally:
             self._connection = None
-            await self._flush(producer)
+            await self._flush(connection)
             await ended(producer.stop(), STOP_TIMEOUT_S)
 
-    async def _flush(self, producer: AIOKafkaProducer) -> None:
-        """Ship what is open and wait until all that was shipped is settled: `publish_timeout_ms` at most."""
-        for batch in list(self._open.values()):
-            self._ship(Connection(producer, 0), batch)
+    async def _flush(self, connection: Connection | None) -> None:
+        """Ship what is open and wait until all of it is settled: `publish_timeout_ms` at most for each batch."""
+        if connection is None:
+            return
+        for lane in connection.lanes:
+            if lane.open is not None:
+                self._ship(connection, lane)
         if self._shipping:
             await asyncio.wait(self._shipping)
 
@@ -214,10 +243,13 @@ class Publisher:
                         self._health.answered(NEED)
             if time.monotonic() - answered_at > SILENCE_S_MAX:
                 raise BrokerUnavailable("no answer")
-            partitions = client.cluster.partitions_for_topic(self._topic)
-            if not partitions:
-                raise BrokerUnavailable("the topic is gone")
-            if len(partitions) != connection.partitions:
-                log.info("partitions_changed", partitions=len(partitions))
-                connection = Connection(connection.producer, len(partitions))
-                self._connection = connection
+            partitions = client.cluster.partitions_for_topic(self._topic) or set()
+            if len(partitions) < len(connection.lanes):
+                raise BrokerUnavailable("the topic is gone, or another")
+            if len(partitions) > len(connection.lanes):
+                log.info("partitions_added", partitions=len(partitions))
+                connection.lanes.extend(Lane(number) for number in range(len(connection.lanes), len(partitions)))
+
+
+def _connection(producer: AIOKafkaProducer, partitions: int) -> Connection:
+    return Connection(producer, [Lane(number) for number in range(partitions)])
