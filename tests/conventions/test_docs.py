@@ -1,0 +1,113 @@
+"""README and docs tell the truth: a claim that a reader disproves is worse than none."""
+
+import ast
+import re
+import shutil
+import subprocess
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from receiver import reading
+from receiver.endpoint import FORMS
+from receiver.rules import FEATURE_NAME, METHOD_KEYS
+from shared.identity import hash_id
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "deploy").rglob("*.md"))]
+README = PAGES[0].read_text()
+
+
+def anchors(page: Path) -> set[str]:
+    """As GitHub makes them of headings."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page: Path) -> None:
+    """A runbook is opened at night; its links must work then."""
+    broken = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if link.startswith(("http://", "https://")):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            broken.append(link)
+    assert broken == []
+
+
+def test_every_promise_names_a_test_that_exists() -> None:
+    """A guarantee without a test is a hope."""
+    table = README.split("## What is promised")[1].split("Known holes")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| ") and "---" not in line][1:]
+    assert len(rows) >= 10
+    for row in rows:
+        path, names = re.search(r"\]\((tests/\S+\.py)\)", row), re.findall(r"`(test_\w+)`", row)
+        assert path, row
+        assert names, row
+        tree = ast.parse((ROOT / path.group(1)).read_text())
+        defined = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
+        assert set(names) <= defined, row
+
+
+MAPPING = {
+    "user_id": reading.USER_KEYS,
+    "organization_id": reading.ORGANIZATION_KEYS,
+    "deployment_type": (b"deployment.type",),
+    "event_type": reading.EVENT_TYPE_KEYS,
+    "session_id": (b"session.id",),
+    "endpoint": tuple(FORMS),
+    "method": METHOD_KEYS,
+    "status_code": reading.STATUS_KEYS,
+    "duration_ms": (b"duration_ms",),
+    "feature_name": (FEATURE_NAME,),
+    "action": (b"feature.action",),
+}
+
+
+@pytest.mark.parametrize("column", MAPPING)
+def test_the_mapping_table_names_the_attributes_in_the_order_in_which_they_are_read(column: str) -> None:
+    """Senders set attributes by this table; a wrong name is an empty column."""
+    row = next(line for line in README.splitlines() if line.startswith(f"| `{column}` |"))
+    named = [name.encode() for name in re.findall(r"`([^`]+)`", row.split("|")[3]) if name != "DEPLOYMENT_TYPE"]
+    assert tuple(named) == MAPPING[column]
+
+
+def test_every_make_target_that_a_page_names_exists() -> None:
+    """The first command of a newcomer must not fail."""
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = {name for page in PAGES for name in re.findall(r"\bmake ([a-z][a-z-]+)\b(?=`|\s+#)", page.read_text())}
+    assert named
+    assert named <= targets
+
+
+def test_the_typescript_of_the_readme_gives_our_hash() -> None:
+    """Frontends hash by it; a person must be one person in both."""
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("node is not installed, and a user needs it only to run this snippet")
+    [snippet] = re.findall(r"```typescript\n(.*?)```", README, re.DOTALL)
+    plain = snippet.replace(": string", "").replace(": Promise<string>", "")
+    script = plain + 'Promise.all(["42", "ä@b"].map(hashId)).then((all) => console.log(all.join(" ")));'
+    done = subprocess.run([node, "-e", script], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == [hash_id("42"), hash_id("ä@b")]
+
+
+def test_nothing_tracked_names_this_machine_or_a_registry() -> None:
+    """Locks and notes that are generated here must work elsewhere."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    paths = [ROOT / name for name in listed.split("\0") if name and (ROOT / name).is_file()]
+    assert len(paths) > 50
+    tell_tales = re.compile(rb"--(?:extra-)?index-url|--find-links|https?://[^ \"']+/simple\b|/root/\.")
+    found = [path for path in paths if path != Path(__file__) and tell_tales.search(path.read_bytes())]
+    assert found == []
+
+
+def test_the_readme_says_what_it_is_before_how_it_works() -> None:
+    """A newcomer decides within five lines, and then wants the two commands."""
+    positions = [README.index(text) for text in ("hashed before anything is stored", "make run", "## What is promised")]
+    assert all(earlier < later for earlier, later in pairwise(positions))
+    assert positions[1] < 3_500
