@@ -1,10 +1,12 @@
 """Composition root: settings -> publisher -> service -> server. The only place that constructs."""
 
 import asyncio
+import json
 import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated
 
 import prometheus_client
@@ -14,19 +16,20 @@ import uvloop
 
 from receiver.auth import Keys
 from receiver.budget import Budget, Reads
+from receiver.explain import Explanation, explain_file
 from receiver.publisher import NEED, Publisher
 from receiver.rules import Rules
 from receiver.server import Server
 from receiver.service import TraceService
 from receiver.settings import ReceiverSettings
 from shared import identity, lifecycle, logs, probes
-from shared.errors import WrongSetting
+from shared.errors import Permanent, WrongSetting
 from shared.settings import described, load
 
 log = structlog.get_logger("receiver")
 app = typer.Typer(no_args_is_help=False, add_completion=False, pretty_exceptions_enable=False)
 
-READ_SLOTS = (2, 64)
+READ_SLOTS = (4, 64)
 
 
 @app.callback(invoke_without_command=True)
@@ -45,6 +48,42 @@ def run() -> None:
     if not settings.hash_key:
         log.warning("ids_unkeyed", remedy="set ID_HASH_KEY: unkeyed hashes of guessable ids can be enumerated")
     uvloop.run(serve(settings))
+
+
+@app.command()
+def explain(
+    file: Annotated[Path, typer.Argument(help="OTLP requests, as JSON or binary; `-` reads standard input.")],
+    *,
+    json_: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Show what would become of each span of a file, and why. Publishes nothing; exit 1 when one is rejected.
+
+    Example: python -m receiver explain spans.json
+    """
+    settings = load(ReceiverSettings)
+    try:
+        content = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+        spans = explain_file(content, rules_of(settings), spans_max=settings.max_spans_per_request)
+    except (OSError, Permanent) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        typer.echo(f"receiver: {file}: {reason}", err=True)
+        raise typer.Exit(2) from None
+    if json_:
+        typer.echo(json.dumps({"spans": [span.as_json() for span in spans]}, default=str))
+    else:
+        for number, span in enumerate(spans, 1):
+            typer.echo(_told(number, span))
+    raise typer.Exit(int(any(span.outcome == "rejected" for span in spans)))
+
+
+def _told(number: int, span: Explanation) -> str:
+    lines = [f"span {number}: {span.outcome}" + (f", {span.reason}" if span.reason else f" {span.table}")]
+    for name, value in span.columns.items():
+        source = f"  from {span.sources[name]}" if name in span.sources else ""
+        lines.append(f"  {name} = {value}{source}")
+    for word, notes in (("dropped", span.dropped), ("redacted", span.redacted), ("cut", span.cut)):
+        lines += [f"  {word}: {note['name']} ({note['rule']})" for note in notes]
+    return "\n".join(lines)
 
 
 @app.command()
@@ -102,9 +141,9 @@ async def serve(settings: ReceiverSettings) -> None:
 
 
 def read_slots(settings: ReceiverSettings) -> int:
-    """As many bodies may arrive at once as the budget would hold if each were of the largest size."""
+    """Bodies that may arrive at once: at the largest size they take twice the budget."""
     fewest, most = READ_SLOTS
-    return max(fewest, min(most, settings.max_inflight_bytes // settings.max_request_bytes))
+    return max(fewest, min(most, 2 * settings.max_inflight_bytes // settings.max_request_bytes))
 
 
 def rules_of(settings: ReceiverSettings) -> Rules:

@@ -5,6 +5,7 @@ read when its turn has come. What a request holds after that is counted in bytes
 """
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -12,10 +13,8 @@ from typing import Any
 
 from shared.errors import Transient
 
-# A sender that has not delivered its body after this long gives way when others wait: it may be stalled,
-# and it is told to come again.
 PATIENCE_S = 0.25
-WAITING_MAX = 2000  # calls that wait for their turn; each holds about 20 KiB
+WAITING_MAX = 1000  # calls that wait for their turn; each holds up to 64 KiB of its body, and 20 KiB besides
 
 
 class BudgetFull(Transient):
@@ -29,14 +28,18 @@ class SenderStalled(Transient):
 class Reads:
     """Lets `slots` bodies arrive at a time.
 
-    The newest caller goes first. Stalled senders in the queue then cannot hold up one who comes with its
-    body in hand, and under more load than we can carry some callers are answered in time instead of none.
+    First come, first served, as bodies of up to 64 KiB arrive while their calls wait. Once the queue moves too
+    slowly for that, the newest goes first: then some callers are answered in time instead of none.
+
+    Senders who stall hold up nobody for long: when others wait and no body has been completed for `patience_s`,
+    those who had at least that long give way and are told to come again.
     """
 
     def __init__(self, slots: int, *, patience_s: float = PATIENCE_S) -> None:
         self._free = slots
         self._patience_s = patience_s
-        self._waiting: list[asyncio.Future[None]] = []
+        self._completed_at = time.monotonic()
+        self._waiting: deque[tuple[float, asyncio.Future[None]]] = deque()
 
     @property
     def waiting(self) -> int:
@@ -47,7 +50,7 @@ class Reads:
 
         Raises:
             BudgetFull: too many wait already.
-            SenderStalled: the body took longer than the patience, and others wait.
+            SenderStalled: the body is late, and others wait.
         """
         await self._enter()
         try:
@@ -57,8 +60,9 @@ class Reads:
             _unattended.add(read)
             read.add_done_callback(_attended)
             while not (await asyncio.wait({read}, timeout=self._patience_s))[0]:
-                if self._waiting:
+                if self._waiting and time.monotonic() - self._completed_at > self._patience_s:
                     raise SenderStalled
+            self._completed_at = time.monotonic()
             return read.result()
         finally:
             self._leave()
@@ -70,19 +74,21 @@ class Reads:
         if len(self._waiting) >= WAITING_MAX:
             raise BudgetFull("too many calls wait to be read")
         turn = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
+        waiting = (time.monotonic(), turn)
+        self._waiting.append(waiting)
         try:
             await turn
         except asyncio.CancelledError:
             if not turn.cancelled():
                 self._leave()  # our turn came while we were leaving
-            elif turn in self._waiting:
-                self._waiting.remove(turn)
+            elif waiting in self._waiting:
+                self._waiting.remove(waiting)
             raise
 
     def _leave(self) -> None:
         while self._waiting:
-            turn = self._waiting.pop()
+            is_slow = time.monotonic() - self._waiting[0][0] > 2 * self._patience_s
+            _, turn = self._waiting.pop() if is_slow else self._waiting.popleft()
             if not turn.done():
                 turn.set_result(None)
                 return

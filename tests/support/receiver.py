@@ -135,6 +135,14 @@ class Receiver:
             if sample.name == name and labels.items() <= sample.labels.items()
         )
 
+    async def idle(self, seconds: float = 10) -> None:
+        """Wait until nothing is in flight any more: whatever a request took, it gave back."""
+
+        async def is_idle() -> bool:
+            return await self.metric("receiver_inflight_bytes") == 0
+
+        await until(is_idle, seconds, "no bytes in flight")
+
     def _get(self, path: str) -> tuple[int, str]:
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}{path}", timeout=5) as answer:

@@ -46,19 +46,31 @@ async def test_no_more_bodies_arrive_than_there_are_slots() -> None:
     assert reads.waiting == 0
 
 
-async def test_the_newest_caller_goes_first() -> None:
-    """Stalled senders queue up; whoever comes with a body in hand must not wait for each of them."""
-    reads = Reads(1, patience_s=60)
-    (first, call), (second, _), (third, _) = calls = started(reads, 3)
+async def order_of(reads: Reads, *, wait_s: float) -> list[int]:
+    """In which order three callers are read who came while a fourth held the only slot for this long."""
+    calls = started(reads, 4)
     await rounds()
-    first.arrival.set_result("body")
-    await call
-    await rounds()
-    assert (second.is_asked, third.is_asked) == (False, True)
-    for body, task in calls[1:]:
-        task.cancel()
-        body.arrival.cancel()
-    await rounds()
+    await asyncio.sleep(wait_s)
+    order = []
+    for _ in range(4):
+        (now,) = [index for index, (body, _) in enumerate(calls) if body.is_asked and not body.arrival.done()]
+        order.append(now)
+        calls[now][0].arrival.set_result("body")
+        await rounds()
+    await asyncio.gather(*(call for _, call in calls))
+    return order
+
+
+async def test_callers_are_read_in_the_order_they_came() -> None:
+    """What came first has had the most time to arrive."""
+    assert await order_of(Reads(1, patience_s=60), wait_s=0) == [0, 1, 2, 3]
+
+
+async def test_in_a_slow_queue_the_newest_goes_first() -> None:
+    """Behind stalled senders, or under more load than there is room for, the oldest are lost anyway."""
+    reads = Reads(1, patience_s=0.05)
+    reads._completed_at = float("inf")  # nobody gives way here
+    assert await order_of(reads, wait_s=0.15) == [0, 3, 2, 1]
 
 
 async def test_a_stalled_sender_gives_way_to_those_who_wait() -> None:
