@@ -13,10 +13,11 @@ import uvloop
 from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import KafkaError
 
-from consumer import metrics
+from consumer import metrics, suppressions
 from consumer.dead_letters import Breaker
 from consumer.ledger import Ledger
 from consumer.pipeline import Pipeline, Share
+from consumer.positions import peek_with
 from consumer.settings import ConsumerSettings
 from consumer.watch import Watch
 from consumer.writer import Writer
@@ -96,6 +97,8 @@ async def _consume(settings: ConsumerSettings, state: probes.Health, stop: async
     if consumer is None:
         return
     ledger = Ledger(settings.kafka_topic)
+    erasures = suppressions.Topic(settings)
+    breaker = Breaker(max_ratio=settings.dead_letter_max_ratio, window=settings.dead_letter_window)
     pipelines = [
         Pipeline(
             consumer=consumer,
@@ -105,8 +108,11 @@ async def _consume(settings: ConsumerSettings, state: probes.Health, stop: async
                 database_url=settings.database_url,
                 application_name="telemetry-consumer",
                 ledger=ledger,
-                breaker=Breaker(max_ratio=settings.dead_letter_max_ratio, window=settings.dead_letter_window),
+                breaker=breaker,
+                retention_days=settings.retention_days,
             ),
+            suppressions=erasures,
+            peek=peek_with(settings),
             health=state,
             batch_rows=settings.consumer_batch_rows,
             linger_ms=settings.consumer_linger_ms,
@@ -134,6 +140,7 @@ async def _consume(settings: ConsumerSettings, state: probes.Health, stop: async
     finally:
         for pipeline in pipelines:
             await pipeline.close()
+        await erasures.close()
         if not await lifecycle.ended(consumer.stop(), STOP_TIMEOUT_S):
             log.warning("group_left_uncleanly")
 

@@ -28,10 +28,10 @@ class DeadLetter:
         return self.record.partition, self.record.offset
 
 
-async def known_places(connection: Connection, topic_id: UUID, letters: Sequence[DeadLetter]) -> set[Place]:
-    """Those of the letters that an earlier reading has written already."""
+async def unknown(connection: Connection, topic_id: UUID, letters: Sequence[DeadLetter]) -> dict[Place, DeadLetter]:
+    """Those of the letters that no earlier reading has written, by place."""
     if not letters:
-        return set()
+        return {}
     found = await connection.fetch(
         """
         SELECT partition, "offset" FROM ingest.dead_letters
@@ -43,7 +43,8 @@ async def known_places(connection: Connection, topic_id: UUID, letters: Sequence
         [letter.record.partition for letter in letters],
         [letter.record.offset for letter in letters],
     )
-    return {(row["partition"], row["offset"]) for row in found}
+    known = {(row["partition"], row["offset"]) for row in found}
+    return {letter.place: letter for letter in letters if letter.place not in known}
 
 
 async def insert(connection: Connection, topic_id: UUID, letters: Iterable[DeadLetter]) -> None:
@@ -118,7 +119,12 @@ class Breaker:
         self.is_open = False
 
     def judge(self, are_dead: Sequence[bool]) -> int | None:
-        """The index of the record that would be one dead letter too many; None when all may pass. Changes nothing."""
+        """The index of the record that would be one dead letter too many; None when all may pass.
+
+        Changes nothing. Once open, nothing passes.
+        """
+        if self.is_open:
+            return 0
         if self._is_off or self._dead + sum(are_dead) <= self._dead_max:
             return None
         recent, dead = self._recent.copy(), self._dead

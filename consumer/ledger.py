@@ -31,6 +31,7 @@ class Line:
     topic_id: UUID
     epoch: int
     next_offset: int
+    last_record_hash: bytes | None = None
 
 
 @dataclass(slots=True)
@@ -39,11 +40,14 @@ class Move:
 
     line: Line
     next_offset: int
+    last_record_hash: bytes | None = None  # kept where the topic has no id
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(FATES, 0))
 
-    def settle(self) -> None:
-        """Offsets that held no record were skipped."""
-        self.counts["skipped"] += self.next_offset - self.line.next_offset - sum(self.counts.values())
+    def settle(self) -> int:
+        """Count the offsets that have no other fate as skipped; how many those are."""
+        skipped = self.next_offset - self.line.next_offset - sum(self.counts.values())
+        self.counts["skipped"] += skipped
+        return skipped
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +61,7 @@ class Ledger:
         """The lines that exist, by partition."""
         found = await connection.fetch(
             """
-            SELECT partition, topic_id, epoch, next_offset FROM ingest.partition_offsets
+            SELECT partition, topic_id, epoch, next_offset, last_record_hash FROM ingest.partition_offsets
             WHERE generation = $1 AND topic = $2 AND partition = ANY($3::int[])
             """,
             self.generation,
@@ -117,9 +121,10 @@ class Ledger:
         status = await connection.execute(
             f"""
             UPDATE ingest.partition_offsets AS line
-            SET next_offset = move.next_offset, {", ".join(f"{fate} = line.{fate} + move.{fate}" for fate in FATES)}
-            FROM unnest($3::int[], $4::bigint[], $5::bigint[], $6::bigint[], {_COUNT_ARRAYS})
-                AS move (partition, epoch, from_offset, next_offset, {", ".join(FATES)})
+            SET next_offset = move.next_offset, last_record_hash = move.last_record_hash,
+                {", ".join(f"{fate} = line.{fate} + move.{fate}" for fate in FATES)}
+            FROM unnest($3::int[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bytea[], {_COUNT_ARRAYS})
+                AS move (partition, epoch, from_offset, next_offset, last_record_hash, {", ".join(FATES)})
             WHERE line.generation = $1 AND line.topic = $2 AND line.partition = move.partition
                 AND line.epoch = move.epoch AND line.next_offset = move.from_offset
             """,  # noqa: S608  FATES are our own column names
@@ -129,10 +134,22 @@ class Ledger:
             [move.line.epoch for move in settled],
             [move.line.next_offset for move in settled],
             [move.next_offset for move in settled],
+            [move.last_record_hash for move in settled],
             *([move.counts[fate] for move in settled] for fate in FATES),
         )
         if int(status.rpartition(" ")[2]) < len(settled):
             raise Fenced("the ledger has moved")
+
+    async def identify(self, connection: Connection, topic_id: UUID) -> None:
+        """Give lines and dead letters that were written while the broker had no ids the topic's real one."""
+        async with connection.transaction():
+            for table in ("partition_offsets", "dead_letters"):
+                await connection.execute(
+                    f"UPDATE ingest.{table} SET topic_id = $1 WHERE topic = $2 AND topic_id = $3",  # noqa: S608  our own names
+                    topic_id,
+                    self.topic,
+                    UUID(int=0),
+                )
 
     async def pass_gap(self, connection: Connection, line: Line, first_offset: int, reason: str) -> None:
         """Move a line over offsets that the topic no longer has, and write down which.
@@ -158,4 +175,4 @@ class Ledger:
             )
 
 
-_COUNT_ARRAYS = ", ".join(f"${7 + position}::bigint[]" for position in range(len(FATES)))
+_COUNT_ARRAYS = ", ".join(f"${8 + position}::bigint[]" for position in range(len(FATES)))

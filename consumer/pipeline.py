@@ -7,15 +7,18 @@ again at the ledger, so there is one way back and no state to mend.
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.errors import IllegalStateError, NoOffsetForPartitionError, OffsetOutOfRangeError
 
 from consumer import metrics, positions
+from consumer.batch import Batch, Decoded, Written, decoded
 from consumer.ledger import Fenced, Ledger, Line
-from consumer.writer import Batch, Decoded, Writer, Written, decoded
+from consumer.suppressions import Topic as SuppressionsTopic
+from consumer.suppressions import adopt
+from consumer.writer import Writer
 from shared.broker import KAFKA_ERRORS, RebalanceCount
 from shared.errors import BrokerUnavailable, DatabaseUnavailable, Transient, WrongTopic
 from shared.lifecycle import backoff_s, ended, wait_for
@@ -53,6 +56,8 @@ class Pipeline:
         rebalances: RebalanceCount,
         ledger: Ledger,
         writer: Writer,
+        suppressions: SuppressionsTopic,
+        peek: positions.Peek,
         health: Health,
         batch_rows: int,
         linger_ms: int,
@@ -62,6 +67,8 @@ class Pipeline:
         self._rebalances = rebalances
         self._ledger = ledger
         self._writer = writer
+        self._suppressions = suppressions
+        self._peek = peek
         self._health = health
         self._batch_rows = self._batch_rows_max = batch_rows
         self._linger_s = linger_ms / 1000
@@ -112,11 +119,11 @@ class Pipeline:
         """
         batch = await self._fetch(lines)
         while not stop.is_set():
-            ahead = asyncio.create_task(self._fetch(_after(batch)), name="fetch")
+            ahead = asyncio.create_task(self._fetch(batch.lines_after()), name="fetch")
             try:
                 # Until this returns, everything since the ledger may be redone. After it, the batch is durable.
                 written = await self._write(batch)
-                self._lines |= _after(batch if written.cut_at is None else batch.cut(written.cut_at))
+                self._lines |= (batch if written.cut_at is None else batch.cut(written.cut_at)).lines_after()
                 self._tell_group(written)
                 if written.cut_at is not None:
                     self._stop_at(written)
@@ -140,8 +147,10 @@ class Pipeline:
         if not mine:
             self._lines = {}
             return {}
+        erased = await self._suppressions.read()  # before any write: what was erased stays so
+        await self._writer.using(lambda connection: adopt(connection, erased))
         lines = await self._writer.using(
-            lambda connection: positions.load(self._consumer, self._ledger, connection, mine)
+            lambda connection: positions.load(self._consumer, self._ledger, connection, mine, self._peek)
         )
         self._check_unmoved()
         try:
@@ -255,15 +264,6 @@ class Pipeline:
             await asyncio.wait([self._group_commit], timeout=1)
             self._group_commit.cancel()
         self._writer.close()
-
-
-def _after(batch: Batch) -> dict[int, Line]:
-    """Where the lines will be once the batch is written."""
-    moved = batch.next_offsets()
-    return {
-        partition: replace(line, next_offset=moved.get(partition, line.next_offset))
-        for partition, line in batch.lines.items()
-    }
 
 
 def _measure(batch: Batch, written: Written) -> None:

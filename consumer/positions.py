@@ -1,17 +1,19 @@
 """Where to read from: the ledger's lines, held against the topic as it is now."""
 
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 from uuid import UUID
 
 import structlog
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from asyncpg import Connection
 
 from consumer import metrics
+from consumer.batch import record_hash
 from consumer.ledger import Ledger, Line
-from shared.broker import KAFKA_ERRORS
+from shared.broker import KAFKA_ERRORS, new_consumer
 from shared.errors import BrokerUnavailable, WrongTopic
+from shared.settings import KafkaSettings
 from shared.topic_identity import NO_TOPIC_ID, topic_id
 
 log = structlog.get_logger("consumer.positions")
@@ -35,8 +37,32 @@ async def identity_of(consumer: AIOKafkaConsumer, topic: str) -> UUID:
     return identity
 
 
+Peek = Callable[[TopicPartition, int], Awaitable[ConsumerRecord | None]]
+
+
+def peek_with(settings: KafkaSettings) -> Peek:
+    """A way to read the one record at an offset; it gives None when that is gone. Raises BrokerUnavailable."""
+
+    async def peek(place: TopicPartition, offset: int) -> ConsumerRecord | None:
+        consumer = new_consumer(settings, group=None)
+        try:
+            await consumer.start()
+            consumer.assign([place])
+            if (await consumer.beginning_offsets([place]))[place] > offset:
+                return None
+            consumer.seek(place, offset)
+            found = await consumer.getmany(place, timeout_ms=3_000, max_records=1)
+            return next((record for record in found.get(place, []) if record.offset == offset), None)
+        except KAFKA_ERRORS as error:
+            raise BrokerUnavailable(f"record: {type(error).__name__}") from error
+        finally:
+            await consumer.stop()
+
+    return peek
+
+
 async def load(
-    consumer: AIOKafkaConsumer, ledger: Ledger, connection: Connection, partitions: Iterable[int]
+    consumer: AIOKafkaConsumer, ledger: Ledger, connection: Connection, partitions: Iterable[int], peek: Peek
 ) -> dict[int, Line]:
     """The lines of the partitions, checked; begun at the topic's first offset where there is none.
 
@@ -56,7 +82,10 @@ async def load(
         await ledger.begin(connection, identity, await _offsets(consumer.beginning_offsets, ledger.topic, missing))
         lines |= await ledger.load(connection, missing)
     for line in lines.values():
-        _check_identity(line, identity, ledger.topic)
+        await _check_identity(line, identity, ledger.topic, peek)
+    if identity != NO_TOPIC_ID and any(line.topic_id == NO_TOPIC_ID for line in lines.values()):
+        await ledger.identify(connection, identity)
+        lines = await ledger.load(connection, wanted)
     first = await _offsets(consumer.beginning_offsets, ledger.topic, wanted)
     for line in list(lines.values()):
         if line.next_offset < first[line.partition]:
@@ -69,12 +98,22 @@ async def load(
     return lines
 
 
-def _check_identity(line: Line, identity: UUID, topic: str) -> None:
-    if NO_TOPIC_ID not in (line.topic_id, identity) and line.topic_id != identity:
+async def _check_identity(line: Line, identity: UUID, topic: str, peek: Peek) -> None:
+    """By the broker's id of the topic; where one side has none, by the last record that was settled."""
+    if line.topic_id == identity != NO_TOPIC_ID:
+        return
+    if NO_TOPIC_ID not in (line.topic_id, identity):
         raise WrongTopic(
-            f"topic {topic} was recreated: the ledger knows {line.topic_id}, the broker has {identity}. If that was "
-            "meant, adopt it with `consumer rewind --to-start --accept-new-topic`"
+            f"topic {topic} was recreated: the ledger knows {line.topic_id}, the broker {identity}. {_ADOPT}"
         )
+    if line.last_record_hash is None:
+        return
+    last = await peek(TopicPartition(topic, line.partition), line.next_offset - 1)
+    if last is not None and record_hash(last) != line.last_record_hash:
+        raise WrongTopic(f"topic {topic} was recreated: another record stands before the ledger's position. {_ADOPT}")
+
+
+_ADOPT = "If that was meant, adopt it with `consumer rewind --to-start --accept-new-topic`"
 
 
 async def _check_ends(consumer: AIOKafkaConsumer, ledger: Ledger, lines: dict[int, Line]) -> None:

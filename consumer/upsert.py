@@ -1,0 +1,88 @@
+"""rows -> a table, set by set: copied into a temporary table, and from there inserted or updated.
+
+Sorted by key, or concurrent writers deadlock. Guarded, so that a replay writes next to no WAL.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import asyncpg
+from sqlalchemy import Table
+
+from consumer.batch import Decoded, Written
+from consumer.database import DATABASE_ERRORS, ENCODER_ERRORS, Fate, fate_of
+from consumer.dead_letters import DeadLetter
+from consumer.tables import ANALYTICS_TABLES
+
+
+class Upsert:
+    """The statements for the tables of one schema: `public`, or that of a rebuild."""
+
+    def __init__(self, schema: str) -> None:
+        self._sql = {name: _upsert_sql(schema, table) for name, table in ANALYTICS_TABLES.items()}
+
+    async def store(
+        self,
+        connection: asyncpg.Connection,
+        table: str,
+        rows: Sequence[Decoded],
+        written: Written,
+        *,
+        is_part: bool = False,
+    ) -> list[DeadLetter]:
+        """Upsert the rows; halve and try again when the database refuses one, until those it refuses stand alone.
+
+        The halves keep their order, so of two versions of one row the later still wins. Gives what was refused.
+        """
+        try:
+            async with connection.transaction():  # a savepoint
+                if is_part:
+                    await connection.execute(f"DELETE FROM stage_{table}")  # noqa: S608  our own table name
+                new_rows = await self._upsert(connection, table, rows)
+        except (*DATABASE_ERRORS, *ENCODER_ERRORS) as error:
+            if fate_of(error) is not Fate.POISON:
+                raise
+            if len(rows) == 1:
+                return [DeadLetter(rows[0].record, "database_refused")]
+            middle = len(rows) // 2
+            refused = await self.store(connection, table, rows[:middle], written, is_part=True)
+            return refused + await self.store(connection, table, rows[middle:], written, is_part=True)
+        for partition, records in Counter(decoded.record.partition for decoded in rows).items():
+            written.count("stored", table, partition, new_rows[partition])
+            written.count("duplicates", table, partition, records - new_rows[partition])
+        return []
+
+    async def _upsert(self, connection: asyncpg.Connection, table: str, rows: Sequence[Decoded]) -> Counter[int]:
+        """How many rows are new, by partition. Of two versions of a row in `rows` the later one is written."""
+        latest = {decoded.row[0]: (*decoded.row, decoded.record.partition) for decoded in rows}
+        await connection.copy_records_to_table(f"stage_{table}", records=latest.values())
+        found = await connection.fetch(self._sql[table])
+        return Counter({row["kafka_partition"]: row["count"] for row in found})
+
+
+async def make_stages(connection: asyncpg.Connection) -> None:
+    """A connection's own temporary copy of each table's columns, empty again after every commit."""
+    for name in ANALYTICS_TABLES:
+        await connection.execute(
+            f"""
+            CREATE TEMPORARY TABLE IF NOT EXISTS stage_{name} (LIKE public.{name}, kafka_partition int)
+            ON COMMIT DELETE ROWS
+            """
+        )
+
+
+def _upsert_sql(schema: str, table: Table) -> str:
+    """New rows by partition. xmax is 0 only in a row version that this statement inserted rather than updated."""
+    columns = [column.name for column in table.columns]
+    values = columns[1:]
+    return f"""
+        WITH written AS (
+            INSERT INTO {schema}.{table.name} AS live ({", ".join(columns)})
+            SELECT {", ".join(columns)} FROM stage_{table.name} ORDER BY id
+            ON CONFLICT (id) DO UPDATE SET {", ".join(f"{name} = EXCLUDED.{name}" for name in values)}
+            WHERE ({", ".join(f"live.{name}" for name in values)})
+                IS DISTINCT FROM ({", ".join(f"EXCLUDED.{name}" for name in values)})
+            RETURNING id, xmax = 0 AS is_new
+        )
+        SELECT kafka_partition, count(*) FROM stage_{table.name} JOIN written USING (id) WHERE is_new GROUP BY 1
+    """  # noqa: S608  schema, table and column names are our own
