@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 LOCK := deploy/lock
 
-.PHONY: help setup run stack check test test-long lock clean
+.PHONY: help setup run stack check test test-long chaos lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -34,6 +34,11 @@ test: check  ## everything, against a real Kafka and a real Postgres
 
 test-long: setup  ## the long forms of the fault tests
 	$(BIN)/pytest -q -m long tests
+
+MINUTES ?= 10
+SEED ?= 1
+chaos: setup  ## random faults under load for MINUTES, with SEED, and the figure
+	$(BIN)/python tests/faults/chaos.py --minutes $(MINUTES) --seed $(SEED)
 
 lock: setup  ## pin every dependency anew, with hashes and no addresses
 	$(BIN)/pip-compile --quiet --upgrade --strip-extras --allow-unsafe --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --no-annotate -o $(LOCK)/runtime.txt pyproject.toml

@@ -1,0 +1,17 @@
+"""The short form of `make chaos`: one fault of each kind, under load, and not an event missing or doubled."""
+
+from pathlib import Path
+
+from chaos import ON_THEIR_WAY_MIN, chaos
+
+
+async def test_a_fault_of_each_kind_under_load_loses_and_doubles_nothing(folder: Path) -> None:
+    """What is promised for one fault must hold for one after another; `make chaos` is the long form."""
+    own = folder / "chaos"
+    own.mkdir(mode=0o755)
+    figures = await chaos(own, seconds=0, seed=7, at_least_each=1, rate=800)
+    assert figures.faults.total() >= 16
+    assert figures.least_on_their_way >= ON_THEIR_WAY_MIN
+    assert figures.acknowledged > 5_000
+    assert (figures.missing, figures.doubled, figures.wrong, figures.dead_letters, figures.unbalanced) == (0,) * 5
+    assert max(figures.rss_mib.values()) < 400
