@@ -6,12 +6,13 @@ counts. Whatever else is there decides, even when its type is of no use.
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from receiver.otlp import AnyValue, KeyValue, ValueKind
 
 AttributeMap = Mapping[bytes, AnyValue]
 Keys = tuple[bytes, ...]
+Origin = Literal["span", "resource"]
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
@@ -19,19 +20,23 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 class Notes:
     """What was done to one span's values. An event keeps the cuts; `explain` keeps all of it, in a subclass.
 
-    A place is a column, or `event_metadata.<key>`. Names and rules are fit to be shown, values are not here.
+    A place is a column, or `event_metadata.<key>`; it is fit to be shown, a key may not be.
     """
 
-    __slots__ = ("cuts",)
+    __slots__ = ("cuts", "own_ids")
 
     def __init__(self) -> None:
         self.cuts: set[str] = set()
+        self.own_ids: Mapping[str, str] = {}  # the span's raw ids and their hashes
 
     def cut(self, place: str, rule: str) -> None:  # noqa: ARG002  for explain
         self.cuts.add(place)
 
-    def source(self, column: str, origin: str) -> None:
-        """`column` was read from `origin`."""
+    def source(self, column: str, origin: str, key: bytes = b"") -> None:
+        """The column came from there: the span, its resource, a setting."""
+
+    def kept(self, name: str, origin: Origin, key: bytes) -> None:
+        """The attribute is in event_metadata under `name`."""
 
     def dropped(self, key: bytes, rule: str) -> None:
         """The attribute, or key of a map, was left out."""
@@ -55,15 +60,17 @@ class Attributes(NamedTuple):
     resource: AttributeMap
     notes: Notes
 
-    def first(self, keys: Keys, column: str = "") -> Found | None:
-        """The first of `keys` that is present; noted as the source of `column` where one is given."""
+    def first(self, keys: Keys, column: str) -> Found | None:
+        """The first of `keys` that is present, noted as the source of `column`."""
         for key in keys:
-            for origin, attributes in (("span", self.span), ("resource", self.resource)):
-                value = attributes.get(key)
-                if value is not None and (kind := kind_of(value)):
-                    if column:
-                        self.notes.source(column, f"{origin} {key.decode()}")
-                    return Found(key, kind, value)
+            value = self.span.get(key)
+            if value is not None and (kind := kind_of(value)):
+                self.notes.source(column, "span", key)
+                return Found(key, kind, value)
+            value = self.resource.get(key)
+            if value is not None and (kind := kind_of(value)):
+                self.notes.source(column, "resource", key)
+                return Found(key, kind, value)
         return None
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 from urllib.parse import unquote
 
 from receiver.memo import remembered
-from receiver.privacy import is_address, secret_in
+from receiver.privacy import JUDGED_CHARS_MAX, is_address, secret_in
 
 ID = "{id}"
 COLUMN_CHARS = 255
@@ -35,7 +35,7 @@ def endpoint_of(text: str, form: Form, *, own_ids: Collection[str]) -> str:
 
     `own_ids` are the span's raw user and organization id.
     """
-    path = path_of(text, form)
+    path = path_of(text[:JUDGED_CHARS_MAX], form)
     if "%" in path or any(own_id in path for own_id in own_ids):
         return _template(path, own_ids)
     return _template_of_any(path)
@@ -63,13 +63,15 @@ _ORIGIN = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*+://|//)?+[^/?#]*+")
 _ROUTE_QUERY = re.compile(r"\?[\w.~%\[\]-]++=")
 
 
-def _template(path: str, own_ids: Collection[str] = ()) -> str:
+def _template(path: str, own_ids: Collection[str]) -> str:
     # Each segment brings its slash, so what follows the 256th is beyond the column.
     segments = path.split("/", COLUMN_CHARS + 1)[: COLUMN_CHARS + 1]
     return "/".join([_segment_template(segment.partition(";")[0], own_ids) for segment in segments])
 
 
-_template_of_any = remembered(entries=8192, length_max=256)(_template)
+@remembered(entries=8192, length_max=256)
+def _template_of_any(path: str) -> str:
+    return _template(path, ())
 
 
 def _segment_template(segment: str, own_ids: Collection[str]) -> str:
@@ -106,7 +108,7 @@ def _is_mixed(plain: str) -> bool:
 
 def _is_address(plain: str) -> bool:
     bare = plain.removeprefix("[").removesuffix("]")
-    return len(bare) <= 45 and (is_address(bare, IPv4Address) or is_address(bare, IPv6Address))
+    return is_address(bare, IPv4Address) or is_address(bare, IPv6Address)
 
 
 _HEX_OR_UUID = re.compile(r"[0-9A-Fa-f]{16,}|[0-9A-Fa-f]{8}-?(?:[0-9A-Fa-f]{4}-?){3}[0-9A-Fa-f]{12}")

@@ -1,27 +1,31 @@
 """Memory of pure functions, bounded in entries and in the length of what is remembered. Pure."""
 
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Hashable, Sized
 from functools import lru_cache, wraps
-from typing import Concatenate, ParamSpec, TypeVar, cast
+from typing import Protocol, TypeVar, TypeVarTuple, cast
 
-Text = TypeVar("Text", bound=Sized)
-More = ParamSpec("More")
+
+class Text(Hashable, Sized, Protocol):
+    """str or bytes."""
+
+
+T = TypeVar("T", bound=Text)
+More = TypeVarTuple("More")
 Answer = TypeVar("Answer")
 
 
 def remembered(
     *, entries: int, length_max: int
-) -> Callable[[Callable[Concatenate[Text, More], Answer]], Callable[Concatenate[Text, More], Answer]]:
+) -> Callable[[Callable[[T, *More], Answer]], Callable[[T, *More], Answer]]:
     """Remembers answers for texts of up to `length_max`; longer ones seldom repeat and could fill the memory."""
 
-    def decorate(
-        function: Callable[Concatenate[Text, More], Answer],
-    ) -> Callable[Concatenate[Text, More], Answer]:
-        known = cast("Callable[Concatenate[Text, More], Answer]", lru_cache(entries)(function))
+    def decorate(function: Callable[[T, *More], Answer]) -> Callable[[T, *More], Answer]:
+        known = cast("Callable[[T, *More], Answer]", lru_cache(entries)(function))
 
-        def answer(text: Text, *more: More.args, **named: More.kwargs) -> Answer:
-            return (function if len(text) > length_max else known)(text, *more, **named)
+        @wraps(function)
+        def answer(text: T, *more: *More) -> Answer:
+            return (known if len(text) <= length_max else function)(text, *more)
 
-        return cast("Callable[Concatenate[Text, More], Answer]", wraps(function)(answer))
+        return answer
 
     return decorate

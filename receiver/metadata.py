@@ -2,17 +2,17 @@
 
 import math
 from base64 import b64encode
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fnmatch import translate as glob_pattern
 from re import compile as compiled
 from typing import Any, NamedTuple
 
 import orjson
 
-from receiver.attributes import AttributeMap, Notes, decoded, kind_of, without_nul
+from receiver.attributes import AttributeMap, Notes, Origin, decoded, kind_of, without_nul
 from receiver.memo import remembered
 from receiver.otlp import AnyValue, KeyValue, ValueKind
-from receiver.privacy import Key, clean, read_key
+from receiver.privacy import JUDGED_CHARS_MAX, Cleaned, Key, clean, read_key
 
 Json = str | int | float | bool | list["Json"] | dict[str, "Json"] | None
 
@@ -22,6 +22,12 @@ TEXT_CHARS_MAX = 1024
 DEPTH_MAX = 4
 JSON_BYTES_MAX = 64 * 1024
 CUTS_MAX = 64
+# Work on one span, in characters judged, for at most about 50 ms. Past the half of it only the head of a text
+# is judged (a secret that shows in the 1,024 that are stored shows itself there), past all of it nothing is kept.
+_WORK_MAX = 512 * 1024
+_HEAD_CHARS = 2 * TEXT_CHARS_MAX
+_TEXT_WORK = 32  # beside its characters
+_KEY_WORK = 128
 CUT = "[cut]"
 # A byte on the wire becomes at most 6 of JSON (a control character); `[redacted]` for a short secret, `null`
 # and quotes are below that. Attributes shorter than this cannot reach JSON_BYTES_MAX.
@@ -60,66 +66,55 @@ def allow_list(patterns: Sequence[str]) -> AllowList:
 class Candidate(NamedTuple):
     """An allowed attribute, before anyone looked into its value."""
 
+    origin: Origin
     raw_key: bytes
     named: Named
     kind: ValueKind
     value: AnyValue
 
 
-def candidates(attributes: AttributeMap, allowed: AllowList, notes: Notes | None = None) -> list[Candidate]:
+def candidates(attributes: AttributeMap, origin: Origin, allowed: AllowList, notes: Notes) -> list[Candidate]:
     found = []
     for raw_key, value in attributes.items():
         named = allowed(raw_key)
         if named is None:
-            if notes is not None:
-                notes.dropped(raw_key, "not_allowed")
+            notes.dropped(raw_key, "not_allowed")
         elif kind := kind_of(value):
-            found.append(Candidate(raw_key, named, kind, value))
+            found.append(Candidate(origin, raw_key, named, kind, value))
     return found
 
 
 def event_metadata(
-    of_span: list[Candidate],
-    of_resource: list[Candidate],
-    *,
-    own_ids: Mapping[str, str],
-    notes: Notes,
-    is_small: bool,
+    of_span: list[Candidate], of_resource: list[Candidate], *, notes: Notes, is_small: bool
 ) -> dict[str, Any]:
     """The map to store, with what was cut, columns included, named in `_truncated`.
 
-    `own_ids` holds the span's raw user and organization id with their hashes. `is_small` says that the
-    attributes have at most SAFE_WIRE_BYTES, so that the map need not be measured.
+    `is_small` says that the attributes have at most SAFE_WIRE_BYTES, so that the map need not be measured.
     """
-    walk = _Walk(own_ids, notes)
     metadata: dict[str, Json] = {}
     json_bytes = 2  # {}
-    chosen = _without_collisions(of_span, of_resource, notes)
     is_full = False
-    for candidate in chosen:
+    walk = _Walk(notes)
+    for candidate in _without_collisions(of_span, of_resource, notes):
         key = candidate.named.key
         if _is_dropped(key, candidate.kind):
             notes.dropped(candidate.raw_key, "secret_key")
             continue
-        name = own_ids.get(key.shown, key.shown)
-        place = f"event_metadata.{name}"
+        name = notes.own_ids.get(key.shown, key.shown)
+        walk.name = name
         if is_full or len(metadata) >= KEYS_MAX:
-            notes.cut(place, "size" if is_full else "keys")
+            walk.cut("size" if is_full else "keys")
             continue
-        if key.is_cut:
-            notes.cut(place, "key_length")
-        if key.rule:
-            notes.redacted(place, key.rule)
-        walk.place = place
+        walk.key(key)
         value = walk.value(candidate.kind, candidate.value, key, depth=1)
         if not is_small:
             json_bytes += len(orjson.dumps({name: value})) - 1  # a comma for the two braces
             if json_bytes > JSON_BYTES_MAX:
                 is_full = True
-                notes.cut(place, "size")
+                walk.cut("size")
                 continue
         metadata[name] = value
-        notes.source(place, decoded(candidate.raw_key))
+        notes.kept(name, candidate.origin, candidate.raw_key)
     if notes.cuts:
         metadata["_truncated"] = list[Json](sorted(notes.cuts)[:CUTS_MAX])
     return metadata
@@ -139,6 +134,18 @@ def _without_collisions(of_span: list[Candidate], of_resource: list[Candidate], 
     return iter(chosen.values())
 
 
+def _number(kind: ValueKind | None, value: AnyValue) -> Json:
+    match kind:
+        case "int_value":
+            return value.int_value
+        case "bool_value":
+            return value.bool_value
+        case "double_value" if math.isfinite(value.double_value):
+            return value.double_value
+        case _:
+            return None
+
+
 def _is_dropped(key: Key, kind: ValueKind | None) -> bool:
     if not key.is_secret or kind == "bool_value":
         return False
@@ -146,85 +153,111 @@ def _is_dropped(key: Key, kind: ValueKind | None) -> bool:
 
 
 class _Walk:
-    """Down one value: typed JSON of it, secrets out, bounds kept, what was cut noted under `place`."""
+    """Down one attribute: typed JSON of it, secrets out, bounds kept, and notes of what was done."""
 
-    __slots__ = ("notes", "own_ids", "place")
+    __slots__ = ("_notes", "_own_ids", "_room", "_work", "name")
 
-    def __init__(self, own_ids: Mapping[str, str], notes: Notes) -> None:
-        self.own_ids = own_ids
-        self.notes = notes
-        self.place = ""
+    def __init__(self, notes: Notes) -> None:
+        self.name = ""
+        self._notes = notes
+        self._own_ids = notes.own_ids
+        self._room = JSON_BYTES_MAX  # without it, this attribute will fall out anyway
+        self._work = _WORK_MAX
 
-    def value(self, kind: ValueKind | None, value: AnyValue, key: Key, *, depth: int) -> Json:  # noqa: PLR0911
+    def cut(self, rule: str) -> None:
+        self._notes.cut(f"event_metadata.{self.name}", rule)
+
+    def redacted(self, rule: str) -> None:
+        self._notes.redacted(f"event_metadata.{self.name}", rule)
+
+    def key(self, key: Key) -> None:
+        if key.is_cut:
+            self.cut("key_length")
+        if key.rule:
+            self.redacted(key.rule)
+
+    def value(self, kind: ValueKind | None, value: AnyValue, key: Key, *, depth: int) -> Json:
+        self._room -= 2  # a value and its comma
+        if self._room < 0 or self._work < 0:
+            self.cut("size")
+            return CUT
         match kind:
             case "string_value":
-                return self._text(decoded(value.string_value), key)
-            case "int_value":
-                return value.int_value
-            case "bool_value":
-                return value.bool_value
-            case "double_value":
-                return value.double_value if math.isfinite(value.double_value) else None
+                return self._text(value.string_value, key)
             case "bytes_value":
                 return self._bytes(value.bytes_value, key)
             case "array_value" | "kvlist_value" if depth > DEPTH_MAX:
-                self.notes.cut(self.place, "depth")
+                self.cut("depth")
                 return CUT
             case "array_value":
                 return self._array(value.array_value.values, key, depth)
             case "kvlist_value":
                 return self._map(value.kvlist_value.values, depth)
-            case None:
-                return None
+            case _:
+                return _number(kind, value)
 
-    def _text(self, text: str, key: Key) -> str:
-        if self.own_ids and text in self.own_ids:
-            self.notes.redacted(self.place, "own_id")
-            return self.own_ids[text]
-        cleaned = clean(text, key.addresses)
-        if cleaned.lost_query:
-            self.notes.cut(self.place, "query")
-        if cleaned.rule:
-            self.notes.redacted(self.place, cleaned.rule)
-        return self._bounded(without_nul(cleaned.text))
+    def _text(self, raw: bytes, key: Key) -> str:
+        text = self._judgeable(raw)
+        return self._own_hash(text) or self._bounded(self._noted(clean(text, key.addresses)))
 
     def _bytes(self, raw: bytes, key: Key) -> str:
-        """Base64, unless the bytes say something that a text may not say."""
-        text = decoded(raw)
+        """Base64, unless the bytes say what a text may not say."""
+        text = self._judgeable(raw)
         cleaned = clean(text, key.addresses)
-        if text in self.own_ids or cleaned.rule or cleaned.lost_query:
-            return self._text(text, key)
-        return self._bounded(b64encode(raw).decode())
+        if cleaned.rule or cleaned.lost_query:
+            return self._bounded(self._noted(cleaned))
+        return self._own_hash(text) or self._bounded(b64encode(raw[:TEXT_CHARS_MAX]).decode())
+
+    def _judgeable(self, raw: bytes) -> str:
+        chars_max = JUDGED_CHARS_MAX if self._work > _WORK_MAX // 2 else _HEAD_CHARS
+        text = decoded(raw[: 4 * chars_max])[:chars_max]
+        self._work -= len(text) + _TEXT_WORK
+        return text
+
+    def _own_hash(self, text: str) -> str | None:
+        hashed = self._own_ids.get(text)
+        if hashed is not None:
+            self.redacted("own_id")
+        return hashed
+
+    def _noted(self, cleaned: Cleaned) -> str:
+        if cleaned.lost_query:
+            self.cut("query")
+        if cleaned.rule:
+            self.redacted(cleaned.rule)
+        return without_nul(cleaned.text)
 
     def _bounded(self, text: str) -> str:
-        if len(text) <= TEXT_CHARS_MAX:
-            return text
-        self.notes.cut(self.place, "length")
-        return text[:TEXT_CHARS_MAX]
+        if len(text) > TEXT_CHARS_MAX:
+            self.cut("length")
+            text = text[:TEXT_CHARS_MAX]
+        self._room -= len(text)
+        return text
 
     def _array(self, values: Sequence[AnyValue], key: Key, depth: int) -> list[Json]:
         if len(values) > ELEMENTS_MAX:
-            self.notes.cut(self.place, "elements")
+            self.cut("elements")
         return [self.value(value.WhichOneof("value"), value, key, depth=depth + 1) for value in values[:ELEMENTS_MAX]]
 
     def _map(self, pairs: Sequence[KeyValue], depth: int) -> dict[str, Json]:
         found: dict[str, Json] = {}
         for pair in pairs:
+            self._work -= len(pair.key) + _KEY_WORK
+            if self._work < 0:
+                self.cut("size")
+                break
             key = read_key(pair.key)
             kind = pair.value.WhichOneof("value")
             if _is_dropped(key, kind):
-                self.notes.dropped(pair.key, "secret_key")
+                self._notes.dropped(pair.key, "secret_key")
                 continue
-            name = self.own_ids.get(key.shown, key.shown)
+            name = self._own_ids.get(key.shown, key.shown)
             if name in found:
-                self.notes.dropped(pair.key, "collision")
+                self._notes.dropped(pair.key, "collision")
                 continue
             if len(found) >= KEYS_MAX:
-                self.notes.cut(self.place, "keys")
+                self.cut("keys")
                 break
-            if key.is_cut:
-                self.notes.cut(self.place, "key_length")
-            if key.rule:
-                self.notes.redacted(self.place, key.rule)
+            self.key(key)
             found[name] = self.value(kind, pair.value, key, depth=depth + 1)
         return found

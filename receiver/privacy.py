@@ -27,9 +27,11 @@ KEY_CHARS_MAX = 128
 # Texts up to this length are worth remembering: they repeat. 8,192 of them are at most 8 MiB.
 _MEMO_CHARS_MAX = 128
 _MEMO_TEXTS = 8192
-# What is percent-decoded to be judged. No secret that shows in a stored text starts later: the longest
-# stored text has 1,024 characters.
+# Texts are judged up to here, and end here: the longest that is stored has 1,024 characters.
+JUDGED_CHARS_MAX = 65_536
 _UNQUOTED_CHARS_MAX = 16_384
+# Of a key, 128 characters are stored. What is judged beyond them is what a secret needs to show itself.
+_KEY_CHARS_JUDGED = 256
 # Shorter than the shortest card number, and all letters and digits: nothing below can be in it.
 _HARMLESS_CHARS_MAX = 12
 # A text with more near misses than this is taken for a hit; else near misses could be made to cost seconds.
@@ -46,10 +48,13 @@ class Cleaned(NamedTuple):
 
 
 def clean(text: str, addresses: Addresses = "all") -> Cleaned:
-    """The text without a URL's query and fragment, or `[redacted]` when what is left holds a secret."""
+    """The text without a URL's query and fragment, or `[redacted]` when what is left holds a secret.
+
+    Of a text of more than JUDGED_CHARS_MAX the rest is left out, unread.
+    """
     if len(text) <= _HARMLESS_CHARS_MAX and text.isalnum():
         return Cleaned(text, None, lost_query=False)
-    return _clean(text, addresses)
+    return _clean(text[:JUDGED_CHARS_MAX], addresses)
 
 
 @remembered(entries=_MEMO_TEXTS, length_max=_MEMO_CHARS_MAX)
@@ -92,7 +97,7 @@ def _secret_in(text: str, addresses: Addresses) -> SecretRule | None:
 
 
 _USER_INFO = re.compile(r"://[^/\s@]*+@")
-_URL_QUERY = re.compile(r"://[^\s?#]*+[?#]")
+_URL_QUERY = re.compile(r"(?<![^\s?#])(?>[^\s?#]*?://[^\s?#]*+)[?#]")  # once a run, from its start
 _PATH_QUERY = re.compile(r"/[^\s?#]*+\?(?=[\w.~%\[\]-]+=)")
 
 # Literal that must be there, rule, pattern.
@@ -122,6 +127,7 @@ _BEARER = re.compile(r"bearer[\s:=]++(?:[a-z0-9._~+/=-]{6}|[a-z._~+/=-]{0,5}[0-9
 # ---- card numbers
 
 _CARD_MIN, _CARD_MAX = 13, 19
+_CARD_NEAR_MISSES_MAX = 20  # one number in ten adds up by chance
 _CARD_RUN = re.compile(r"(?<![0-9])[0-9](?:[ -]?[0-9]){12}(?:[ -]?[0-9])*+")
 _ISSUERS = re.compile(  # Visa, Mastercard, Amex, Discover, Diners, JCB, UnionPay, Maestro
     r"4|5[1-5]|222[1-9]|22[3-9]|2[3-6]|27[01]|2720|3[47]|6011|64[4-9]|65|30[0-5]|309|36|3[89]"
@@ -131,12 +137,17 @@ _ISSUERS = re.compile(  # Visa, Mastercard, Amex, Discover, Diners, JCB, UnionPa
 
 def _has_card(text: str) -> bool:
     """13 to 19 digits, whole groups of them, that begin and add up like a card number."""
-    starts = 0
+    starts = near_misses = 0
     for run in _CARD_RUN.finditer(text):
         groups = re.split("[ -]", run[0], maxsplit=_CANDIDATES_MAX)
         for start in range(len(groups)):
             starts += 1
-            if starts > _CANDIDATES_MAX or any(map(_is_card, _numbers(groups[start : start + _CARD_MAX]))):
+            if starts > _CANDIDATES_MAX:
+                return True
+            if not _ISSUERS.match("".join(groups[start : start + 4])):
+                continue
+            near_misses += 1
+            if near_misses > _CARD_NEAR_MISSES_MAX or any(map(_luhn, _numbers(groups[start : start + _CARD_MAX]))):
                 return True
     return False
 
@@ -151,10 +162,6 @@ def _numbers(groups: list[str]) -> Iterator[str]:
             yield number
 
 
-def _is_card(number: str) -> bool:
-    return _ISSUERS.match(number) is not None and _luhn(number)
-
-
 def _luhn(number: str) -> bool:
     odd, even = number[-1::-2], number[-2::-2]
     return (sum(map(int, odd)) + sum(sum(divmod(2 * int(digit), 10)) for digit in even)) % 10 == 0
@@ -163,26 +170,25 @@ def _luhn(number: str) -> bool:
 # ---- addresses
 
 _OCTET = r"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
+_ADDRESS_CHARS_MAX = 45
 # A run of its own, though a port or the end of a sentence may follow.
 _IPV4 = re.compile(rf"(?<![\w:.]){_OCTET}(?:\.{_OCTET}){{3}}(?::[0-9]{{1,5}})?[.:]*+(?![\w:.])", re.ASCII)
-_IPV6_RUN = re.compile(r"(?<![\w:.])(?=[0-9A-Fa-f]*+:)[0-9A-Fa-f:.]++(?!\w)")
+# With a digit, and with `::` or six colons: what is left of these are near misses, judged one by one.
+_IPV6_RUN = re.compile(
+    r"(?<![\w:.])(?=[A-Fa-f:.]*+[0-9])(?=[0-9A-Fa-f:.]*?::|(?:[0-9A-Fa-f.]*+:){6})[0-9A-Fa-f:.]++(?!\w)"
+)
 
 
 def _has_ipv6(text: str) -> bool:
-    candidates = 0
-    for run in _IPV6_RUN.finditer(text):
-        address = run[0].rstrip(".") if run[0].endswith(".") else run[0]
-        if address.count(":") < 2 or ("::" not in address and address.count(":") < 6):
-            continue
-        if len(address) > 45 or not any(character.isdigit() for character in address):
-            continue
-        candidates += 1
-        if candidates > _CANDIDATES_MAX or is_address(address, IPv6Address):
+    for seen, run in enumerate(_IPV6_RUN.finditer(text)):
+        if seen >= _CANDIDATES_MAX or is_address(run[0].rstrip("."), IPv6Address):
             return True
     return False
 
 
 def is_address(text: str, version: type[IPv4Address] | type[IPv6Address]) -> bool:
+    if len(text) > _ADDRESS_CHARS_MAX:
+        return False
     try:
         version(text)
     except ValueError:
@@ -225,13 +231,13 @@ class Key(NamedTuple):
 
 @remembered(entries=_MEMO_TEXTS, length_max=_MEMO_CHARS_MAX)
 def read_key(raw: bytes) -> Key:
-    text = without_nul(decoded(raw))
+    text = without_nul(decoded(raw[: 4 * _KEY_CHARS_JUDGED])[:_KEY_CHARS_JUDGED])
     words = words_of(text)
-    rule = clean(text).rule
+    cleaned = clean(text)
     return Key(
-        shown=REDACTED if rule else text[:KEY_CHARS_MAX],
-        rule=rule,
-        is_cut=rule is None and len(text) > KEY_CHARS_MAX,
+        shown=cleaned.text[:KEY_CHARS_MAX],
+        rule=cleaned.rule,
+        is_cut=cleaned.lost_query or len(cleaned.text) > KEY_CHARS_MAX,
         is_secret=_is_secret(words),
         is_measure=not _MEASURE_WORDS.isdisjoint(words),
         addresses="none" if text == "service.version" else "v6" if words[-1:] == ["version"] else "all",

@@ -53,6 +53,7 @@ class Reading:
         self._notes = attributes.notes
         self._id_fault: RejectReason | None = None
         self._own_ids: dict[str, str] = {}  # raw -> hash: where else the span says them, the hash goes
+        self._notes.own_ids = self._own_ids
         self._ids = {
             "user_id": self._id("user_id", USER_KEYS, fault="invalid_user_id"),
             "organization_id": self._id("organization_id", ORGANIZATION_KEYS, fault="invalid_organization_id"),
@@ -61,14 +62,14 @@ class Reading:
 
     def table(self) -> Table | Ignored:
         """The first rule that matches: a category, a feature's name, an HTTP request that was served."""
-        category = self._attributes.first((CATEGORY,))
+        category = self._attributes.first((CATEGORY,), "table")
         if category is not None:
             return _TABLES.get(text_of(category), _UNKNOWN_CATEGORY)
         if not self._rules.infer_events:
             return NOT_PRODUCT_EVENT
-        if self._attributes.first((FEATURE_NAME,)) is not None:
+        if self._attributes.first((FEATURE_NAME,), "table") is not None:
             return "feature_usage"
-        if self._span.kind != otlp.SPAN_KIND_SERVER or self._attributes.first(METHOD_KEYS) is None:
+        if self._span.kind != otlp.SPAN_KIND_SERVER or self._attributes.first(METHOD_KEYS, "table") is None:
             return NOT_PRODUCT_EVENT
         self._endpoint = self._read_endpoint()
         if self._endpoint is not None and self._rules.is_excluded(self._endpoint):
@@ -93,9 +94,8 @@ class Reading:
                 assert_never(table)
         columns["timestamp_us"] = self._timestamp_us()
         columns["event_metadata"] = event_metadata(
-            candidates(self._attributes.span, self._rules.allowed, self._notes),
+            candidates(self._attributes.span, "span", self._rules.allowed, self._notes),
             resource_metadata,
-            own_ids=self._own_ids,
             notes=self._notes,
             is_small=is_small,
         )
@@ -146,7 +146,7 @@ class Reading:
         start_us = self._span.start_time_unix_nano // _NS_PER_US
         if start_us > TIMESTAMP_US_MAX:  # no 64 bits of nanoseconds reach as far, today
             raise Unfit("invalid_timestamp")
-        self._notes.source("timestamp", "start of the span")
+        self._notes.source("timestamp", "start_time_unix_nano")
         return start_us
 
     # ---- columns of one table
@@ -200,7 +200,7 @@ class Reading:
         start_ns, end_ns = self._span.start_time_unix_nano, self._span.end_time_unix_nano
         if end_ns == 0 or end_ns < start_ns:  # 0: the sender did not say
             return None
-        self._notes.source("duration_ms", "end minus start of the span")
+        self._notes.source("duration_ms", "end_time_unix_nano - start_time_unix_nano")
         return (end_ns - start_ns) / _NS_PER_MS
 
     def _feature_usage_columns(self) -> dict[str, Any]:

@@ -58,7 +58,8 @@ def read_resource(raw: bytes, rules: Rules) -> Resource:
             fault = "span_too_large" if len(pairs) > rules.span_attributes_max else None
     except (DecodeError, scan.Truncated):
         fault = "malformed_resource"
-    return Resource(rules.is_marked(raw), len(raw), attributes, candidates(attributes, rules.allowed), fault)
+    metadata = candidates(attributes, "resource", rules.allowed, Notes())
+    return Resource(rules.is_marked(raw), len(raw), attributes, metadata, fault)
 
 
 def translate(span: bytes, resource: Resource, rules: Rules, notes: Notes | None = None) -> Outcome:
