@@ -1,17 +1,19 @@
 """What requests may hold at once: bodies that are still arriving, and memory from then to the acknowledgement.
 
 How large a body is, nobody can know before it is there, so arriving bodies are bounded in number: a caller is
-read when its turn has come. What a request holds after that is counted in bytes.
+read when its turn has come, and keeps its turn until its body is counted. From then on bytes are bounded.
 """
 
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from shared.errors import Transient
+
+T = TypeVar("T")
 
 PATIENCE_S = 0.25
 WAITING_MAX = 1000  # calls that wait for their turn; each holds up to 64 KiB of its body, and 20 KiB besides
@@ -45,27 +47,31 @@ class Reads:
     def waiting(self) -> int:
         return len(self._waiting)
 
-    async def read(self, receive: Callable[[], Any]) -> Any:
-        """What `receive` gives, once it is this caller's turn.
-
-        Raises:
-            BudgetFull: too many wait already.
-            SenderStalled: the body is late, and others wait.
-        """
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Raises BudgetFull when too many wait already."""
         await self._enter()
         try:
-            # grpc.aio 1.85 frees what its core writes into when a read is cancelled, so a read is left to
-            # its own task: it ends with the call.
-            read = asyncio.ensure_future(receive())
-            _unattended.add(read)
-            read.add_done_callback(_attended)
-            while not (await asyncio.wait({read}, timeout=self._patience_s))[0]:
-                if self._waiting and time.monotonic() - self._completed_at > self._patience_s:
-                    raise SenderStalled
-            self._completed_at = time.monotonic()
-            return read.result()
+            yield
         finally:
             self._leave()
+
+    async def read(self, receive: Coroutine[Any, Any, T]) -> T:
+        """What `receive` returns. To be called within one's turn.
+
+        Raises:
+            SenderStalled: the body is late, and others wait.
+        """
+        # grpc.aio 1.85 frees what its core writes into when a read is cancelled, so a read is left to a task
+        # of its own, which ends with the call.
+        read = asyncio.create_task(receive)
+        _unattended.add(read)
+        read.add_done_callback(_attended)
+        while not (await asyncio.wait({read}, timeout=self._patience_s))[0]:
+            if self._waiting and time.monotonic() - self._completed_at > self._patience_s:
+                raise SenderStalled
+        self._completed_at = time.monotonic()
+        return read.result()
 
     async def _enter(self) -> None:
         if self._free:
@@ -95,10 +101,10 @@ class Reads:
         self._free += 1
 
 
-_unattended: set[asyncio.Future[Any]] = set()
+_unattended: set[asyncio.Task[Any]] = set()
 
 
-def _attended(read: asyncio.Future[Any]) -> None:
+def _attended(read: asyncio.Task[Any]) -> None:
     _unattended.discard(read)
     if not read.cancelled():
         read.exception()  # looked at, so that nobody is told that it was not
@@ -116,28 +122,12 @@ class Budget:
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
         self.bytes = 0
 
-    @asynccontextmanager
-    async def reserved(self, size: int, *, wait_s: float) -> AsyncIterator[None]:
-        """Hold `size` bytes for the length of the block.
+    async def reserve(self, size: int, *, wait_s: float) -> None:
+        """Count `size` bytes, which the caller has to `release`.
 
         Raises:
             BudgetFull: there was no room for that long.
         """
-        await self._enter(size, wait_s)
-        try:
-            yield
-        finally:
-            self.release(size)
-
-    def charge(self, size: int) -> None:
-        """Count bytes that an admitted request made; never refuses."""
-        self.bytes += size
-
-    def release(self, size: int) -> None:
-        self.bytes -= size
-        self._admit()
-
-    async def _enter(self, size: int, wait_s: float) -> None:
         turn = asyncio.get_running_loop().create_future()
         self._waiting.append((size, turn))
         self._admit()
@@ -151,6 +141,14 @@ class Budget:
         if not turn.done():
             self._withdraw(size, turn)
             raise BudgetFull("as many bytes in flight as may be")
+
+    def charge(self, size: int) -> None:
+        """Count bytes that an admitted request made; never refuses."""
+        self.bytes += size
+
+    def release(self, size: int) -> None:
+        self.bytes -= size
+        self._admit()
 
     def _withdraw(self, size: int, turn: asyncio.Future[None]) -> None:
         if turn.done():

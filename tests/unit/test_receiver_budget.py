@@ -25,9 +25,14 @@ async def rounds(count: int = 10) -> None:
         await asyncio.sleep(0)
 
 
+async def read(reads: Reads, body: Body) -> str:
+    async with reads.turn():
+        return await reads.read(body.read())
+
+
 def started(reads: Reads, count: int) -> list[tuple[Body, asyncio.Task[str]]]:
     bodies = [Body() for _ in range(count)]
-    return [(body, asyncio.create_task(reads.read(body.read))) for body in bodies]
+    return [(body, asyncio.create_task(read(reads, body))) for body in bodies]
 
 
 async def test_no_more_bodies_arrive_than_there_are_slots() -> None:
@@ -107,11 +112,9 @@ async def test_callers_who_leave_take_no_slot_along() -> None:
             body.arrival.set_result("body")
     rest = [await calls[index][1] for index in (1, 3, 4)]
     assert rest == ["body"] * 3
-    assert await reads.read(_at_once) == "body"
-
-
-async def _at_once() -> str:
-    return "body"
+    late = Body()
+    late.arrival.set_result("body")
+    assert await read(reads, late) == "body"
 
 
 class Holder:
@@ -123,9 +126,12 @@ class Holder:
         self.task = asyncio.create_task(self._hold(budget, size, wait_s))
 
     async def _hold(self, budget: Budget, size: int, wait_s: float) -> None:
-        async with budget.reserved(size, wait_s=wait_s):
+        await budget.reserve(size, wait_s=wait_s)
+        try:
             self.is_in = True
             await self.end.wait()
+        finally:
+            budget.release(size)
 
 
 async def test_the_budget_holds() -> None:

@@ -1,0 +1,194 @@
+"""Nobody can take the process down with bytes: memory, stalled senders, long requests beside short ones."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from deploy.local.kafka import KafkaBroker
+from support.otlp import empty_spans, features, request, span
+from support.receiver import EXPORT, Receiver, export, records_of, until
+
+MEBIBYTE = 1024 * 1024
+
+
+@asynccontextmanager
+async def started(kafka: KafkaBroker, folder: Path, **settings: Any) -> AsyncIterator[Receiver]:
+    receiver = Receiver(kafka.bootstrap_servers, folder, **settings).start()
+    try:
+        await receiver.ready()
+        async with receiver.channel() as channel:
+            assert (await export(channel, request(features(100)))).code == "OK"
+        yield receiver
+        assert receiver.exit_code is None
+    finally:
+        receiver.kill()
+
+
+def peak_bytes(receiver: Receiver) -> int:
+    """The most memory that was ever resident."""
+    lines = Path(f"/proc/{receiver.pid}/status").read_text().splitlines()
+    (line,) = [line for line in lines if line.startswith("VmHWM")]
+    return int(line.split()[1]) * 1024
+
+
+@pytest.mark.parametrize("compression", [grpc.Compression.NoCompression, grpc.Compression.Gzip])
+async def test_millions_of_empty_spans_are_refused_in_bounded_memory(
+    kafka: KafkaBroker, tmp_path: Path, compression: grpc.Compression
+) -> None:
+    """Two bytes each on the wire, 15 KiB in all with gzip, 1.4 GB as objects."""
+    hostile = empty_spans(8 * MEBIBYTE - 16)
+    async with started(kafka, tmp_path) as receiver, receiver.channel() as one, receiver.channel() as other:
+        before = peak_bytes(receiver)
+        refusal = asyncio.create_task(export(one, hostile, compression=compression))
+        beside = []
+        while not refusal.done():
+            beside.append(await export(other, request(features(1))))
+            await asyncio.sleep(0.01)
+        assert (await refusal).code == "INVALID_ARGUMENT"
+        assert peak_bytes(receiver) - before < 64 * MEBIBYTE
+        assert {answer.code for answer in beside} == {"OK"}
+        assert max(answer.seconds for answer in beside) < 1
+
+
+async def test_ten_large_requests_stay_within_half_a_gigabyte(kafka: KafkaBroker, tmp_path: Path) -> None:
+    """The container's limit is not negotiable; the clients' patience is."""
+    bodies = [request(features(15_000, filler="x" * 900)) for _ in range(10)]
+    assert all(15 * MEBIBYTE < len(body) < 17 * MEBIBYTE for body in bodies)
+    async with started(kafka, tmp_path, MAX_INFLIGHT_BYTES=64 * MEBIBYTE) as receiver:
+
+        async def call(body: bytes) -> Any:
+            async with receiver.channel() as channel:
+                return await export(channel, body)
+
+        answers = await asyncio.gather(*map(call, bodies))
+        codes = Counter(answer.code for answer in answers)
+        assert codes["UNAVAILABLE"] > 0
+        assert codes["OK"] > 0, "at least one request at a time is served"
+        assert codes.total() == codes["OK"] + codes["UNAVAILABLE"]
+        assert all(answer.retry_s for answer in answers if answer.code == "UNAVAILABLE")
+        assert peak_bytes(receiver) < 512 * MEBIBYTE
+        await receiver.idle()
+        assert (await call(request(features(1)))).code == "OK"
+
+
+async def test_bodies_that_wait_for_room_are_bounded_too(kafka: KafkaBroker, tmp_path: Path) -> None:
+    """What has arrived and is not admitted yet takes memory like any other."""
+    body = b"\x0a\x80\x80\x80\x05" + b"\0" * (10 * MEBIBYTE)
+    limits = {"MAX_REQUEST_BYTES": 16 * MEBIBYTE, "MAX_INFLIGHT_BYTES": 32 * MEBIBYTE}
+    async with started(kafka, tmp_path, **limits) as receiver:
+        before = peak_bytes(receiver)
+
+        async def call() -> str:
+            async with receiver.channel() as channel:
+                return (await export(channel, body, timeout_s=20)).code
+
+        codes = await asyncio.gather(*(call() for _ in range(40)))
+        assert set(codes) <= {"INVALID_ARGUMENT", "UNAVAILABLE"}
+        # 4 arrive at a time, one of them is there three times while it is copied, one or two are worked on.
+        assert peak_bytes(receiver) - before < 200 * MEBIBYTE
+
+
+async def test_bodies_that_nobody_reads_yet_take_little(kafka: KafkaBroker, tmp_path: Path) -> None:
+    """With grpc's probe for bandwidth each of them would take megabytes before we could say no."""
+    async with started(kafka, tmp_path) as receiver:
+        before = peak_bytes(receiver)
+        async with stalled(receiver, 64), receiver.channel() as channel:
+            large = b"\x0a\x80\x80\x80\x02" + b"\0" * (4 * MEBIBYTE)
+            calls = [asyncio.create_task(export(channel, large, timeout_s=2)) for _ in range(100)]
+            await asyncio.gather(*calls)
+        assert peak_bytes(receiver) - before < 150 * MEBIBYTE
+
+
+@asynccontextmanager
+async def stalled(receiver: Receiver, count: int) -> AsyncIterator[list[asyncio.Task[str]]]:
+    """Calls that send no body and do not end."""
+
+    async def nothing() -> AsyncIterator[bytes]:
+        await asyncio.Event().wait()
+        yield b""
+
+    async def call(channel: grpc.aio.Channel) -> str:
+        try:
+            await channel.stream_unary(EXPORT)(nothing(), timeout=60)
+        except grpc.aio.AioRpcError as error:
+            return error.code().name
+        return "OK"
+
+    async with receiver.channel() as channel:
+        calls = [asyncio.create_task(call(channel)) for _ in range(count)]
+
+        async def are_there() -> bool:
+            return await receiver.metric("receiver_reads_waiting") > 0 or any(call.done() for call in calls)
+
+        await until(are_there, 10, "stalled calls")
+        yield calls
+        for task in calls:
+            task.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+
+
+async def test_stalled_senders_do_not_keep_others_out(kafka: KafkaBroker, tmp_path: Path) -> None:
+    """A few dozen sockets that say nothing are the cheapest attack there is."""
+    async with started(kafka, tmp_path) as receiver, receiver.channel() as channel, stalled(receiver, 100) as calls:
+        answers = []
+        ends_at = time.monotonic() + 3
+        while time.monotonic() < ends_at:
+            answers.append(await export(channel, request(features(3))))
+        assert {answer.code for answer in answers} == {"OK"}
+        assert max(answer.seconds for answer in answers) < 1
+        codes = Counter([await call for call in calls])
+        assert codes == {"UNAVAILABLE": 100}, "they are told to come again, within the time of any reply"
+
+
+async def test_a_request_beyond_the_budget_is_served_under_steady_traffic(kafka: KafkaBroker, tmp_path: Path) -> None:
+    """Told to come again each time, it would come for ever."""
+    large = features(2000, filler="x" * 900)
+    async with started(kafka, tmp_path, MAX_INFLIGHT_BYTES=MEBIBYTE) as receiver:
+        is_over = asyncio.Event()
+        codes: Counter[str] = Counter()
+
+        async def keep_sending() -> None:
+            async with receiver.channel() as channel:
+                while not is_over.is_set():
+                    codes[(await export(channel, request(features(5)))).code] += 1
+
+        senders = [asyncio.create_task(keep_sending()) for _ in range(8)]
+        async with receiver.channel() as channel:
+            for _ in range(3):
+                assert (await export(channel, request(large))).code == "OK"
+        is_over.set()
+        await asyncio.gather(*senders)
+        assert set(codes) == {"OK"}
+        await receiver.idle()
+        keys = {str(feature.id).encode() for feature in large}
+        assert keys <= {record.key for record in await records_of(kafka, receiver.topic)}
+
+
+async def test_a_long_request_does_not_hold_up_short_ones(kafka: KafkaBroker, tmp_path: Path) -> None:
+    """One loop serves all callers: nobody may have it for more than a moment."""
+    long = request(features(20_000))
+    async with started(kafka, tmp_path) as receiver, receiver.channel() as one, receiver.channel() as other:
+        answer = asyncio.create_task(export(one, long))
+        beside = []
+        while not answer.done():
+            beside.append(await export(other, request(features(1))))
+        assert (await answer).code == "OK"
+        assert {each.code for each in beside} == {"OK"}
+        assert len(beside) > 3
+        assert max(each.seconds for each in beside) < 0.5
+
+
+async def test_spans_of_no_event_cost_next_to_nothing(kafka: KafkaBroker, tmp_path: Path) -> None:
+    """A Collector forwards whole traces, and hardly any span of them is ours."""
+    spans = [span(n.to_bytes(16, "big"), n.to_bytes(8, "big"), {"db.statement": "s" * 100}) for n in range(1, 50_001)]
+    async with started(kafka, tmp_path) as receiver, receiver.channel() as channel:
+        answer = await export(channel, request(spans))
+    assert answer.code == "OK"
+    assert answer.seconds < 2
