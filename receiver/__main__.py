@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import sys
 import urllib.error
 import urllib.request
@@ -19,9 +20,10 @@ from receiver.budget import Budget, Reads
 from receiver.explain import Explanation, explain_file
 from receiver.publisher import NEED, Publisher
 from receiver.rules import Rules
-from receiver.server import Server
+from receiver.server import Server, is_loopback
 from receiver.service import TraceService
 from receiver.settings import ReceiverSettings
+from receiver.workers import Workers, report
 from shared import identity, lifecycle, logs, probes
 from shared.errors import Permanent, WrongSetting
 from shared.settings import described, load
@@ -36,18 +38,37 @@ READ_SLOTS = (4, 64)
 def default(context: typer.Context) -> None:
     """OTLP spans over gRPC -> product events -> Kafka. Without a command: run."""
     if context.invoked_subcommand is None:
-        run()
+        run(workers=None)
 
 
 @app.command()
-def run() -> None:
-    """Run the service, which is the default. Settings come from the environment: see the README."""
-    settings = load(ReceiverSettings)
+def run(
+    *,
+    workers: Annotated[int | None, typer.Option(help="Processes on one port; over WORKERS.", min=1, max=128)] = None,
+) -> None:
+    """Run the service, which is the default. Settings come from the environment: see the README.
+
+    Example: python -m receiver run --workers 4
+    """
+    settings = load(ReceiverSettings, **({} if workers is None else {"workers": workers}))
     logs.configure(settings.log_level, process="receiver")
     log.info("settings_loaded", **described(settings))
     if not settings.hash_key:
         log.warning("ids_unkeyed", remedy="set ID_HASH_KEY: unkeyed hashes of guessable ids can be enumerated")
-    uvloop.run(serve(settings))
+    if (settings.keys or settings.api_keys_file) and settings.tls_cert_file is None and not is_loopback(settings.host):
+        log.warning("keys_in_the_clear", host=settings.host, remedy="set TLS_CERT_FILE and TLS_KEY_FILE")
+    if settings.workers == 1:
+        uvloop.run(serve(settings))
+    else:
+        raise typer.Exit(uvloop.run(supervise(settings)))
+
+
+@app.command(hidden=True)
+def worker() -> None:
+    """One of several processes; `run` starts them."""
+    settings = load(ReceiverSettings)
+    logs.configure(settings.log_level, process="receiver")
+    uvloop.run(serve(settings, is_worker=True))
 
 
 @app.command()
@@ -95,6 +116,8 @@ def health(
     Example: python -m receiver health
     """
     settings = load(ReceiverSettings)
+    if url is None and settings.receiver_metrics_port == 0:
+        raise WrongSetting("RECEIVER_METRICS_PORT: 0 leaves nothing to ask")
     host = "127.0.0.1" if settings.metrics_host in ("0.0.0.0", "::") else settings.metrics_host  # noqa: S104
     address = url or f"http://{host}:{settings.receiver_metrics_port}/readyz"
     try:
@@ -108,7 +131,7 @@ def health(
         raise typer.Exit(1) from None
 
 
-async def serve(settings: ReceiverSettings) -> None:
+async def serve(settings: ReceiverSettings, *, is_worker: bool = False) -> None:
     """Receive until SIGTERM. Ends within 15 s with a dead broker: 7 of them for calls, the rest for the producer."""
     stop = lifecycle.stop_event()
     state = probes.Health(NEED)
@@ -119,8 +142,8 @@ async def serve(settings: ReceiverSettings) -> None:
     service = TraceService(
         settings, keys=keys, reads=reads, budget=budget, rules=rules_of(settings), publisher=publisher
     )
-    server = Server(settings, service=service, reads=reads, budget=budget, keys=keys, state=state)
-    stop_probes = _probes(settings, state)
+    server = Server(settings, service=service, reads=reads, budget=budget, state=state)
+    stop_probes = None if is_worker else _probes(settings, state, lambda: prometheus_client.REGISTRY)
     try:
         async with asyncio.TaskGroup() as tasks:  # what ends unasked here ends the process
             running = [
@@ -129,6 +152,8 @@ async def serve(settings: ReceiverSettings) -> None:
                 tasks.create_task(server.watch(), name="watch"),
             ]
             await server.start()
+            if is_worker:
+                running.append(tasks.create_task(report(state, stop), name="report"))
             log.info("receiver_started", host=settings.host, port=settings.port)
             await stop.wait()
             log.info("receiver_stopping")
@@ -136,8 +161,23 @@ async def serve(settings: ReceiverSettings) -> None:
             for task in running:
                 task.cancel()
     finally:
-        stop_probes()
+        if stop_probes is not None:
+            stop_probes()
     log.info("receiver_stopped")
+
+
+async def supervise(settings: ReceiverSettings) -> int:
+    """Run the workers until SIGTERM; the exit code."""
+    stop = lifecycle.stop_event()
+    state = probes.Health()
+    command = [sys.executable, "-m", "receiver", "worker"]
+    workers = Workers(settings, command=command, environment=os.environ, state=state)
+    stop_probes = _probes(settings, state, workers.registry)
+    try:
+        async with lifecycle.background(lifecycle.heartbeat(state.beat), "heartbeat"):
+            return await workers.run(stop)
+    finally:
+        stop_probes()
 
 
 def read_slots(settings: ReceiverSettings) -> int:
@@ -158,14 +198,11 @@ def rules_of(settings: ReceiverSettings) -> Rules:
     )
 
 
-def _probes(settings: ReceiverSettings, state: probes.Health) -> Callable[[], None]:
+def _probes(
+    settings: ReceiverSettings, state: probes.Health, registry: Callable[[], prometheus_client.CollectorRegistry]
+) -> Callable[[], None]:
     try:
-        return probes.serve(
-            state,
-            host=settings.metrics_host,
-            port=settings.receiver_metrics_port,
-            registry=lambda: prometheus_client.REGISTRY,
-        )
+        return probes.serve(state, host=settings.metrics_host, port=settings.receiver_metrics_port, registry=registry)
     except OSError as error:
         raise WrongSetting(f"RECEIVER_METRICS_PORT: {settings.receiver_metrics_port} cannot be listened on") from error
 

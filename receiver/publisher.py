@@ -37,6 +37,7 @@ RETRY_S_MAX = 1.0  # publishing works again within 5 s of the broker's return
 PROBE_EVERY_S = 1.0
 PROBE_TIMEOUT_S = 3.0
 SILENCE_S_MAX = 15.0  # of a client that gets no answer; then a new one is made, in case it is the client
+FLUSH_TIMEOUT_S = 3.5  # this, the next and the server's stop fit into 15 s
 STOP_TIMEOUT_S = 3.0
 
 
@@ -215,14 +216,14 @@ class Publisher:
             await ended(producer.stop(), STOP_TIMEOUT_S)
 
     async def _flush(self, connection: Connection | None) -> None:
-        """Ship what is open and wait until all of it is settled: `publish_timeout_ms` at most for each batch."""
+        """Ship what is open, and wait for what is on its way."""
         if connection is None:
             return
         for lane in connection.lanes:
             if lane.open is not None:
                 self._ship(connection, lane)
         if self._shipping:
-            await asyncio.wait(self._shipping)
+            await asyncio.wait(self._shipping, timeout=FLUSH_TIMEOUT_S)
 
     async def _watch(self, connection: Connection) -> None:
         """Ask for metadata every second: tells readiness, and finds added partitions.

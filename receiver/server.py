@@ -10,7 +10,6 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from receiver import metrics
-from receiver.auth import Keys
 from receiver.budget import Budget, Reads
 from receiver.service import SERVICE, Method, TraceService
 from receiver.settings import ReceiverSettings
@@ -21,7 +20,8 @@ from shared.probes import Health
 log = structlog.get_logger(__name__)
 
 DRAIN_S = 6.0
-GRACE_S = 1.0  # for replies on their way out, once the last call is answered
+REFUSE_S = 0.5  # callers who come meanwhile hear when to come again; a closing grpc gives some CANCELLED
+GRACE_S = 0.5  # for replies on their way out
 WATCH_EVERY_S = 0.2
 METADATA_BYTES_MAX = 16 * 1024
 _SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -60,7 +60,6 @@ class Server:
         service: TraceService,
         reads: Reads,
         budget: Budget,
-        keys: Keys,
         state: Health,
     ) -> None:
         self._service = service
@@ -72,8 +71,6 @@ class Server:
         self._server.add_generic_rpc_handlers((Method(service),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self._listen(settings)
-        if keys.are_needed and settings.tls_cert_file is None and not _is_loopback(settings.host):
-            log.warning("keys_in_the_clear", host=settings.host, remedy="set TLS_CERT_FILE and TLS_KEY_FILE")
 
     async def start(self) -> None:
         for name in ("", SERVICE):
@@ -95,6 +92,7 @@ class Server:
         self._state.block("draining", "SIGTERM")
         await self._health.enter_graceful_shutdown()
         await self._service.drain(DRAIN_S)
+        await asyncio.sleep(REFUSE_S)
         await self._server.stop(GRACE_S)
 
     def _listen(self, settings: ReceiverSettings) -> None:
@@ -168,7 +166,7 @@ def _stamp(path: Path) -> tuple[int, int, int]:
     return stat.st_mtime_ns, stat.st_ino, stat.st_size
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

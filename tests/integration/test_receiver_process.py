@@ -55,8 +55,9 @@ async def test_sigterm_under_load_loses_nothing_and_gives_no_wrong_code(kafka: K
                 codes[answer.code] += 1
                 if answer.code == "OK":
                     accepted.update(str(feature.id).encode() for feature in sent)
-                else:
+                else:  # as exporters do
                     late.append(answer.retry_s)
+                    await asyncio.sleep(answer.retry_s or 1)
 
     try:
         await receiver.ready()
