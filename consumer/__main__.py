@@ -1,10 +1,7 @@
-"""Composition root: settings -> clients -> loop. The only place that constructs."""
+"""Composition root: settings -> clients -> loop. The service is constructed here; its commands are in cli."""
 
 import asyncio
 import sys
-import urllib.error
-import urllib.request
-from typing import Annotated
 
 import prometheus_client
 import structlog
@@ -14,21 +11,22 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import KafkaError
 
 from consumer import metrics, suppressions
+from consumer.cli import app, main
 from consumer.dead_letters import Breaker
 from consumer.ledger import Ledger
 from consumer.pipeline import Pipeline, Share
 from consumer.positions import peek_with
+from consumer.retain import retain_now_and_then
 from consumer.settings import ConsumerSettings
 from consumer.watch import Watch
 from consumer.writer import Writer
 from shared import lifecycle, logs, probes
 from shared.broker import HOUR_MS, RebalanceCount, ensure_topics, new_consumer
-from shared.errors import BrokerUnavailable, WrongSetting, WrongTopic
+from shared.errors import BrokerUnavailable, WrongTopic
 from shared.logs import error_facts
 from shared.settings import described, load
 
 log = structlog.get_logger("consumer")
-app = typer.Typer(no_args_is_help=False, add_completion=False, pretty_exceptions_enable=False)
 
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 5.0
@@ -48,28 +46,6 @@ def run() -> None:
     logs.configure(settings.log_level, process="consumer")
     log.info("settings_loaded", **described(settings))
     sys.exit(uvloop.run(serve(settings)))
-
-
-@app.command()
-def health(
-    url: Annotated[str | None, typer.Option(help="The /readyz to ask; default: this process's own port.")] = None,
-) -> None:
-    """Exit 0 when the running consumer is ready, else 1: for a container's health check.
-
-    Example: python -m consumer health
-    """
-    settings = load(ConsumerSettings)
-    host = "127.0.0.1" if settings.metrics_host in ("0.0.0.0", "::") else settings.metrics_host  # noqa: S104
-    address = url or f"http://{host}:{settings.consumer_metrics_port}/readyz"
-    try:
-        with urllib.request.urlopen(address, timeout=3) as answer:  # noqa: S310  the operator's own address
-            typer.echo(answer.read().decode().strip())
-    except urllib.error.HTTPError as refusal:
-        typer.echo(refusal.read().decode().strip())
-        raise typer.Exit(1) from None
-    except OSError as error:
-        typer.echo(f"not reached: {type(error).__name__}")
-        raise typer.Exit(1) from None
 
 
 async def serve(settings: ConsumerSettings) -> int:
@@ -134,6 +110,9 @@ async def _consume(settings: ConsumerSettings, state: probes.Health, stop: async
             tasks.create_task(watch.run(stop), name="watch")
             for pipeline in pipelines:
                 tasks.create_task(pipeline.run(stop), name="pipeline")
+            if settings.retention_days:
+                retaining = retain_now_and_then(settings.database_url, days=settings.retention_days, stop=stop)
+                tasks.create_task(retaining, name="retain")
             await stop.wait()
             state.block("stopping", "SIGTERM")
             log.info("consumer_stopping")
@@ -168,15 +147,6 @@ async def _joined(
         state.unblock("group")
         return consumer
     return None
-
-
-def main() -> None:
-    """The console script."""
-    try:
-        app()
-    except WrongSetting as error:
-        typer.echo(f"consumer: {error}", err=True)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

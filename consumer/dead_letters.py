@@ -3,7 +3,7 @@
 import json
 from base64 import b64encode
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
@@ -47,8 +47,10 @@ async def unknown(connection: Connection, topic_id: UUID, letters: Sequence[Dead
     return {letter.place: letter for letter in letters if letter.place not in known}
 
 
-async def insert(connection: Connection, topic_id: UUID, letters: Iterable[DeadLetter]) -> None:
+async def insert(connection: Connection, topic_id: UUID, letters: Collection[DeadLetter]) -> None:
     """Write the letters; one that a replay meets again stays as it was first seen."""
+    if not letters:
+        return
     await connection.executemany(
         """
         INSERT INTO ingest.dead_letters (topic_id, topic, partition, "offset", key, value, headers, record_time, reason)

@@ -52,10 +52,17 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
-    """The lines of one topic and generation. `generation` is `live`, or the name of a rebuild."""
+    """The lines of one topic and generation. `generation` is `live`, or the name of a rebuild.
+
+    A rebuild's lines are begun by its start alone: its writer, fenced by an abort, must not begin them anew.
+    """
 
     topic: str
     generation: str = LIVE
+
+    @property
+    def may_begin(self) -> bool:
+        return self.generation == LIVE
 
     async def load(self, connection: Connection, partitions: Iterable[int]) -> dict[int, Line]:
         """The lines that exist, by partition."""

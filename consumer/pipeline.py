@@ -6,7 +6,7 @@ again at the ledger, so there is one way back and no state to mend.
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -46,6 +46,9 @@ class Share:
     of: int = 1
 
 
+WHOLE = Share()
+
+
 class Pipeline:
     """One loop with one writer over its share of the assigned partitions."""
 
@@ -61,8 +64,10 @@ class Pipeline:
         health: Health,
         batch_rows: int,
         linger_ms: int,
-        share: Share,
+        share: Share = WHOLE,
+        pace: Callable[[int], Awaitable[None]] | None = None,
     ) -> None:
+        """`pace` is awaited after each batch, with the number of its records: to hold a rebuild back."""
         self._consumer = consumer
         self._rebalances = rebalances
         self._ledger = ledger
@@ -73,6 +78,7 @@ class Pipeline:
         self._batch_rows = self._batch_rows_max = batch_rows
         self._linger_s = linger_ms / 1000
         self._share = share
+        self._pace = pace
         self._generation = 0
         self._lines: dict[int, Line] = {}
         self._in_flight: dict[int, int] = {}
@@ -128,6 +134,8 @@ class Pipeline:
                 if written.cut_at is not None:
                     self._stop_at(written)
                     return True
+                if self._pace:
+                    await self._pace(len(batch.records))
                 batch = await ahead
             finally:
                 ahead.cancel()
@@ -240,7 +248,7 @@ class Pipeline:
 
     def _tell_group(self, written: Written) -> None:
         """Commit to the group, for lag tools only: later, and left out while the last one is under way."""
-        if not written.moves or (self._group_commit and not self._group_commit.done()):
+        if not self._ledger.may_begin or not written.moves or (self._group_commit and not self._group_commit.done()):
             return
         offsets = {
             TopicPartition(self._ledger.topic, partition): move.next_offset for partition, move in written.moves.items()

@@ -78,6 +78,8 @@ async def load(
     identity = await identity_of(consumer, ledger.topic)
     lines = await ledger.load(connection, wanted)
     missing = [partition for partition in wanted if partition not in lines]
+    if missing and not ledger.may_begin:
+        raise WrongTopic(f"{ledger.generation} has ended: it has no line for partition {missing[0]}")
     if missing:
         await ledger.begin(connection, identity, await _offsets(consumer.beginning_offsets, ledger.topic, missing))
         lines |= await ledger.load(connection, missing)

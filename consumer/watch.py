@@ -91,7 +91,7 @@ class Watch:
                 if self._connection is None or self._connection.is_closed():
                     self._connection = await connect(self._database_url, application_name="telemetry-consumer-watch")
                 revision = await self._connection.fetchval("SELECT version_num FROM public.alembic_version")
-                if _number(revision) < _number(SCHEMA_REVISION):
+                if revision_number(revision) < revision_number(SCHEMA_REVISION):
                     self._health.block("schema", f"at {revision}, needs {SCHEMA_REVISION}: run `alembic upgrade head`")
                     return
                 found = await self._ledger.load(self._connection, self._next_offsets())
@@ -130,7 +130,7 @@ class Watch:
         metrics.retention_used_ratio.set(oldest_s / self._retention_s)
 
 
-def _number(revision: str | None) -> int:
+def revision_number(revision: str | None) -> int:
     """Revisions begin with their number: 002_ingest_schema."""
     found = re.match(r"\d+", revision or "")
     return int(found.group()) if found else 0

@@ -42,6 +42,7 @@ class Writer:
         self._breaker = breaker
         self._retention_us = retention_days * DAY_US
         self._upsert = Upsert(schema)
+        self._keeps_letters = schema == "public"  # a rebuild meets letters that the live consumer has kept
         self._now_us = now_us
         self._connection: asyncpg.Connection | None = None
 
@@ -106,9 +107,9 @@ class Writer:
             are_dead = [decoded.place in new for decoded in batch.records]
             if (cut_at := self._breaker.judge(are_dead)) is not None:
                 raise _BreakerOpens(cut_at)
-            if new:
+            if self._keeps_letters:
                 await dead_letters.insert(connection, batch.topic_id, new.values())
-            await dead_letters.mark_redriven(connection, moves, self._ledger.topic, letters)
+                await dead_letters.mark_redriven(connection, moves, self._ledger.topic, letters)
             written.count_letters(letters, new.values())
             written.settle()
             await self._ledger.move(connection, moves)

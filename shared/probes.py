@@ -3,6 +3,8 @@
 import json
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterable
 from socketserver import ThreadingMixIn
 from typing import Any
@@ -106,3 +108,20 @@ def serve(health: Health, *, host: str, port: int, registry: Callable[[], Collec
         thread.join(timeout=2)
 
     return stop
+
+
+def ready_url(host: str, port: int) -> str:
+    """The /readyz of a process on this machine."""
+    return f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}/readyz"  # noqa: S104
+
+
+def ask(url: str) -> tuple[bool, str]:
+    """Whether the process there is ready, and what it says."""
+    try:
+        with urllib.request.urlopen(url, timeout=3) as reply:  # noqa: S310  the operator's own address
+            return True, reply.read().decode().strip()
+    except urllib.error.HTTPError as refusal:
+        with refusal:
+            return False, refusal.read().decode().strip()
+    except OSError as error:
+        return False, f"not reached: {type(error).__name__}"

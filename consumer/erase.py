@@ -1,0 +1,149 @@
+"""A subject's rights: erase what is stored and keep it so, export what is stored."""
+
+import json
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+
+from consumer import suppressions
+from consumer.operation import Operation, WrongUse
+from consumer.settings import ConsumerSettings
+from consumer.suppressions import COLUMN, Kind, Subject
+from consumer.tables import ANALYTICS_TABLES
+from shared.broker import KAFKA_ERRORS, connection_options, new_producer
+from shared.errors import BrokerUnavailable
+from shared.identity import hashes_of
+from shared.lifecycle import ended
+
+PUBLISH_TIMEOUT_S = 10.0
+STOP_TIMEOUT_S = 5.0
+EXPIRY_MARGIN_MS = 600_000  # the broker looks for old segments every few minutes
+
+
+def subjects_of(settings: ConsumerSettings, kind: Kind, *, raw: str | None, hashed: str | None) -> list[Subject]:
+    """Everything that this person or organization may be stored as, the present hash first.
+
+    A raw id is hashed by the present key, by each previous one, and by none. A given hash is taken as it is.
+    """
+    if (raw is None) == (hashed is None):
+        raise WrongUse("give one id or one hash")
+    if hashed is not None:
+        return [Subject(kind, hashed)]
+    if not raw or not raw.strip():
+        raise WrongUse("an empty id is nobody's")
+    previous = [key.get_secret_value().encode() for key in settings.id_hash_keys_previous]
+    keys = [key for key in (settings.hash_key, *previous) if key]
+    return [Subject(kind, found) for found in hashes_of(raw, mode=settings.id_hashing, keys=[*keys, b""])]
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What an erasure did, or in a dry run would do. `topic_expires_at`: when the last record is gone from Kafka."""
+
+    subject_hash: str
+    subject_hashes: list[str]
+    rows: dict[str, int]
+    dead_letters: int
+    topic_expires_at: datetime | None
+    dry_run: bool
+
+
+async def erase(operation: Operation, subjects: Sequence[Subject], *, dry_run: bool) -> Receipt:
+    """Delete the subjects' rows and dead letters, and see to it that no replay brings them back.
+
+    The suppression goes to Kafka first: should the database be restored from a backup, it is there. Then the
+    table, rows, shadow and old tables, and dead letters in one transaction, which waits for batches in flight.
+    Idempotent: a second erasure keeps the later date.
+
+    Raises:
+        BrokerUnavailable: nothing was deleted.
+        DatabaseUnavailable: nothing was deleted yet; the suppression is published, and any consumer that
+            starts will carry it out. Do it again.
+    """
+    expires_at = await _topic_expires_at(operation)
+    now_us = time.time_ns() // 1000
+    if not dry_run:
+        await _publish(operation.settings, subjects, now_us)
+    schemas = await _schemas(operation)
+    rows = dict.fromkeys(ANALYTICS_TABLES, 0)
+    letters = 0
+    transaction = operation.database.transaction()
+    await transaction.start()
+    try:
+        await suppressions.lock(operation.database)
+        for subject in subjects:
+            await suppressions.suppress(operation.database, subject, suppressions.at(now_us))
+            deleted = await suppressions.delete_subject(operation.database, subject, schemas=schemas)
+            letters += deleted.pop("dead_letters")
+            rows = {table: count + deleted[table] for table, count in rows.items()}
+    except BaseException:
+        await transaction.rollback()
+        raise
+    await (transaction.rollback() if dry_run else transaction.commit())
+    hashes = [subject.hash for subject in subjects]
+    return Receipt(hashes[0], hashes, rows, letters, expires_at, dry_run)
+
+
+async def export(operation_database: Any, subjects: Sequence[Subject]) -> AsyncIterator[str]:
+    """The subjects' rows as JSON, one a line, oldest first within each table."""
+    kind = subjects[0].kind
+    async with operation_database.transaction(readonly=True):
+        for table in ANALYTICS_TABLES:
+            sql = f"SELECT * FROM public.{table} WHERE {COLUMN[kind]} = ANY($1::text[]) ORDER BY timestamp, id"  # noqa: S608  our own names
+            async for row in operation_database.cursor(sql, [subject.hash for subject in subjects]):
+                columns = {**row, "event_metadata": json.loads(row["event_metadata"])}
+                yield json.dumps({"table": table, **columns}, default=_plain, ensure_ascii=False)
+
+
+def _plain(value: object) -> str:
+    return value.isoformat() if isinstance(value, datetime) else str(value)
+
+
+async def _publish(settings: ConsumerSettings, subjects: Sequence[Subject], erased_at_us: int) -> None:
+    producer = new_producer(settings)
+    try:
+        await producer.start()
+        for subject in subjects:
+            key, value = suppressions.encode(subject, erased_at_us)
+            sending = await producer.send(settings.kafka_suppressions_topic, value, key=key, partition=0)
+            await sending
+    except KAFKA_ERRORS as error:
+        raise BrokerUnavailable(
+            f"the suppression was not published, so nothing was deleted: {type(error).__name__}"
+        ) from error
+    finally:
+        await ended(producer.stop(), STOP_TIMEOUT_S)
+
+
+async def _schemas(operation: Operation) -> list[str]:
+    """Where copies of the analytics tables are: live, and those of a rebuild and what it replaced."""
+    found = await operation.database.fetch(
+        """
+        SELECT table_schema FROM information_schema.tables
+        WHERE table_name = ANY($1::text[]) AND table_schema NOT LIKE 'pg\\_%' GROUP BY 1 HAVING count(*) = $2 ORDER BY 1
+        """,
+        list(ANALYTICS_TABLES),
+        len(ANALYTICS_TABLES),
+    )
+    return [row["table_schema"] for row in found]
+
+
+async def _topic_expires_at(operation: Operation) -> datetime | None:
+    """When retention has taken the youngest record of today; None when it never does."""
+    admin = AIOKafkaAdminClient(**connection_options(operation.settings))
+    await admin.start()
+    try:
+        answers = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, operation.topic)])
+    finally:
+        await ended(admin.close(), STOP_TIMEOUT_S)
+    config = {entry[0]: entry[1] for entry in answers[0].resources[0][4]}
+    retention_ms = int(config.get("retention.ms") or -1)
+    if retention_ms < 0:
+        return None
+    lasts_ms = retention_ms + int(config.get("segment.ms") or 0) + EXPIRY_MARGIN_MS
+    return datetime.now(UTC) + timedelta(milliseconds=lasts_ms)

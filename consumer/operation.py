@@ -1,0 +1,118 @@
+"""What every command of the operator's works with: one connection, one Kafka client, one ledger, one way to answer."""
+
+import json
+import sys
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import asyncpg
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from consumer.database import DATABASE_ERRORS, Fate, connect, fate_of
+from consumer.ledger import Ledger
+from consumer.settings import ConsumerSettings
+from shared.broker import KAFKA_ERRORS, new_consumer
+from shared.errors import BrokerUnavailable, DatabaseUnavailable, Permanent
+from shared.lifecycle import ended
+
+CONNECT_TIMEOUT_S = 10.0
+STOP_TIMEOUT_S = 5.0
+
+
+class Refused(Permanent):
+    """The command found that it must not do this. The text says why, and what to do."""
+
+
+class WrongUse(Permanent):
+    """Arguments that contradict each other or that no value answers to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """The servers, reached."""
+
+    settings: ConsumerSettings
+    database: asyncpg.Connection
+    kafka: AIOKafkaConsumer
+    ledger: Ledger
+
+    @property
+    def topic(self) -> str:
+        return self.settings.kafka_topic
+
+    def places(self, partitions: Iterable[int]) -> list[TopicPartition]:
+        return [TopicPartition(self.topic, partition) for partition in partitions]
+
+    async def partitions(self) -> list[int]:
+        """The topic's partitions now.
+
+        Raises:
+            BrokerUnavailable: nobody answered, or the topic is not there.
+        """
+        found = (await self.kafka._client.fetch_all_metadata()).partitions_for_topic(self.topic)  # noqa: SLF001
+        if not found:
+            raise BrokerUnavailable(f"there is no topic {self.topic}")
+        return sorted(found)
+
+
+@asynccontextmanager
+async def operation(settings: ConsumerSettings, name: str) -> AsyncIterator[Operation]:
+    """Connect to both servers for one command.
+
+    Raises:
+        BrokerUnavailable, DatabaseUnavailable: one was not reached, or went away meanwhile.
+    """
+    kafka = new_consumer(settings, group=None)
+    database = None
+    try:
+        async with _kafka_errors():
+            await kafka.start()
+        async with _database_errors():
+            database = await connect(settings.database_url, application_name=f"telemetry-{name}", statement_timeout_s=0)
+        async with _kafka_errors(), _database_errors():
+            yield Operation(settings, database, kafka, Ledger(settings.kafka_topic))
+    finally:
+        if database is not None:
+            await ended(database.close(), STOP_TIMEOUT_S)
+        await ended(kafka.stop(), STOP_TIMEOUT_S)
+
+
+@asynccontextmanager
+async def database_alone(settings: ConsumerSettings, name: str) -> AsyncIterator[asyncpg.Connection]:
+    """For commands that ask Kafka nothing."""
+    async with _database_errors():
+        database = await connect(settings.database_url, application_name=f"telemetry-{name}", statement_timeout_s=0)
+        try:
+            yield database
+        finally:
+            await ended(database.close(), STOP_TIMEOUT_S)
+
+
+@asynccontextmanager
+async def _kafka_errors() -> AsyncIterator[None]:
+    try:
+        yield
+    except KAFKA_ERRORS as error:
+        raise BrokerUnavailable(f"Kafka: {type(error).__name__}") from error
+
+
+@asynccontextmanager
+async def _database_errors() -> AsyncIterator[None]:
+    try:
+        yield
+    except DATABASE_ERRORS as error:
+        if fate_of(error) is not Fate.TRANSIENT:
+            raise
+        raise DatabaseUnavailable(f"Postgres: {getattr(error, 'sqlstate', None) or type(error).__name__}") from error
+
+
+def say(text: str) -> None:
+    """To the person at the terminal; standard output may be a machine's."""
+    sys.stderr.write(text + "\n")
+
+
+def answer(value: Any, *, as_json: bool, text: str) -> None:
+    """The command's one answer on standard output."""
+    sys.stdout.write((json.dumps(value, default=str) if as_json else text) + "\n")
