@@ -10,7 +10,7 @@ from google.protobuf import json_format
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from receiver.attributes import Notes, Origin
-from receiver.metadata import candidates
+from receiver.metadata import METADATA_PREFIX, candidates
 from receiver.outcome import Ignored, IgnoreReason, Outcome, ProductEvent, Rejected, RejectReason
 from receiver.privacy import read_key
 from receiver.rules import Rules
@@ -54,7 +54,7 @@ def explain_file(content: bytes, rules: Rules, *, spans_max: int = 100_000) -> l
         MalformedRequest: it holds neither.
         TooManySpans: more than `spans_max` spans in one request.
     """
-    bodies = _bodies_of_json(content) if content.lstrip()[:1] == b"{" else [content]
+    bodies = _bodies_of_json(content) if content[:1] == b"{" else [content]
     return [
         _explain(span, group.resource, rules)
         for body in bodies
@@ -136,8 +136,9 @@ class _Recorder(Notes):
         self.cut_by[place, rule] = None
 
     def shown(self, key: bytes) -> str:
-        name = read_key(key).shown
-        return self.own_ids.get(name, name)
+        bare = key.removeprefix(METADATA_PREFIX)
+        name = read_key(bare).shown
+        return METADATA_PREFIX.decode() * (bare != key) + self.own_ids.get(name, name)
 
 
 def _explain(span: bytes, raw_resource: bytes, rules: Rules) -> Explanation:

@@ -14,6 +14,8 @@ from receiver.memo import remembered
 from receiver.otlp import AnyValue, KeyValue, ValueKind
 from receiver.privacy import JUDGED_CHARS_MAX, Cleaned, Key, clean, read_key
 
+METADATA_PREFIX = b"metadata."
+
 Json = str | int | float | bool | list["Json"] | dict[str, "Json"] | None
 
 KEYS_MAX = 64
@@ -32,8 +34,6 @@ CUT = "[cut]"
 # A byte on the wire becomes at most 6 of JSON (a control character); `[redacted]` for a short secret, `null`
 # and quotes are below that. Attributes shorter than this cannot reach JSON_BYTES_MAX.
 SAFE_WIRE_BYTES = JSON_BYTES_MAX // 8
-
-_PREFIX = b"metadata."
 
 
 class Named(NamedTuple):
@@ -54,8 +54,8 @@ def allow_list(patterns: Sequence[str]) -> AllowList:
     def named(raw: bytes) -> Named | None:
         if not allowed.match(decoded(raw)):
             return None
-        is_marked = raw.startswith(_PREFIX)
-        name = raw.removeprefix(_PREFIX)
+        is_marked = raw.startswith(METADATA_PREFIX)
+        name = raw.removeprefix(METADATA_PREFIX)
         if not name or name.startswith(b"_"):  # nothing to call it; the product's own
             return None
         return Named(read_key(name), is_marked)
@@ -92,7 +92,7 @@ def event_metadata(
     `is_small` says that the attributes have at most SAFE_WIRE_BYTES, so that the map need not be measured.
     """
     metadata: dict[str, Json] = {}
-    json_bytes = 2  # {}
+    json_bytes = 1  # two braces, less the comma that the first key has not
     is_full = False
     walk = _Walk(notes)
     for candidate in _without_collisions(of_span, of_resource, notes):
@@ -176,7 +176,7 @@ class _Walk:
         if key.rule:
             self.redacted(key.rule)
 
-    def value(self, kind: ValueKind | None, value: AnyValue, key: Key, *, depth: int) -> Json:
+    def value(self, kind: ValueKind | None, value: AnyValue, key: Key, *, depth: int) -> Json:  # noqa: PLR0911  a type each
         self._room -= 2  # a value and its comma
         if self._room < 0 or self._work < 0:
             self.cut("size")

@@ -21,19 +21,20 @@ SPAN: Shape = {9: _KEY_VALUE}
 RESOURCE: Shape = {1: _KEY_VALUE}
 
 _VARINT_BYTES_MAX = 10
+_DEPTH_MAX = 100  # protobuf's own
 
 
-class Truncated(Exception):  # noqa: N818  what the bytes are
-    """The bytes end, or turn senseless, inside a field."""
+class Unreadable(Exception):  # noqa: N818  what the bytes are
+    """The bytes end, or turn senseless, inside a field, or nest deeper than protobuf reads."""
 
 
-def has_more_pieces(body: bytes, shape: Shape, *, pieces_max: int) -> bool:  # noqa: C901  one loop, hot
+def has_more_pieces(body: bytes, shape: Shape, *, pieces_max: int) -> bool:  # noqa: C901, PLR0912  one loop, hot
     """Whether `body` holds more than `pieces_max` fields, counting into the fields that `shape` names.
 
     Takes at most `pieces_max` + 1 steps, whatever the bytes.
 
     Raises:
-        Truncated: these bytes are no message.
+        Unreadable: these bytes are no message.
     """
     pieces = 0
     position, end, inside = 0, len(body), shape
@@ -60,15 +61,17 @@ def has_more_pieces(body: bytes, shape: Shape, *, pieces_max: int) -> bool:  # n
             else:
                 size, position = 0, _after_scalar(body, position, wire_type=tag & 7)
             if position + size > end:
-                raise Truncated
+                raise Unreadable
             held = inside.get(tag >> 3) if tag & 7 == 2 else None
             if held is None:
                 position += size
+            elif len(outer) >= _DEPTH_MAX:
+                raise Unreadable
             else:
                 outer.append((end, inside))
                 end, inside = position + size, held
     except IndexError:
-        raise Truncated from None
+        raise Unreadable from None
 
 
 def _varint(body: bytes, position: int) -> tuple[int, int]:
@@ -78,7 +81,7 @@ def _varint(body: bytes, position: int) -> tuple[int, int]:
         number |= (byte & 0x7F) << 7 * index
         if byte < 0x80:
             return number, position + index + 1
-    raise Truncated
+    raise Unreadable
 
 
 def _after_scalar(body: bytes, position: int, *, wire_type: int) -> int:
@@ -92,4 +95,4 @@ def _after_scalar(body: bytes, position: int, *, wire_type: int) -> int:
         case 3 | 4:  # a group's ends: what lies between counts as fields of this message
             return position
         case _:
-            raise Truncated
+            raise Unreadable

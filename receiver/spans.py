@@ -48,7 +48,7 @@ def read_request(body: bytes, *, spans_max: int) -> list[ResourceSpans]:
         ):
             raise TooManySpans(f"more than {spans_max} spans")
         request = otlp.parse_request(body)
-    except (scan.Truncated, DecodeError):
+    except (scan.Unreadable, DecodeError):
         raise MalformedRequest("not an ExportTraceServiceRequest") from None
     found = []
     room = spans_max

@@ -56,7 +56,7 @@ def read_resource(raw: bytes, rules: Rules) -> Resource:
             pairs = otlp.parse_resource(raw).attributes
             attributes = by_key(pairs)
             fault = "span_too_large" if len(pairs) > rules.span_attributes_max else None
-    except (DecodeError, scan.Truncated):
+    except (DecodeError, scan.Unreadable):
         fault = "malformed_resource"
     metadata = candidates(attributes, "resource", rules.allowed, Notes())
     return Resource(rules.is_marked(raw), len(raw), attributes, metadata, fault)
@@ -82,7 +82,7 @@ def _outcome(raw: bytes, resource: Resource, rules: Rules, notes: Notes) -> Outc
         if _is_too_large(raw, scan.SPAN, rules):
             raise Unfit("span_too_large")
         span = otlp.parse_span(raw)
-    except (DecodeError, scan.Truncated):
+    except (DecodeError, scan.Unreadable):
         raise Unfit("malformed_span") from None
     if resource.fault and resource.is_marked:
         raise Unfit(resource.fault)  # what decides cannot be read

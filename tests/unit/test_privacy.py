@@ -1,0 +1,311 @@
+"""text -> what may be stored of it: every rule, what it must not touch, and no text that takes long."""
+
+import time
+
+import pytest
+
+from receiver.privacy import Addresses, clean, read_key, words_of
+
+JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.dozjgNryP4J3jVmNHl0w5N_XgL0n3I9P"
+TOKEN = "Ab1" * 20
+
+SECRETS = [
+    ("alice@example.com", "email"),
+    ("mail bob.b+tag@mail.example.co.uk.", "email"),
+    ("<ü@exämple.de>", "email"),
+    ("user@xn--exmple-cua.com", "email"),
+    ("alice%40example.com", "email"),
+    ('"al ice"@example.com', "email"),
+    (JWT, "jwt"),
+    (f"token={JWT};", "jwt"),
+    ("eyJhbGciOiJub25lIn0.eyJzdWIiOiIxIn0.", "jwt"),
+    ("Bearer abcdef123", "bearer_token"),
+    ("authorization: BEARER  t0k", "bearer_token"),
+    ("bearer=abcdefghij", "bearer_token"),
+    ("AKIAIOSFODNN7EXAMPLE", "known_key_format"),
+    ("ASIAIOSFODNN7EXAMPLE", "known_key_format"),
+    ("AIzaSyA-1234567890abcdefghijklmnopqrstu", "known_key_format"),
+    ("GOCSPX-abcdefghijklmnopqrstuvwxyz12", "known_key_format"),
+    ("ya29.a0AfH6SMBabcdefghijklmnop", "known_key_format"),
+    (f"ghp_{TOKEN[:36]}", "known_key_format"),
+    (f"ghs_{TOKEN[:36]}", "known_key_format"),
+    (f"github_pat_{TOKEN}", "known_key_format"),
+    ("xoxb-123456789012-abcdefABCDEF", "known_key_format"),
+    ("xapp-1-A0123456789-abcdef", "known_key_format"),
+    ("sk_live_4eC39HqLyjWDarjtT1zdp7dc", "known_key_format"),
+    ("rk_test_4eC39HqLyjWDarjtT1zdp7dc", "known_key_format"),
+    ("whsec_4eC39HqLyjWDarjtT1zdp7dc", "known_key_format"),
+    ("sk-proj-4eC39HqLyjWDarjtT1zdp7dc", "known_key_format"),
+    ("sk-ant-api03-4eC39HqLyjWDarjtT1", "known_key_format"),
+    ("key: sk-4eC39HqLyjWDarjtT1zdp7dc", "known_key_format"),
+    ("-----BEGIN RSA PRIVATE KEY-----\nMIIE", "private_key"),
+    ("-----BEGIN PRIVATE KEY-----", "private_key"),
+    ("4111111111111111", "card_number"),
+    ("4111 1111 1111 1111", "card_number"),
+    ("paid with 4111-1111-1111-1111 today", "card_number"),
+    ("5500005555555559", "card_number"),
+    ("2223003122003222", "card_number"),
+    ("378282246310005", "card_number"),
+    ("3782 822463 10005", "card_number"),
+    ("6011111111111117", "card_number"),
+    ("3530111333300000", "card_number"),
+    ("30569309025904", "card_number"),
+    ("6200000000000005", "card_number"),
+    ("4222222222222", "card_number"),
+    ("2026-11-24 4111 1111 1111 1111", "card_number"),
+    ("https://bob:pw@shop.example/x", "url_user_info"),
+    ("postgres://bob@db/shop", "url_user_info"),
+    ("https://bob:p?w@shop.example/x", "url_user_info"),
+    ("10.1.2.3", "ip_address"),
+    ("from 10.1.2.3, port 80", "ip_address"),
+    ("10.1.2.3:8080", "ip_address"),
+    ("seen at 10.1.2.3.", "ip_address"),
+    ("[::1]:80", "ip_address"),
+    ("2001:db8::8a2e:370:7334", "ip_address"),
+    ("fe80::1%eth0", "ip_address"),
+    ("::ffff:10.1.2.3", "ip_address"),
+    ("1:2:3:4:5:6:7:8", "ip_address"),
+]
+
+
+@pytest.mark.parametrize(("text", "rule"), SECRETS)
+def test_a_text_with_a_secret_is_redacted_whole(text: str, rule: str) -> None:
+    """The rest of such a text is seldom harmless: it says whose secret it was."""
+    assert clean(text) == ("[redacted]", rule, False)
+
+
+@pytest.mark.parametrize(("text", "rule"), SECRETS)
+def test_a_secret_is_found_anywhere_in_a_long_text(text: str, rule: str) -> None:
+    """Looked for before any cut: half a key is still half a key."""
+    for around in (f"{'x' * 5000} {text}", f"{text} {'x ' * 3000}", f"{'1.2 ' * 500}{text}"):
+        assert clean(around).text == "[redacted]", rule
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "login",
+        "react@18.2.0",
+        "@scope/package.name",
+        "user@localhost",
+        "a @ b.com",
+        "eyJ",
+        "eyJhbGciOiJIUzI1NiJ9",
+        "the bearer of news",
+        "disk-usage-percentage-of-the-day",
+        "task-sk-1",
+        "AKIA is a prefix",
+        "gh_pages",
+        "4111111111111112",  # does not add up
+        "1111111111111117",  # nobody issues it
+        "41111111111111111111",  # 20 digits
+        "1795460000123456789",  # nanoseconds
+        "2026-11-24 03:06:55.123456",
+        "12:34:56",
+        "00:1a:2b:3c:4d:5e",
+        "v1.2.3.4",
+        "1.2.3.4.5",
+        "1.2.3",
+        "256.1.1.1",
+        "01.2.3.4",
+        "std::vector::at",
+        "dead::beef",  # no digit
+        "a::b",
+        "::",
+        "https://shop.example/x",
+        "claude-3-5-sonnet-20241022",
+        "100%",
+        "50%41",
+        "PRIVATE KEY",
+        "https://shop.example/@alice",
+    ],
+)
+def test_what_is_no_secret_stays(text: str) -> None:
+    """Too much redaction and the table is of no use."""
+    assert clean(text) == (text, None, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "addresses", "is_redacted"),
+    [
+        ("1.2.3.4", "all", True),
+        ("1.2.3.4", "v6", False),
+        ("::1", "v6", True),
+        ("::1", "none", False),
+        ("a@b.co 1.2.3.4", "none", True),
+    ],
+)
+def test_versions_may_look_like_addresses(text: str, addresses: Addresses, is_redacted: bool) -> None:
+    """1.2.3.4 is a fine version."""
+    assert (clean(text, addresses).rule is not None) is is_redacted
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("https://a.example/x?token=1", "https://a.example/x"),
+        ("https://a.example/x#part", "https://a.example/x"),
+        ("https://a.example/?x=a@b.co", "https://a.example/"),
+        ("https://a.example/x?q=a b&t=2", "https://a.example/x"),
+        ("see https://a.example/x?t=1 for more", "see https://a.example/x"),
+        ("https://a.example/x https://b.example/?t=1", "https://a.example/x https://b.example/"),
+        ("/reset?token=abc", "/reset"),
+        ("app://open?x", "app://open"),
+    ],
+)
+def test_a_url_loses_query_and_fragment(text: str, kept: str) -> None:
+    """Keys, tokens and names travel there."""
+    assert clean(text) == (kept, None, True)
+
+
+def test_what_is_left_of_a_url_is_judged_again() -> None:
+    """A query is not the only hiding place."""
+    assert clean("https://10.1.2.3/x?y=1") == ("[redacted]", "ip_address", True)
+    assert clean("https://a.example?x=a@b.co").text == "[redacted]"  # could be user info with a `?` in it
+    assert clean("why? because#1 /a?b") == ("why? because#1 /a?b", None, False)
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("APIKey", ["api", "key"]),
+        ("userAPIKeyID", ["user", "api", "key", "id"]),
+        ("access_key.id", ["access", "key", "id"]),
+        ("x-api-key", ["x", "api", "key"]),
+        ("oauth2Token", ["oauth2", "token"]),
+        ("", []),
+        ("._-", []),
+    ],
+)
+def test_keys_are_split_into_words(key: str, words: list[str]) -> None:
+    """`authorizationToken` and `X-Auth-Token` are one thing."""
+    assert words_of(key) == words
+
+
+SECRET_KEYS = [
+    *["password", "passwd", "pwd", "token", "secret", "apikey", "authorization", "cookie", "cookies"],
+    *["credential", "credentials", "email", "ssn", "jwt", "otp", "cvv", "cvc", "iban", "phone"],
+    *["user_password", "userPassword", "X-Auth-Token", "APIKey", "api_key", "apiKey.value", "accessKey", "ACCESS_KEY"],
+    *["private-key", "eMail", "e_mail", "card", "credit.card", "gift_card", "card_number", "creditCardType"],
+    *["debit_card_name", "PASSWORD", "otp.code", "user.email", "refreshToken"],
+]
+
+
+@pytest.mark.parametrize("key", SECRET_KEYS)
+def test_a_key_with_a_secret_word_is_secret(key: str) -> None:
+    """Whatever its value looks like."""
+    assert read_key(key.encode()).is_secret
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "prompt_tokens",
+        "cardinality",
+        "card_type",
+        "discard",
+        "tokenizer",
+        "keyboard",
+        "api.keys",
+        "monkey",
+        "passwords",
+        "secretary",
+        "emailed",
+        "key_api",
+        "number.card.x",
+        "telephone",
+        "cartoon",
+        "Tokens",
+    ],
+)
+def test_a_word_that_only_contains_one_is_not(key: str) -> None:
+    """`cardinality` is a number of rows."""
+    assert not read_key(key.encode()).is_secret
+
+
+@pytest.mark.parametrize(
+    ("key", "is_measure"),
+    [
+        ("token_count", True),
+        ("tokenUsage", True),
+        ("token.max", True),
+        ("cookie_length", True),
+        ("otp_total", True),
+        ("token", False),
+        ("token_counter", False),
+    ],
+)
+def test_a_measure_of_secrets_is_none(key: str, is_measure: bool) -> None:
+    """What a model's tokens cost is what people want to know."""
+    assert read_key(key.encode()).is_measure is is_measure
+
+
+@pytest.mark.parametrize(
+    ("key", "addresses"),
+    [("service.version", "none"), ("os.version", "v6"), ("clientVersion", "v6"), ("version_of", "all"), ("a", "all")],
+)
+def test_keys_say_where_versions_are(key: str, addresses: str) -> None:
+    """Only there may 1.2.3.4 be something else than an address."""
+    assert read_key(key.encode()).addresses == addresses
+
+
+def test_a_key_is_judged_and_cut_as_a_text() -> None:
+    """A map by e-mail address puts the address into the key."""
+    assert read_key(b"bob@example.org") == ("[redacted]", "email", False, False, False, "all")
+    assert read_key(b"k" * 129)[:3] == ("k" * 128, None, True)
+    assert read_key(b"k" * 128)[:3] == ("k" * 128, None, False)
+    assert read_key("é".encode() * 128 + b"\xff")[:3] == ("é" * 128, None, True)
+    assert read_key(b"a\0\xff").shown == "a\ufffd\ufffd"
+
+
+HOSTILE = [
+    *[
+        "a",
+        "1",
+        "4 ",
+        "3 ",
+        "5 0 ",
+        "4-",
+        "1.1.1 ",
+        "1.1.1.",
+        "1::1::1 ",
+        ":",
+        ":: ",
+        "1:",
+        "12:34:56 ",
+        "a:b:c:d:e:f:",
+    ],
+    *["@", "a@", "a@a.", "a@a-", "a.", "eyJ", "eyJ-", "eyJaaaaaaaaa ", "eyJaaaaaaaaa.", "bearer ", "BEARER", "bearer="],
+    *[
+        "://",
+        "a://",
+        "://a@",
+        "://a",
+        "?",
+        "/?",
+        "#",
+        "sk-",
+        "sk-a ",
+        "gh",
+        "ghp_",
+        "xox",
+        "xoxb",
+        "k_",
+        "AKIA",
+        "AIza",
+    ],
+    *["-----BEGIN ", "PRIVATE KEY", "%", "%4", "%41", "%40", "\0", "é", "\ufffd", " ", "\t", "-", "4111111111111112 "],
+    *["1234567890123 ", "4111 x ", "aB", "A", "_", "Ab1"],
+]
+
+
+@pytest.mark.parametrize("unit", HOSTILE)
+def test_no_text_takes_long(unit: str) -> None:
+    """One regular expression that backtracks stops the whole receiver. Measured: below 10 ms for 64 KiB."""
+    text = unit * (65_536 // len(unit))
+    started = time.process_time()
+    for tail in ("", "x@"):
+        clean(text[: 65_536 - len(tail)] + tail)
+        words_of(text[:256] + tail)
+        read_key((text + tail).encode())
+    assert time.process_time() - started < 0.5  # 100 times that when quadratic
