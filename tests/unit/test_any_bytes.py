@@ -71,16 +71,16 @@ def test_any_bytes_have_an_outcome(raw: bytes, key: bytes) -> None:
 def mutated(draw: st.DrawFn) -> bytes:
     raw = bytearray(draw(st.sampled_from(SEEDS)))
     for _ in range(draw(st.integers(1, 4))):
-        at = draw(st.integers(0, len(raw) - 1))
+        at = draw(st.integers(0, len(raw)))
         match draw(st.sampled_from(["set", "delete", "insert", "cut", "repeat"])):
             case "set":
-                raw[at] = draw(st.integers(0, 255))
+                raw[at : at + 1] = draw(st.binary(min_size=1, max_size=1))
             case "delete":
-                del raw[at]
+                del raw[at : at + 1]
             case "insert":
                 raw[at:at] = draw(st.binary(min_size=1, max_size=4))
             case "cut":
-                del raw[max(at, 1) :]
+                del raw[at:]
             case _:
                 raw += raw[at:]
     return bytes(raw)
