@@ -97,7 +97,7 @@ async def export(operation_database: Any, subjects: Sequence[Subject]) -> AsyncI
             sql = f"SELECT * FROM public.{table} WHERE {COLUMN[kind]} = ANY($1::text[]) ORDER BY timestamp, id"  # noqa: S608  our own names
             async for row in operation_database.cursor(sql, [subject.hash for subject in subjects]):
                 columns = {**row, "event_metadata": json.loads(row["event_metadata"])}
-                yield json.dumps({"table": table, **columns}, default=_plain, ensure_ascii=False)
+                yield json.dumps({"table": table, **columns}, default=_plain)
 
 
 def _plain(value: object) -> str:

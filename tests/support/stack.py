@@ -88,7 +88,7 @@ class Stack:
         await producer.start()
         try:
             sent = [
-                await producer.send(self.topic, value, key=b"key", partition=partition, **options)
+                await producer.send(self.topic, value, partition=partition, **{"key": b"key", **options})
                 for partition, value in records
             ]
             await asyncio.gather(*sent)
