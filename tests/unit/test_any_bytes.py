@@ -239,6 +239,8 @@ def test_no_canary_comes_out_of_any_place(canary: str) -> None:
                     if not isinstance(found, Ignored | Rejected):
                         events += 1
                         assert not hidden_in(encode(found).value, canary), (place, shape)
+                    if table is not LOGIN:
+                        continue
                     explained = explain_file(request_bytes((raw_resource, [raw])), PLAIN)
                     text = json.dumps([one.as_json() for one in explained]).encode()
                     assert not hidden_in(text, canary), (place, shape)
