@@ -114,16 +114,32 @@ async def test_concurrent_requests_share_batches_and_each_span_is_there_once(
     assert batches < len(sent), "each request of 20 spans meets all 4 partitions: alone it would make 4 batches"
 
 
-async def test_large_requests_are_whole(broker: KafkaBroker, receiver: Receiver) -> None:
-    """Batches that fill up in the middle of a request must lose nothing at the seam."""
-    sent = features(3000, filler="y" * 1000)
-    async with receiver.channel() as channel:
-        answer = await export(channel, request(sent))
-    assert answer.code == "OK"
-    records = await records_of(broker, receiver.topic)
-    values = {record.key: json.loads(record.value) for record in records}
-    assert len(records) == len(sent)
-    assert values == {str(feature.id).encode(): feature.value() for feature in sent}
+async def test_batches_that_fill_up_lose_nothing_and_wait_their_turn(broker: KafkaBroker, tmp_path: Path) -> None:
+    """At the seam of two batches, and when nine of them queue for a partition that stands still for a while."""
+    sent = features(8000, filler="y" * 900)
+    receiver = Receiver(broker.bootstrap_servers, tmp_path, KAFKA_TOPIC_PARTITIONS=1, PUBLISH_LINGER_MS=1000).start()
+    try:
+        await receiver.ready()
+        async with receiver.channel() as channel:
+            broker.pause()
+            call = asyncio.create_task(export(channel, request(sent)))
+
+            async def are_queued() -> bool:
+                return await receiver.metric("receiver_inflight_bytes") > 4 * len(request(sent))
+
+            try:
+                await until(are_queued, 3, "body and records in flight")
+                await asyncio.sleep(0.7)
+            finally:
+                broker.resume()
+            assert (await call).code == "OK"
+        assert await receiver.metric("receiver_batches_total") > 8
+        records = await records_of(broker, receiver.topic)
+        values = {record.key: json.loads(record.value) for record in records}
+        assert len(records) == len(sent)
+        assert values == {str(feature.id).encode(): feature.value() for feature in sent}
+    finally:
+        receiver.kill()
 
 
 async def kill_and_start(broker: KafkaBroker, load: Load) -> float:
