@@ -219,7 +219,9 @@ async def _feeding(operation: Operation, rate: float) -> AsyncIterator[None]:
         suppressions=erasures,
         peek=positions.peek_with(settings),
         health=Health(),
-        batch_rows=settings.consumer_batch_rows,
+        batch_rows=min(settings.consumer_batch_rows, max(100, int(rate) // 4))
+        if rate
+        else settings.consumer_batch_rows,
         linger_ms=settings.consumer_linger_ms,
         pace=_pace(rate),
     )

@@ -64,7 +64,7 @@ def made(random_: random.Random, table: str | None = None, **columns: Any) -> Ma
     return Made(
         table,
         uuid.UUID(int=random_.getrandbits(128)),
-        1_795_460_000_000_000 + random_.randrange(10**12),
+        1_790_000_000_000_000 + random_.randrange(10**12),
         {"deployment_type": "cloud", "organization_id": random_.choice([hashed, None]), **own, **columns},
         random_.choice([{}, {"plan": "pro", "größe": [1, None, {"a": "\u2028"}]}]),
     )

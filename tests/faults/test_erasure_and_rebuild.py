@@ -1,0 +1,315 @@
+"""The two operations that must hold whatever happens around them: an erasure, and a rebuild of the tables."""
+
+import asyncio
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.records import Made, made
+from support.stack import TABLES, Stack, eventually
+
+ROOT = Path(__file__).resolve().parents[2]
+MINE = "73475cb40a568e8d"  # the hash of 42
+
+
+async def started(stack: Stack, *arguments: str, **settings: str) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "consumer", *arguments, "--json"),
+        cwd=ROOT,
+        env={**os.environ, **stack.environment(**settings)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+async def answered(stack: Stack, *arguments: str, code: int = 0, **settings: str) -> Any:
+    process = await started(stack, *arguments, **settings)
+    out, err = await asyncio.wait_for(process.communicate(), 240)
+    assert process.returncode == code, err.decode() + out.decode()
+    return json.loads(out)
+
+
+@asynccontextmanager
+async def live_load(stack: Stack, seed: int, pause_s: float = 0.05) -> AsyncIterator[list[Made]]:
+    """Records sent all through the block; the list of those that the broker has."""
+    generator = random.Random(seed)
+    acknowledged: list[Made] = []
+    is_over = asyncio.Event()
+
+    async def send() -> None:
+        while not is_over.is_set():
+            records = [made(generator) for _ in range(100)]
+            await stack.send([(record.partition(), record.value) for record in records])
+            acknowledged.extend(records)
+            await asyncio.sleep(pause_s)
+
+    task = asyncio.create_task(send())
+    try:
+        yield acknowledged
+    finally:
+        is_over.set()
+        await task
+
+
+async def assert_tables_are(stack: Stack, expected: list[Made]) -> None:
+    await stack.settled(len(expected), 60)
+    rows = {table: await stack.rows(table) for table in TABLES}
+    assert [
+        record
+        for record in expected
+        if not record.matches(rows[record.table].get(record.id, {"id": 0, "timestamp": 0, "event_metadata": "0"}))
+    ] == []
+    assert sum(map(len, rows.values())) == len(expected)
+
+
+async def test_a_rebuild_under_live_load_gives_exactly_what_the_topic_says(stack: Stack) -> None:
+    """Tables that were damaged are made good while everything goes on: no row lost, none doubled, nobody restarted."""
+    await stack.create_topic()
+    consumer = stack.consumer()
+    await stack.fetch("CREATE ROLE reader_of_rebuild")
+    await stack.fetch("GRANT SELECT ON feature_usage TO reader_of_rebuild")
+    await stack.fetch("CREATE VIEW features AS SELECT feature_name, count(*) AS uses FROM feature_usage GROUP BY 1")
+    async with live_load(stack, 1) as acknowledged:
+
+        async def are_enough() -> bool:
+            return await stack.row_count() > 3_000
+
+        await eventually(are_enough, 60, "rows to damage")
+        await stack.fetch("DELETE FROM feature_usage WHERE id < '40000000-0000-0000-0000-000000000000'")
+        await stack.fetch(
+            "UPDATE endpoint_usage SET endpoint = 'corrupted' WHERE id > '80000000-0000-0000-0000-000000000000'"
+        )
+        done = await answered(stack, "rebuild", "--rate", "0")
+    assert done["swapped"]
+    assert done["differing"]
+    assert sum(done["unexplained"].values()) == 0
+    assert done["blocked_ms"] < 5_000
+    await assert_tables_are(stack, acknowledged)
+    assert consumer.is_running
+    grants = await stack.fetch(
+        "SELECT has_table_privilege('reader_of_rebuild', 'public.feature_usage', 'SELECT') AS may"
+    )
+    assert grants == [{"may": True}]
+    [uses] = await stack.fetch("SELECT sum(uses)::int AS sum FROM features")
+    assert uses["sum"] == len(await stack.rows("feature_usage"))
+    assert (await answered(stack, "audit"))["ok"]  # names, comments, indexes, books
+    indexes = await stack.fetch("SELECT indexname FROM pg_indexes WHERE schemaname = 'public' ORDER BY 1")
+    assert "ix_feature_usage_user_id" in {row["indexname"] for row in indexes}
+    assert (await answered(stack, "rebuild", "--drop-old"))["done"]
+    await answered(stack, "rebuild", "--dry-run", "--rate", "0")
+    assert await stack.fetch("SELECT 1 FROM pg_namespace WHERE nspname IN ('rebuild', 'before_rebuild')") == []
+    await assert_tables_are(stack, acknowledged)
+
+
+async def test_a_rebuild_killed_at_any_moment_leaves_the_live_tables_alone_and_is_resumed(stack: Stack) -> None:
+    """It runs for hours on a large topic; machines are rebooted meanwhile."""
+    await stack.create_topic()
+    generator = random.Random(2)
+    expected = [made(generator) for _ in range(3_000)]
+    await stack.send([(record.partition(), record.value) for record in expected])
+    stack.consumer()
+    await stack.settled(3_000)
+    await assert_tables_are(stack, expected)
+    for _ in range(10):
+        await stack.fetch("DROP SCHEMA IF EXISTS rebuild, before_rebuild CASCADE")
+        await stack.fetch("DELETE FROM ingest.partition_offsets WHERE generation <> 'live'")
+        process = await started(stack, "rebuild", "--rate", "1000")
+        await asyncio.sleep(generator.uniform(0.5, 6))
+        with suppress(ProcessLookupError):  # it was quicker
+            process.kill()
+        await process.communicate()
+        await assert_tables_are(stack, expected)
+
+        async def is_released() -> bool:
+            return not await stack.fetch("SELECT 1 FROM pg_locks WHERE locktype = 'advisory'")
+
+        await eventually(is_released, 10, "the killed rebuild's lock released")
+    if await stack.fetch("SELECT 1 FROM pg_namespace WHERE nspname = 'before_rebuild'"):
+        await answered(stack, "rebuild", "--drop-old")
+    is_begun = await stack.fetch("SELECT 1 FROM pg_namespace WHERE nspname = 'rebuild'")
+    done = await answered(stack, "rebuild", "--rate", "0", *(["--resume"] if is_begun else []))
+    assert done["swapped"]
+    await assert_tables_are(stack, expected)
+
+
+async def test_an_aborted_rebuild_leaves_nothing_behind(stack: Stack) -> None:
+    """A writer that outlives its rebuild must not begin it anew."""
+    await stack.create_topic()
+    await stack.send(
+        [(record.partition(), record.value) for record in (made(random.Random(index)) for index in range(500))]
+    )
+    stack.consumer()
+    await stack.settled(500)
+    process = await started(stack, "rebuild", "--rate", "50")
+
+    async def is_under_way() -> bool:
+        return any(line["generation"] != "live" for line in await stack.ledger())
+
+    await eventually(is_under_way, 20, "the rebuild under way")
+    assert (await answered(stack, "status"))["rebuilds"]
+    process.kill()
+    await process.communicate()
+    await eventually(lambda: no_locks(stack), 10, "its lock released")
+    assert (await answered(stack, "rebuild", "--abort"))["done"]
+    assert {line["generation"] for line in await stack.ledger()} == {"live"}
+    assert await stack.fetch("SELECT 1 FROM pg_namespace WHERE nspname = 'rebuild'") == []
+
+
+async def no_locks(stack: Stack) -> bool:
+    return not await stack.fetch("SELECT 1 FROM pg_locks WHERE locktype = 'advisory'")
+
+
+async def test_rows_older_than_the_topic_are_carried_over_and_unexplained_ones_stop_the_swap(stack: Stack) -> None:
+    """Retention has taken their records; a rebuild that forgot them would delete history."""
+    await stack.create_topic()
+    now_us = time.time_ns() // 1000
+    generator = random.Random(4)
+    topic = [made(generator) for _ in range(200)]
+    topic = [Made(each.table, each.id, now_us, each.columns) for each in topic]
+    await stack.send([(record.partition(), record.value) for record in topic])
+    stack.consumer()
+    await stack.settled(200)
+    insert = (
+        "INSERT INTO feature_usage (id, feature_name, timestamp, deployment_type) "
+        "VALUES (gen_random_uuid(), '{}', now() + interval '{}', 'cloud')"
+    )
+    for _ in range(5):
+        await stack.fetch(insert.format("ancient", "-1 year"))
+    await stack.fetch(insert.format("foreign", "1 hour"))
+    stopped = await answered(stack, "rebuild", "--rate", "0", code=1)
+    assert (stopped["swapped"], stopped["carried_over"]["feature_usage"]) == (False, 5)
+    assert stopped["unexplained"]["feature_usage"] == 1
+    assert len(await stack.fetch("SELECT 1 FROM feature_usage WHERE feature_name = 'foreign'")) == 1
+    done = await answered(stack, "rebuild", "--resume", "--accept-unexplained", "--rate", "0")
+    assert done["swapped"]
+    names = await stack.fetch("SELECT feature_name, count(*) FROM feature_usage GROUP BY 1")
+    assert {row["feature_name"]: row["count"] for row in names}["ancient"] == 5
+    assert "foreign" not in {row["feature_name"] for row in names}
+    assert await stack.row_count() == 205
+
+
+async def test_an_erasure_outlives_replay_rebuild_redrive_and_a_restored_backup(stack: Stack) -> None:
+    """Whoever was erased stays so; what they do afterwards counts again."""
+    await stack.create_topic()
+    generator = random.Random(5)
+    others = [made(generator) for _ in range(300)]
+    mine = [made(generator, user_id=MINE) for _ in range(60)]
+    letter = mine[0].value.replace(b'"schema_version":1', b'"schema_version":2')
+    await stack.send([(record.partition(), record.value) for record in others + mine])
+    await stack.send([(0, letter)])
+    stack.consumer()
+    await stack.settled(361)
+    backup = await stack.fetch("SELECT * FROM feature_usage WHERE user_id = $1", MINE)
+    receipt = await answered(stack, "erase", "--user-id", "42", "--dry-run")
+    assert (sum(receipt["rows"].values()), receipt["dead_letters"], receipt["dry_run"]) == (60, 1, True)
+    assert await stack.row_count() == 360
+    receipt = await answered(stack, "erase", "--user-id", "42")
+    assert receipt["subject_hash"] == MINE
+    assert receipt["subject_hashes"] == [MINE]
+    assert (sum(receipt["rows"].values()), receipt["dead_letters"]) == (60, 1)
+    assert receipt["topic_expires_at"] is not None
+    assert await stack.row_count() == 300
+    again = await answered(stack, "erase", "--user-id", "42")
+    assert (sum(again["rows"].values()), again["dead_letters"]) == (0, 0)
+
+    async def assert_gone(when: str) -> None:
+        for table in TABLES:
+            assert await stack.fetch(f"SELECT 1 FROM {table} WHERE user_id = $1", MINE) == [], when
+        assert await stack.fetch("SELECT 1 FROM ingest.dead_letters") == [], when
+
+    await answered(stack, "rewind", "--to-start")
+    await stack.settled(361)
+    await assert_gone("after a replay")
+    assert sum(line["suppressed"] for line in await stack.ledger()) == 61
+    assert (await answered(stack, "rebuild", "--rate", "0"))["swapped"]
+    await assert_gone("after a rebuild")
+    assert (await answered(stack, "dead-letters", "redrive"))["stored"] == 0
+    # A backup from before the erasure: the subject's rows are there again, and the table knows of no erasure.
+    await stack.fetch("TRUNCATE ingest.suppressions")
+    assert backup
+    for row in backup:
+        columns = ", ".join(row)
+        places = ", ".join(f"${number}" for number in range(1, len(row) + 1))
+        await stack.fetch(f"INSERT INTO feature_usage ({columns}) VALUES ({places})", *row.values())
+    await answered(stack, "rewind", "--to-start")
+    await stack.settled(361)
+
+    async def is_erased_again() -> bool:
+        return not await stack.fetch("SELECT 1 FROM feature_usage WHERE user_id = $1", MINE)
+
+    await eventually(is_erased_again, 30, "the restored rows erased again")
+    await assert_gone("after a restored backup")
+    after = made(generator, user_id=MINE)
+    after = Made(after.table, after.id, time.time_ns() // 1000 + 1_000_000, after.columns)
+    await asyncio.sleep(0.01)
+    await stack.send([(after.partition(), after.value)])
+    await stack.settled(362)
+    assert len(await stack.fetch(f"SELECT 1 FROM {after.table} WHERE user_id = $1", MINE)) == 1
+    assert await stack.row_count() == 301
+
+
+async def test_an_erasure_waits_for_the_batches_in_flight(stack: Stack) -> None:
+    """A batch that was decoded before and commits after must not bring rows back."""
+    await stack.create_topic()
+    stack.consumer(CONSUMER_BATCH_ROWS="100")
+    generator = random.Random(6)
+    is_over = asyncio.Event()
+    sent: list[Made] = []
+
+    async def send() -> None:
+        while not is_over.is_set():
+            records = [made(generator, user_id=MINE) for _ in range(50)]
+            await stack.send([(record.partition(), record.value) for record in records])
+            sent.extend(records)
+
+    task = asyncio.create_task(send())
+
+    async def has_begun() -> bool:
+        return await stack.row_count() > 100
+
+    await eventually(has_begun, 20, "rows of the subject")
+    await answered(stack, "erase", "--user-hash", MINE)
+    is_over.set()
+    await task
+    await stack.settled(len(sent), 60)
+    [erased] = await stack.fetch("SELECT erased_at FROM ingest.suppressions")
+    for table in TABLES:
+        assert await stack.fetch(f"SELECT 1 FROM {table} WHERE timestamp <= $1", erased["erased_at"]) == []
+
+
+async def test_an_erasure_covers_previous_keys_and_prehashed_ids(stack: Stack) -> None:
+    """After a change of the key, the old rows still carry the old hash."""
+    await stack.create_topic()
+    key = "0123456789abcdef0123456789abcdef"
+    by_old_key, unkeyed = "3b12d0412db185c9", MINE
+    generator = random.Random(7)
+    records = [made(generator, user_id=hashed) for hashed in (by_old_key, unkeyed) for _ in range(10)]
+    organization = [made(generator, organization_id=MINE) for _ in range(5)]
+    await stack.send([(record.partition(), record.value) for record in records + organization])
+    stack.consumer()
+    await stack.settled(25)
+    settings = {"ID_HASH_KEY": "another-key-of-32-bytes-or-more!", "ID_HASH_KEYS_PREVIOUS": key}
+    receipt = await answered(stack, "erase", "--user-id", "42", **settings)
+    assert receipt["subject_hashes"][1:] == [by_old_key, unkeyed]
+    assert sum(receipt["rows"].values()) == 20
+    assert await stack.row_count() == 5
+    receipt = await answered(stack, "erase", "--organization-hash", MINE)
+    assert sum(receipt["rows"].values()) == 5
+
+
+@pytest.fixture(autouse=True)
+async def roles_are_dropped(stack: Stack) -> AsyncIterator[None]:
+    """Roles belong to the server and not to the test's database."""
+    yield
+    if await stack.fetch("SELECT 1 FROM pg_roles WHERE rolname = 'reader_of_rebuild'"):
+        await stack.fetch("DROP OWNED BY reader_of_rebuild")
+        await stack.fetch("DROP ROLE reader_of_rebuild")
