@@ -31,8 +31,8 @@ _HEAD_CHARS = 2 * TEXT_CHARS_MAX
 _TEXT_WORK = 32  # beside its characters
 _KEY_WORK = 128
 CUT = "[cut]"
-# A byte on the wire becomes at most 6 of JSON (a control character); `[redacted]` for a short secret, `null`
-# and quotes are below that. Attributes shorter than this cannot reach JSON_BYTES_MAX.
+# A byte on the wire becomes at most 6 of JSON (a control character is written \u0001); `[redacted]`, hashes, nulls
+# and quotes stay below that. Attributes shorter than this cannot reach JSON_BYTES_MAX.
 SAFE_WIRE_BYTES = JSON_BYTES_MAX // 8
 
 
@@ -93,7 +93,6 @@ def event_metadata(
     """
     metadata: dict[str, Json] = {}
     json_bytes = 1  # two braces, less the comma that the first key has not
-    is_full = False
     walk = _Walk(notes)
     for candidate in _without_collisions(of_span, of_resource, notes):
         key = candidate.named.key
@@ -102,15 +101,14 @@ def event_metadata(
             continue
         name = notes.own_ids.get(key.shown, key.shown)
         walk.name = name
-        if is_full or len(metadata) >= KEYS_MAX:
-            walk.cut("size" if is_full else "keys")
+        if len(metadata) >= KEYS_MAX or json_bytes > JSON_BYTES_MAX:
+            walk.cut("keys" if len(metadata) >= KEYS_MAX else "size")
             continue
         walk.key(key)
         value = walk.value(candidate.kind, candidate.value, key, depth=1)
         if not is_small:
             json_bytes += len(orjson.dumps({name: value})) - 1  # a comma for the two braces
-            if json_bytes > JSON_BYTES_MAX:
-                is_full = True
+            if json_bytes > JSON_BYTES_MAX:  # it stays so: all later keys fall out as well
                 walk.cut("size")
                 continue
         metadata[name] = value

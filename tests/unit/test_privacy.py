@@ -255,6 +255,7 @@ def test_a_key_is_judged_and_cut_as_a_text() -> None:
     assert read_key(b"k" * 129)[:3] == ("k" * 128, None, True)
     assert read_key(b"k" * 128)[:3] == ("k" * 128, None, False)
     assert read_key("é".encode() * 128 + b"\xff")[:3] == ("é" * 128, None, True)
+    assert not read_key(b"k" * 300 + b".token").is_secret  # of megabytes, the head is judged
     assert read_key(b"a\0\xff").shown == "a\ufffd\ufffd"
 
 
