@@ -77,6 +77,14 @@ class Ledger:
         )
         return {line["partition"]: Line(**line) for line in found}
 
+    async def is_balanced(self, connection: Connection) -> bool:
+        """Whether every offset that any line of this topic has passed has one fate."""
+        fates = " + ".join(FATES)
+        sql = (
+            f"SELECT 1 FROM ingest.partition_offsets WHERE topic = $1 AND next_offset - first_offset <> {fates} LIMIT 1"  # noqa: S608  our own names
+        )
+        return await connection.fetchval(sql, self.topic) is None
+
     async def begin(self, connection: Connection, topic_id: UUID, first_offsets: Mapping[int, int]) -> None:
         """New lines, for partitions never seen. Idempotent: a line that another consumer began stays as it is."""
         await connection.execute(

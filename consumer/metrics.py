@@ -36,6 +36,12 @@ group_commit_failures = Counter(
     "consumer_group_commit_failures", "Commits to the group that failed; only lag tools miss them"
 )
 
+interruptions = Counter("consumer_loop_interruptions", "Times that the watchdog began a stalled loop anew")
+ready = Gauge("consumer_ready", "1 while /readyz answers 200")
+ledger_balanced = Gauge("consumer_ledger_balanced", "1 while every offset of the ledger has exactly one fate")
+drain_seconds = Gauge("consumer_drain_seconds", "Time until the lag is gone, at the rate of the last minute; -1: never")
+ledger_balanced.set(1)
+
 FATES = ("stored", "duplicates", "suppressed", "expired")
 for _fate in FATES:
     for _table in ANALYTICS_TABLES:

@@ -32,6 +32,11 @@ SLICE_RECORDS = 500  # decoded in one go: below 5 ms of a blocked loop
 BATCH_BYTES_MAX = 64 * 1024 * 1024
 GROUP_COMMIT_TIMEOUT_S = 5.0
 HALTED_RETRY_S = 5.0
+INTERRUPTIONS_MAX = 3
+
+
+class Stuck(Exception):  # noqa: N818  a bug, of ours or a library's: the process ends, and is restarted
+    """The loop makes no progress."""
 
 
 class Moved(Transient):
@@ -84,22 +89,29 @@ class Pipeline:
         self._in_flight: dict[int, int] = {}
         self._is_moved = False
         self._group_commit: asyncio.Task[None] | None = None
+        self._cycle: asyncio.Task[bool] | None = None
+        self._is_interrupted = False
+        self._interruptions = 0
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until `stop`: load the ledger, consume until something moves or fails, and again.
 
         Returns early, and only then, when the breaker has opened.
+
+        Raises:
+            Stuck: it made no progress, however often it was begun anew. The process had better be.
         """
         attempt = 0
         while not stop.is_set():
+            self._cycle = asyncio.create_task(self._load_and_consume(stop), name="cycle")
             try:
-                if not (lines := await self._load()):
-                    await wait_for(stop, 0.2)
-                    continue
-                self._health.unblock("topic")
-                attempt = 0
-                if await self._consume(lines, stop):
+                if await self._cycle:
                     return
+                attempt = 0
+            except asyncio.CancelledError:
+                if not self._is_interrupted:
+                    raise
+                self._is_interrupted = False
             except Fenced:
                 metrics.fenced.inc()
                 log.info("batch_fenced")
@@ -116,6 +128,30 @@ class Pipeline:
                 log.warning("loop_restarted", cause=cause, why=str(error), attempt=attempt, **error_facts(error))
                 await wait_for(stop, backoff_s(attempt))
                 attempt += 1
+
+    def interrupt(self) -> None:
+        """Begin again at the ledger, from whatever the loop hangs in. For the watchdog.
+
+        Raises:
+            Stuck: that was done INTERRUPTIONS_MAX times, and not a batch was written since.
+        """
+        self._interruptions += 1
+        metrics.interruptions.inc()
+        log.error("loop_stalled", interruptions=self._interruptions)
+        if self._interruptions > INTERRUPTIONS_MAX:
+            raise Stuck
+        if self._cycle is not None:
+            self._is_interrupted = True
+            self._cycle.cancel()
+
+    async def _load_and_consume(self, stop: asyncio.Event) -> bool:
+        """One cycle, from the ledger on; True when the breaker has opened."""
+        lines = await self._load()
+        if not lines:
+            await wait_for(stop, 0.2)
+            return False
+        self._health.unblock("topic")
+        return await self._consume(lines, stop)
 
     async def _consume(self, lines: dict[int, Line], stop: asyncio.Event) -> bool:
         """Batch after batch from `lines` on; True when the breaker has opened.
@@ -220,6 +256,7 @@ class Pipeline:
                 self._batch_rows = max(1, self._batch_rows // 2)
             raise
         self._batch_rows = min(self._batch_rows_max, self._batch_rows * 2)
+        self._interruptions = 0
         _measure(batch, written)
         return written
 

@@ -26,6 +26,7 @@ from shared.probes import Health
 
 EVERY_S = 2.0
 ASK_TIMEOUT_S = 4.0
+STALL_S = 90.0  # longer than any statement may take, with its lock, and a rebalance beside it
 SAMPLES = 600  # ends of a partition seen before, at one every two seconds: lag in seconds up to 20 minutes back
 
 
@@ -41,6 +42,7 @@ class Watch:
         health: Health,
         database_url: str,
         retention_s: float,
+        stall_s: float = STALL_S,
     ) -> None:
         self._consumer = consumer
         self._pipelines = pipelines
@@ -50,12 +52,19 @@ class Watch:
         self._retention_s = retention_s
         self._connection: asyncpg.Connection | None = None
         self._topic_id: UUID | None = None
+        self._stall_s = stall_s
+        self._stood: dict[Pipeline, tuple[dict[int, int] | None, float]] = {}
+        self._rates: deque[tuple[float, int]] = deque(maxlen=int(60 / EVERY_S))
         self._ends: dict[int, deque[tuple[int, float]]] = {}
 
     async def run(self, stop: asyncio.Event) -> None:
         while not stop.is_set():
             await asyncio.gather(self._ask_broker(), self._ask_database())
+            why_not = self._health.why_not_ready()
+            metrics.ready.set(not why_not)
             self._measure_lag()
+            if not why_not:
+                self._interrupt_stalled()
             await wait_for(stop, EVERY_S)
         if self._connection:
             self._connection.terminate()
@@ -95,6 +104,7 @@ class Watch:
                     self._health.block("schema", f"at {revision}, needs {SCHEMA_REVISION}: run `alembic upgrade head`")
                     return
                 found = await self._ledger.load(self._connection, self._next_offsets())
+                metrics.ledger_balanced.set(await self._ledger.is_balanced(self._connection))
         except DATABASE_ERRORS as error:
             if self._connection:
                 self._connection.terminate()
@@ -112,6 +122,21 @@ class Watch:
     def _next_offsets(self) -> dict[int, int]:
         return {partition: at for pipeline in self._pipelines for partition, at in pipeline.next_offsets().items()}
 
+    def _interrupt_stalled(self) -> None:
+        """A loop that stands still with records before it, while both servers answer, hangs in something."""
+        now = time.monotonic()
+        for pipeline in self._pipelines:
+            at = pipeline.next_offsets()
+            has_lag = any(
+                self._ends[partition][-1][0] > offset for partition, offset in at.items() if partition in self._ends
+            )
+            stood_at, since = self._stood.get(pipeline, (None, now))
+            if not has_lag or at != stood_at:
+                self._stood[pipeline] = (at, now)
+            elif now - since > self._stall_s:
+                self._stood[pipeline] = (at, now)
+                pipeline.interrupt()
+
     def _measure_lag(self) -> None:
         """Lag that grows while consumption stalls: from ends that were seen, and the clock."""
         next_offsets = self._next_offsets()
@@ -128,6 +153,16 @@ class Watch:
             metrics.lag_seconds.labels(str(partition)).set(seconds)
             oldest_s = max(oldest_s, seconds)
         metrics.retention_used_ratio.set(oldest_s / self._retention_s)
+        self._measure_drain(next_offsets)
+
+    def _measure_drain(self, next_offsets: dict[int, int]) -> None:
+        """From what the lag has done within the last minute, whoever it was that drained or filled it."""
+        lag = sum(max(0, ends[-1][0] - next_offsets[partition]) for partition, ends in self._ends.items())
+        now = time.monotonic()
+        self._rates.append((now, lag))
+        then, lag_then = self._rates[0]
+        falls = (lag_then - lag) / (now - then) if now > then else 0.0
+        metrics.drain_seconds.set(0 if not lag else lag / falls if falls > 0 else -1)
 
 
 def revision_number(revision: str | None) -> int:
