@@ -85,7 +85,6 @@ class Publisher:
         self._budget = budget
         self._health = health
         self._connection: Connection | None = None
-        self._open: dict[int, Batch] = {}
         self._shipping: set[asyncio.Task[None]] = set()
 
     def append(self, event: BaseEvent, *, received_at_ms: int) -> asyncio.Future[bool]:
@@ -202,13 +201,13 @@ class Publisher:
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 await producer.start()
-                await producer.partitions_for(self._topic)
+                partitions = len(await producer.partitions_for(self._topic))
             for name, actual, expected in state.differing:
                 log.warning("topic_differs", topic=self._topic, setting=name, actual=actual, expected=expected)
-            connection = self._connection = _connection(producer, state.partitions)
+            connection = self._connection = Connection(producer, _lanes(range(partitions)))
             self._health.unblock("topic")
             self._health.answered(NEED)
-            log.info("broker_connected", topic=self._topic, partitions=state.partitions)
+            log.info("broker_connected", topic=self._topic, partitions=partitions)
             yield connection
         finally:
             self._connection = None
@@ -249,8 +248,8 @@ class Publisher:
                 raise BrokerUnavailable("the topic is gone, or another")
             if len(partitions) > len(connection.lanes):
                 log.info("partitions_added", partitions=len(partitions))
-                connection.lanes.extend(Lane(number) for number in range(len(connection.lanes), len(partitions)))
+                connection.lanes += _lanes(range(len(connection.lanes), len(partitions)))
 
 
-def _connection(producer: AIOKafkaProducer, partitions: int) -> Connection:
-    return Connection(producer, [Lane(number) for number in range(partitions)])
+def _lanes(partitions: range) -> list[Lane]:
+    return [Lane(partition) for partition in partitions]

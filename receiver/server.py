@@ -150,7 +150,8 @@ class Certificates:
 
     def _read(self) -> grpc.ServerCertificateConfiguration:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(self._cert, self._key)  # raises when they do not fit together
+        # Raises when they do not fit together; an encrypted key would have it ask on the terminal.
+        context.load_cert_chain(self._cert, self._key, password=b"")
         if self._ca is not None:
             context.load_verify_locations(self._ca)
         ca = self._ca.read_bytes() if self._ca is not None else None

@@ -49,8 +49,12 @@ async def test_keys_open_the_door_and_nothing_else_does(kafka: KafkaBroker, tmp_
             assert await code_of(channel, ("authorization", KEY)) == "UNAUTHENTICATED"
             assert await code_of(channel) == "UNAUTHENTICATED"
             health = health_pb2_grpc.HealthStub(channel)
-            answer = await health.Check(health_pb2.HealthCheckRequest(), timeout=5)
-            assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+            async def is_serving() -> bool:
+                answer = await health.Check(health_pb2.HealthCheckRequest(), timeout=5)
+                return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+            await until(is_serving, 5, "serving")
         assert await receiver.metric("receiver_requests_total", code="UNAUTHENTICATED") >= 3
         for secret in (KEY, OTHER, THIRD):
             assert secret not in receiver.log_text()

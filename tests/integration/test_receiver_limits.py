@@ -57,11 +57,14 @@ async def test_millions_of_empty_spans_are_refused_in_bounded_memory(
         assert max(answer.seconds for answer in beside) < 1
 
 
-async def test_ten_large_requests_stay_within_half_a_gigabyte(kafka: KafkaBroker, tmp_path: Path) -> None:
-    """The container's limit is not negotiable; the clients' patience is."""
+@pytest.mark.parametrize("budget", [64, 256])
+async def test_ten_large_requests_stay_within_half_a_gigabyte_and_some_are_served(
+    kafka: KafkaBroker, tmp_path: Path, budget: int
+) -> None:
+    """Memory is not negotiable, and refusing all of them each time would be no service."""
     bodies = [request(features(15_000, filler="x" * 900)) for _ in range(10)]
     assert all(15 * MEBIBYTE < len(body) < 17 * MEBIBYTE for body in bodies)
-    async with started(kafka, tmp_path, MAX_INFLIGHT_BYTES=64 * MEBIBYTE) as receiver:
+    async with started(kafka, tmp_path, MAX_INFLIGHT_BYTES=budget * MEBIBYTE) as receiver:
 
         async def call(body: bytes) -> Any:
             async with receiver.channel() as channel:
@@ -70,7 +73,7 @@ async def test_ten_large_requests_stay_within_half_a_gigabyte(kafka: KafkaBroker
         answers = await asyncio.gather(*map(call, bodies))
         codes = Counter(answer.code for answer in answers)
         assert codes["UNAVAILABLE"] > 0
-        assert codes["OK"] > 0, "at least one request at a time is served"
+        assert codes["OK"] > 0
         assert codes.total() == codes["OK"] + codes["UNAVAILABLE"]
         assert all(answer.retry_s for answer in answers if answer.code == "UNAVAILABLE")
         assert peak_bytes(receiver) < 512 * MEBIBYTE

@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import json
+import re
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -10,10 +11,13 @@ from typing import Any
 
 import grpc
 import pytest
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from deploy.local.kafka import KafkaBroker
 from support.otlp import Feature, empty_spans, event_id, features, request, span
-from support.receiver import EXPORT, PARTITIONS, Receiver, export, records_of, until
+from support.receiver import EXPORT, PARTITIONS, ROOT, Receiver, export, records_of, until
 
 NOBODY = "127.0.0.1:1"  # no broker listens there
 MEBIBYTE = 1024 * 1024
@@ -128,11 +132,17 @@ async def test_more_spans_than_the_limit_are_invalid(channel: grpc.aio.Channel) 
 
 @pytest.mark.parametrize("compression", [grpc.Compression.NoCompression, grpc.Compression.Gzip])
 async def test_a_body_over_the_limit_is_refused_by_grpc_itself(
-    channel: grpc.aio.Channel, compression: grpc.Compression
+    receiver: Receiver, channel: grpc.aio.Channel, compression: grpc.Compression
 ) -> None:
     """Counted after decompression, so that a bomb is what it inflates to."""
+    codes = {code: await receiver.metric("receiver_requests_total", code=code) for code in ("CANCELLED", "OK")}
     answer = await export(channel, b"\0" * (MEBIBYTE + 1), compression=compression)
     assert answer.code == "RESOURCE_EXHAUSTED"
+
+    async def is_counted() -> bool:
+        return await receiver.metric("receiver_requests_total", code="CANCELLED") == codes["CANCELLED"] + 1
+
+    await until(is_counted, 5, "grpc gives the code, so it counts as a call that ended under us")
 
 
 async def test_a_call_without_a_request_is_invalid(receiver: Receiver, channel: grpc.aio.Channel) -> None:
@@ -223,6 +233,55 @@ async def test_the_reply_keeps_within_the_clients_deadline(unconnected: Receiver
     async with unconnected.channel() as channel:
         await until(lambda: _answers(channel), 20, "the port is open")
         assert (await export(channel, request(features(1)), timeout_s=0.5)).code == "UNAVAILABLE"
+
+
+async def test_an_unexpected_error_is_told_by_an_id_and_no_text(kafka: KafkaBroker, tmp_path: Path) -> None:
+    """grpc would send the exception's text, which repeats the data, with a code upon which exporters drop."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import receiver.service\n"
+        "def broken(body, *, spans_max):\n"
+        "    raise RuntimeError(f'cannot read {body!r}')\n"
+        "receiver.service.read_request = broken\n"
+    )
+    receiver = Receiver(kafka.bootstrap_servers, tmp_path, PYTHONPATH=f"{tmp_path}:{ROOT}").start()
+    try:
+        await receiver.ready()
+        async with receiver.channel() as channel:
+            answer = await export(channel, request(features(1, name="confidential")))
+        assert answer.code == "UNAVAILABLE"
+        assert answer.retry_s is not None
+        found = re.fullmatch("unexpected error ([0-9a-f]{16})", answer.text)
+        assert found is not None
+        (line,) = receiver.log_lines("request_failed")
+        assert line["error_id"] == found[1]
+        assert line["error"] == "RuntimeError"
+        assert "confidential" not in receiver.log_text()
+        assert "cannot read" not in receiver.log_text()
+    finally:
+        receiver.kill()
+
+
+@pytest.mark.parametrize("compression", [grpc.Compression.NoCompression, grpc.Compression.Gzip])
+async def test_the_sdks_own_exporter_is_understood(
+    kafka: KafkaBroker, receiver: Receiver, compression: grpc.Compression
+) -> None:
+    """What our tests build by hand, a stock OpenTelemetry SDK sends."""
+
+    def send() -> list[bytes]:
+        exporter = OTLPSpanExporter(f"http://127.0.0.1:{receiver.port}", insecure=True, compression=compression)
+        provider = TracerProvider()
+        provider.add_span_processor(BatchSpanProcessor(exporter))
+        keys = []
+        for number in range(10):
+            with provider.get_tracer("test").start_as_current_span("work") as made:
+                made.set_attributes({"feature.name": "export", "user.id": number})
+                ids = made.get_span_context()
+            keys.append(event_id(ids.trace_id.to_bytes(16, "big"), ids.span_id.to_bytes(8, "big")))
+        provider.shutdown()
+        return [str(key).encode() for key in keys]
+
+    sent = await asyncio.to_thread(send)
+    assert set(sent) <= {record.key for record in await records_of(kafka, receiver.topic)}
 
 
 async def test_an_id_is_a_function_of_trace_and_span(
