@@ -594,7 +594,7 @@ LONG: dict[str, list[tuple[str, Any]]] = {
     "texts of half judged length": [(f"metadata.k{n}", "1::1::1 " * 7_750) for n in range(62)],
     "keys of secrets": [("metadata.x", {f"token.{n:06}.{'k' * 100}": 1 for n in range(16_000)})],
     "strings in arrays": [
-        (f"metadata.k{i}", [[f"{i} {j} {k} {NEAR}" for k in range(64)] for j in range(64)]) for i in range(5)
+        ("metadata.x", [[[f"{i} {j} {k} {NEAR}" for k in range(64)] for j in range(64)] for i in range(5)])
     ],
 }
 
