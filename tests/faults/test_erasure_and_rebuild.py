@@ -1,41 +1,18 @@
 """The two operations that must hold whatever happens around them: an erasure, and a rebuild of the tables."""
 
 import asyncio
-import json
-import os
 import random
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
-from typing import Any
 
 import pytest
 
+from support.command import answered, started
 from support.records import Made, made
 from support.stack import TABLES, Stack, eventually
 
-ROOT = Path(__file__).resolve().parents[2]
 MINE = "73475cb40a568e8d"  # the hash of 42
-
-
-async def started(stack: Stack, *arguments: str, **settings: str) -> asyncio.subprocess.Process:
-    return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "consumer", *arguments, "--json"),
-        cwd=ROOT,
-        env={**os.environ, **stack.environment(**settings)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-
-
-async def answered(stack: Stack, *arguments: str, code: int = 0, **settings: str) -> Any:
-    process = await started(stack, *arguments, **settings)
-    out, err = await asyncio.wait_for(process.communicate(), 240)
-    assert process.returncode == code, err.decode() + out.decode()
-    return json.loads(out)
 
 
 @asynccontextmanager

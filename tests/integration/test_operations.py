@@ -1,47 +1,16 @@
 """The operator's commands, as processes, against a running consumer: what they say is true, what they do stays done."""
 
-import asyncio
 import json
-import os
 import random
-import subprocess
-import sys
 import time
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 from aiokafka.admin import AIOKafkaAdminClient
 
+from support.command import answered, command
 from support.records import Made, made
 from support.stack import TABLES, Stack, eventually
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-async def command(stack: Stack, *arguments: str, stdin: str = "", **settings: str) -> tuple[int, str, str]:
-    """Exit code, standard output, standard error of `python -m consumer ...`."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "consumer",
-        *arguments,
-        cwd=ROOT,
-        env={**os.environ, **stack.environment(**settings)},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    out, err = await asyncio.wait_for(process.communicate(stdin.encode()), 120)
-    assert process.returncode is not None
-    return process.returncode, out.decode(), err.decode()
-
-
-async def answered(stack: Stack, *arguments: str, code: int = 0, **options: str) -> Any:
-    """The JSON that a command prints."""
-    exit_code, out, err = await command(stack, *arguments, "--json", **options)
-    assert exit_code == code, err + out
-    return json.loads(out)
 
 
 async def stored(stack: Stack, count: int, seed: int, **columns: Any) -> list[Made]:

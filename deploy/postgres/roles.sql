@@ -1,0 +1,25 @@
+-- Roles with no more rights than they need. Run as the owner of the tables, after `alembic upgrade head`:
+--   ANALYTICS_CONSUMER_PASS=... ANALYTICS_OPERATOR_PASS=... \
+--     psql "$ANALYTICS_DATABASE_URL" -v ON_ERROR_STOP=1 -f deploy/postgres/roles.sql
+--
+-- owner                the role of this connection: migrates, and rebuilds tables
+-- analytics_consumer   the service: inserts, updates and selects; deletes only what erasure and retention ask for
+-- analytics_operator   the commands but `rebuild`: as the consumer, and may move the ledger
+-- analytics_reader     dashboards and analysts: see reader.sql
+\getenv consumer_password ANALYTICS_CONSUMER_PASS
+\getenv operator_password ANALYTICS_OPERATOR_PASS
+SELECT format('CREATE ROLE %I LOGIN PASSWORD %L', name, password)
+FROM (VALUES ('analytics_consumer', :'consumer_password'), ('analytics_operator', :'operator_password'))
+    AS wanted (name, password)
+WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = name) \gexec
+
+SELECT format('GRANT CONNECT, TEMPORARY ON DATABASE %I TO analytics_consumer, analytics_operator', current_database()) \gexec
+GRANT USAGE ON SCHEMA public, ingest TO analytics_consumer, analytics_operator;
+GRANT SELECT ON public.alembic_version TO analytics_consumer, analytics_operator;
+GRANT SELECT, INSERT, UPDATE, DELETE ON public.user_activity, public.endpoint_usage, public.feature_usage
+    TO analytics_consumer, analytics_operator;
+GRANT SELECT, INSERT, UPDATE, DELETE ON ingest.dead_letters TO analytics_consumer, analytics_operator;
+GRANT SELECT, INSERT, UPDATE ON ingest.partition_offsets, ingest.suppressions TO analytics_consumer, analytics_operator;
+GRANT SELECT, INSERT ON ingest.gaps, ingest.ledger_history TO analytics_consumer, analytics_operator;
+GRANT USAGE ON ALL SEQUENCES IN SCHEMA ingest TO analytics_consumer, analytics_operator;
+GRANT DELETE ON ingest.partition_offsets, ingest.gaps TO analytics_operator;
