@@ -4,19 +4,19 @@ import json
 from base64 import b64encode
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal, TypedDict, assert_never
+from typing import Any, Literal, TypedDict
 
 from google.protobuf import json_format
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from receiver.attributes import Notes, Origin
 from receiver.metadata import METADATA_PREFIX, candidates
-from receiver.outcome import Ignored, IgnoreReason, Outcome, ProductEvent, Rejected, RejectReason
+from receiver.outcome import Ignored, IgnoreReason, Outcome, Rejected, RejectReason
 from receiver.privacy import read_key
 from receiver.rules import Rules
 from receiver.spans import MalformedRequest, read_request
 from receiver.translate import read_resource, translate
-from shared.events import EndpointUsage, FeatureUsage, Table, UserActivity
+from shared.events import ProductEvent, Table
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _ID_FIELDS = frozenset({"traceId", "spanId", "parentSpanId", "trace_id", "span_id", "parent_span_id"})
@@ -171,10 +171,8 @@ def _explained(outcome: Outcome, notes: dict[str, Any]) -> Explanation:
             return Explanation("ignored", reason=reason, **notes)
         case Rejected(reason):
             return Explanation("rejected", reason=reason, **notes)
-        case UserActivity() | EndpointUsage() | FeatureUsage():
-            return Explanation("event", table=outcome.table, columns=_columns(outcome), **notes)
-        case _:
-            assert_never(outcome)
+        case event:
+            return Explanation("event", table=event.table, columns=_columns(event), **notes)
 
 
 def _columns(event: ProductEvent) -> dict[str, Any]:

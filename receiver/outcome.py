@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from shared.events import EndpointUsage, FeatureUsage, UserActivity
+from shared.events import ProductEvent
 
 IgnoreReason = Literal["unknown_category", "not_product_event", "excluded_endpoint", "telemetry_disabled"]
 RejectReason = Literal[
@@ -41,7 +41,6 @@ class Rejected:
     fault: str = ""
 
 
-ProductEvent = UserActivity | EndpointUsage | FeatureUsage
 Outcome = ProductEvent | Ignored | Rejected
 
 NOT_PRODUCT_EVENT = Ignored("not_product_event")

@@ -1,36 +1,40 @@
 """one span's attributes -> the columns of its event: the mapping table in code. Pure."""
 
 import re
+from collections.abc import Callable
 from math import isfinite
-from typing import Any, assert_never
+from typing import Any
 
 from receiver import otlp
 from receiver.attributes import Attributes, BadId, Found, Keys, decoded, raw_id_of, text_of, without_nul
 from receiver.endpoint import FORMS, endpoint_of
 from receiver.metadata import Candidate, candidates, event_metadata
-from receiver.outcome import NOT_PRODUCT_EVENT, Ignored, ProductEvent, RejectReason, Unfit
+from receiver.outcome import NOT_PRODUCT_EVENT, Ignored, RejectReason, Unfit
 from receiver.privacy import REDACTED, clean
 from receiver.rules import CATEGORY, FEATURE_NAME, METHOD_KEYS, Rules
-from shared.events import TIMESTAMP_US_MAX, EndpointUsage, FeatureUsage, Table, UserActivity, event_id, text_limits
+from shared.events import (
+    EVENT_MODELS,
+    TABLES,
+    TIMESTAMP_US_MAX,
+    EndpointUsage,
+    FeatureUsage,
+    ProductEvent,
+    Table,
+    UserActivity,
+    event_id,
+    text_limits,
+)
 
 USER_KEYS: Keys = (b"user.id", b"enduser.id", b"user.hash")
 ORGANIZATION_KEYS: Keys = (b"organization.id", b"tenant.id")
 EVENT_TYPE_KEYS: Keys = (b"event.type", b"event.name")
 STATUS_KEYS: Keys = (b"http.response.status_code", b"http.status_code")
 
-_TABLES: dict[str | None, Table] = {
-    "user_activity": "user_activity",
-    "endpoint_usage": "endpoint_usage",
-    "feature_usage": "feature_usage",
-}
+_TABLES: dict[str | None, Table] = {table: table for table in TABLES}
 _UNKNOWN_CATEGORY = Ignored("unknown_category")
 _EXCLUDED_ENDPOINT = Ignored("excluded_endpoint")
 
-_CHARS_MAX = {
-    column: chars
-    for model in (UserActivity, EndpointUsage, FeatureUsage)
-    for column, chars in text_limits(model).items()
-}
+_CHARS_MAX = {column: chars for model in EVENT_MODELS for column, chars in text_limits(model).items()}
 _OWN_ID_CHARS_MIN = 4  # a shorter id is part of too many texts that mean something else
 _STATUS_MAX = 999
 _NS_PER_MS = 1_000_000
@@ -82,16 +86,8 @@ class Reading:
         Raises:
             Unfit: something that the event needs is missing, or of no use.
         """
-        columns = self._common_columns(table)
-        match table:
-            case "user_activity":
-                columns |= self._user_activity_columns()
-            case "endpoint_usage":
-                columns |= self._endpoint_usage_columns()
-            case "feature_usage":
-                columns |= self._feature_usage_columns()
-            case _:
-                assert_never(table)
+        model, own_columns = _EVENTS[table]
+        columns = self._common_columns(table) | own_columns(self)
         columns["timestamp_us"] = self._timestamp_us()
         columns["event_metadata"] = event_metadata(
             candidates(self._attributes.span, "span", self._rules.allowed, self._notes),
@@ -99,13 +95,7 @@ class Reading:
             notes=self._notes,
             is_small=is_small,
         )
-        match table:
-            case "user_activity":
-                return UserActivity(**columns)
-            case "endpoint_usage":
-                return EndpointUsage(**columns)
-            case "feature_usage":
-                return FeatureUsage(**columns)
+        return model(**columns)
 
     # ---- columns that every table has
 
@@ -151,7 +141,7 @@ class Reading:
 
     # ---- columns of one table
 
-    def _user_activity_columns(self) -> dict[str, Any]:
+    def user_activity_columns(self) -> dict[str, Any]:
         event_type = self._text("event_type", EVENT_TYPE_KEYS)
         if event_type is None:
             raise Unfit("missing_event_type")
@@ -168,7 +158,7 @@ class Reading:
         self._notes.redacted("session_id", rule)
         return self._rules.hashed(raw)
 
-    def _endpoint_usage_columns(self) -> dict[str, Any]:
+    def endpoint_usage_columns(self) -> dict[str, Any]:
         endpoint = self._endpoint or self._read_endpoint()
         if endpoint is None:
             raise Unfit("missing_endpoint")
@@ -203,7 +193,7 @@ class Reading:
         self._notes.source("duration_ms", "end_time_unix_nano - start_time_unix_nano")
         return (end_ns - start_ns) / _NS_PER_MS
 
-    def _feature_usage_columns(self) -> dict[str, Any]:
+    def feature_usage_columns(self) -> dict[str, Any]:
         feature_name = self._text("feature_name", (FEATURE_NAME,))
         if feature_name is None:
             raise Unfit("missing_feature_name")
@@ -229,6 +219,13 @@ class Reading:
             return text
         self._notes.cut(column, "length")
         return text[:chars_max]
+
+
+_EVENTS: dict[Table, tuple[type[ProductEvent], Callable[[Reading], dict[str, Any]]]] = {
+    "user_activity": (UserActivity, Reading.user_activity_columns),
+    "endpoint_usage": (EndpointUsage, Reading.endpoint_usage_columns),
+    "feature_usage": (FeatureUsage, Reading.feature_usage_columns),
+}
 
 
 def _status_code(found: Found | None) -> int | None:

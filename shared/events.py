@@ -4,7 +4,7 @@ Field order is column order is the order on the wire. Limits are the columns' ow
 """
 
 from hashlib import sha256
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field
@@ -65,10 +65,12 @@ class FeatureUsage(BaseEvent):
     event_metadata: dict[str, Any]
 
 
-Event = Annotated[UserActivity | EndpointUsage | FeatureUsage, Discriminator("table")]
-EVENT_MODELS: tuple[type[BaseEvent], ...] = (UserActivity, EndpointUsage, FeatureUsage)
+ProductEvent = UserActivity | EndpointUsage | FeatureUsage
+Event = Annotated[ProductEvent, Discriminator("table")]
 Table = Literal["user_activity", "endpoint_usage", "feature_usage"]
-TABLES: tuple[Table, ...] = ("user_activity", "endpoint_usage", "feature_usage")
+
+EVENT_MODELS: tuple[type[ProductEvent], ...] = get_args(ProductEvent)
+TABLES: tuple[Table, ...] = get_args(Table)
 
 
 def text_limits(model: type[BaseEvent]) -> dict[str, int]:
