@@ -28,6 +28,7 @@ from sqlalchemy.dialects.postgresql import JSONB, UUID
 
 from shared.events import BaseEvent
 
+ANALYTICS_TABLES: dict[str, Table] = {}  # by name, as shared.events has them
 metadata = MetaData(naming_convention={"ix": "ix_%(table_name)s_%(column_0_name)s", "pk": "pk_%(table_name)s"})
 
 _USER = "Hash of the user id: 16 hex digits. Personal data all the same"
@@ -65,7 +66,7 @@ def _analytics(name: str, *columns: Column[Any], comment: str) -> Table:
     Rows arrive in about the order of their time, so a BRIN serves time ranges at next to no cost. The two
     hashes are indexed for erasure and access requests.
     """
-    return Table(
+    table = Table(
         name,
         metadata,
         *columns,
@@ -76,6 +77,8 @@ def _analytics(name: str, *columns: Column[Any], comment: str) -> Table:
         Index(None, "organization_id", postgresql_where=text("organization_id IS NOT NULL")),
         comment=comment,
     )
+    ANALYTICS_TABLES[name] = table
+    return table
 
 
 user_activity = _analytics(
@@ -116,7 +119,6 @@ feature_usage = _analytics(
     comment="Use of features",
 )
 
-ANALYTICS_TABLES: dict[str, Table] = {table.name: table for table in (user_activity, endpoint_usage, feature_usage)}
 SCHEMA_REVISION = "002_ingest_schema"  # the newest migration; a later one is fine too: they only add
 FATES = ("stored", "duplicates", "dead_lettered", "suppressed", "expired", "skipped")
 
