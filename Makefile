@@ -22,15 +22,15 @@ run: setup  ## Kafka, Postgres, receiver, consumer and demo traffic on this mach
 stack: setup  ## Kafka and Postgres alone
 	@exec $(BIN)/python -m deploy.local stack
 
-check: setup  ## lint, types, import rules and unit tests: seconds
+check: setup  ## lint, types, import rules, unit tests, and whether the docs tell the truth: seconds
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/pytest -q tests/unit
+	$(BIN)/pytest -q tests/unit tests/conventions
 
 test: check  ## everything, against a real Kafka and a real Postgres
-	$(BIN)/pytest -q -m "not long" tests
+	$(BIN)/pytest -q -m "not long" --durations=15 tests/integration tests/faults
 
 test-long: setup  ## the long forms of the fault tests
 	$(BIN)/pytest -q -m long tests

@@ -4,8 +4,6 @@ import asyncio
 import json
 import os
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -118,17 +116,9 @@ def health(
     settings = load(ReceiverSettings)
     if url is None and settings.receiver_metrics_port == 0:
         raise WrongSetting("RECEIVER_METRICS_PORT: 0 leaves nothing to ask")
-    host = "127.0.0.1" if settings.metrics_host in ("0.0.0.0", "::") else settings.metrics_host  # noqa: S104
-    address = url or f"http://{host}:{settings.receiver_metrics_port}/readyz"
-    try:
-        with urllib.request.urlopen(address, timeout=3) as answer:  # noqa: S310  the operator's own address
-            typer.echo(answer.read().decode().strip())
-    except urllib.error.HTTPError as refusal:
-        typer.echo(refusal.read().decode().strip())
-        raise typer.Exit(1) from None
-    except OSError as error:
-        typer.echo(f"not reached: {type(error).__name__}")
-        raise typer.Exit(1) from None
+    is_ready, text = probes.ask(url or probes.ready_url(settings.metrics_host, settings.receiver_metrics_port))
+    typer.echo(text)
+    raise typer.Exit(0 if is_ready else 1)
 
 
 async def serve(settings: ReceiverSettings, *, is_worker: bool = False) -> None:

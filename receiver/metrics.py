@@ -34,6 +34,8 @@ reads_waiting = Gauge(
     "receiver_reads_waiting", "Calls that wait until their body may arrive", multiprocess_mode="livesum"
 )
 
+ready = Gauge("receiver_ready", "1 while /readyz answers 200", multiprocess_mode="livemin")
+
 for _code in CODES:
     requests.labels(_code)
 for _cause in REFUSALS:

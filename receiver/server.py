@@ -80,7 +80,9 @@ class Server:
     async def watch(self) -> None:
         """Tell the health service and the gauges, until cancelled."""
         while True:
-            status = _NOT_SERVING if self._state.why_not_ready() else _SERVING
+            is_ready = not self._state.why_not_ready()
+            status = _SERVING if is_ready else _NOT_SERVING
+            metrics.ready.set(is_ready)
             for name in ("", SERVICE):
                 await self._health.set(name, status)
             metrics.inflight_bytes.set(self._budget.bytes)

@@ -117,18 +117,19 @@ async def test_concurrent_requests_share_batches_and_each_span_is_there_once(
 async def test_batches_that_fill_up_lose_nothing_and_wait_their_turn(broker: KafkaBroker, tmp_path: Path) -> None:
     """At the seam of two batches, and when nine of them queue for a partition that stands still for a while."""
     sent = features(8000, filler="y" * 900)
-    receiver = Receiver(broker.bootstrap_servers, tmp_path, KAFKA_TOPIC_PARTITIONS=1, PUBLISH_LINGER_MS=1000).start()
+    settings = {"KAFKA_TOPIC_PARTITIONS": 1, "PUBLISH_LINGER_MS": 1000, "PUBLISH_TIMEOUT_MS": 30_000}
+    receiver = Receiver(broker.bootstrap_servers, tmp_path, **settings).start()
     try:
         await receiver.ready()
         async with receiver.channel() as channel:
             broker.pause()
-            call = asyncio.create_task(export(channel, request(sent)))
+            call = asyncio.create_task(export(channel, request(sent), timeout_s=40))
 
             async def are_queued() -> bool:
                 return await receiver.metric("receiver_inflight_bytes") > 4 * len(request(sent))
 
             try:
-                await until(are_queued, 3, "body and records in flight")
+                await until(are_queued, 15, "body and records in flight")
                 await asyncio.sleep(0.7)
             finally:
                 broker.resume()
