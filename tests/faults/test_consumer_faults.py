@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import random
+import re
 import signal
 import time
 import urllib.error
@@ -13,6 +14,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import asyncpg
+import psutil
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, RecordsToDelete
 from aiokafka.structs import TopicPartition
@@ -20,6 +22,7 @@ from aiokafka.structs import TopicPartition
 from deploy.local.kafka import KafkaBroker
 from deploy.local.postgres import PostgresServer
 from deploy.local.stack import ModuleServer
+from support.command import answered
 from support.records import Made, made
 from support.stack import TABLES, Stack, eventually
 
@@ -42,7 +45,7 @@ def own_kafka(folder: Path) -> Iterator[KafkaBroker]:
 
 
 @asynccontextmanager
-async def light_load(stack: Stack, seed: int) -> AsyncIterator[list[Made]]:
+async def light_load(stack: Stack, seed: int, pause_s: float = 0) -> AsyncIterator[list[Made]]:
     """Sends records all through the block; yields the list of those that the broker has acknowledged."""
     generator = random.Random(seed)
     acknowledged: list[Made] = []
@@ -53,6 +56,7 @@ async def light_load(stack: Stack, seed: int) -> AsyncIterator[list[Made]]:
             records = [made(generator) for _ in range(100)]
             await stack.send([(record.partition(), record.value) for record in records])
             acknowledged.extend(records)
+            await asyncio.sleep(pause_s)
 
     task = asyncio.create_task(send())
     try:
@@ -84,6 +88,14 @@ def readiness(consumer: ModuleServer) -> tuple[int, str]:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as refusal:
         return refusal.code, refusal.read().decode()
+
+
+def metric(consumer: ModuleServer, name: str) -> float:
+    """The sum over the labels."""
+    url = f"http://127.0.0.1:{consumer.port_of('CONSUMER_METRICS_PORT')}/metrics"
+    with urllib.request.urlopen(url, timeout=3) as answer:
+        lines = answer.read().decode().splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if re.match(rf"{name}(\{{| )", line))
 
 
 async def not_ready(consumer: ModuleServer, why: str) -> None:
@@ -195,6 +207,72 @@ async def test_kafka_killed_under_load_costs_no_record(stack: Stack, own_kafka: 
     await stack.send([(record.partition(), record.value) for record in expected[300:]])
     await assert_exactly_once(stack, expected, seconds=60)
     assert consumer.is_running
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+async def test_postgres_stopped_for_five_minutes_under_load_costs_nothing_but_time(
+    stack: Stack, own_postgres: PostgresServer, migrate: Migrate
+) -> None:
+    """A failed failover on a Sunday: nobody is evicted, nothing is buffered without end, and all of it drains."""
+    stack.database_url = await migrate(own_postgres)
+    await stack.create_topic()
+    consumer = stack.consumer()
+    pid = consumer.pid
+    assert pid
+    async with light_load(stack, 11, pause_s=0.1) as acknowledged:
+
+        async def has_begun() -> bool:
+            return await stack.row_count() > 500
+
+        await eventually(has_begun, 30, "rows arriving")
+        rebalances = await asyncio.to_thread(metric, consumer, "consumer_rebalances_total")
+        resident_mib = psutil.Process(pid).memory_info().rss // 2**20
+        await asyncio.to_thread(own_postgres.stop)
+        await asyncio.sleep(300)
+        assert psutil.Process(pid).memory_info().rss // 2**20 < resident_mib + 60
+        await asyncio.to_thread(own_postgres.start)
+    await assert_exactly_once(stack, acknowledged, seconds=120)
+    assert await asyncio.to_thread(metric, consumer, "consumer_rebalances_total") == rebalances
+    assert consumer.pid == pid
+
+
+async def test_a_replay_in_any_order_of_partitions_gives_the_same_tables_and_next_to_no_wal(stack: Stack) -> None:
+    """Replaying must be safe to do on a hunch: what is right already is not even written."""
+    await stack.create_topic(partitions=4)
+    generator = random.Random(12)
+    first = [made(generator) for _ in range(4_000)]
+    again = [Made(each.table, each.id, each.timestamp_us + 1, each.columns) for each in generator.sample(first, 40)]
+    stack.consumer()
+
+    async def wal_bytes() -> int:
+        [row] = await stack.fetch("SELECT pg_current_wal_insert_lsn() - '0/0' AS bytes")
+        return int(row["bytes"])
+
+    async def content() -> list[list[dict[str, object]]]:
+        sql = "SELECT count(*), sum(hashtextextended(t::text, 0)::numeric) FROM public.{} AS t"
+        return [await stack.fetch(sql.format(table)) for table in TABLES]
+
+    started_at = await wal_bytes()
+    await stack.send([(record.partition(), record.value) for record in first + again])
+    await stack.settled(4_040)
+    fresh_bytes = await wal_bytes() - started_at
+    before = await content()
+    await stack.fetch("CHECKPOINT")
+    started_at = await wal_bytes()
+    for partition in generator.sample(range(4), 4):
+        await answered(stack, "rewind", "--to-offset", f"{partition}:0")
+
+        async def is_replayed(partition: int = partition) -> bool:
+            line = (await stack.ledger())[partition]
+            return bool(line["epoch"] == 1 and line["next_offset"] > 900)
+
+        await eventually(is_replayed, 30, "the partition replayed")
+    replay_bytes = await wal_bytes() - started_at
+    assert await content() == before
+    assert replay_bytes < fresh_bytes / 10
+    ledger = await stack.ledger()
+    assert sum(line["duplicates"] for line in ledger) == 4_040
 
 
 async def test_a_lost_answer_to_a_commit_doubles_nothing(stack: Stack) -> None:
