@@ -72,13 +72,23 @@ async def make_stages(connection: asyncpg.Connection) -> None:
 
 
 def _upsert_sql(schema: str, table: Table) -> str:
-    """New rows by partition. xmax is 0 only in a row version that this statement inserted rather than updated."""
+    """New rows by partition.
+
+    Rows that are there already, just so, are left out beforehand: ON CONFLICT would lock each of them, and a
+    lock is written to the WAL. xmax is 0 only in a row version that was inserted rather than updated.
+    """
     columns = [column.name for column in table.columns]
     values = columns[1:]
     return f"""
         WITH written AS (
             INSERT INTO {schema}.{table.name} AS live ({", ".join(columns)})
-            SELECT {", ".join(columns)} FROM stage_{table.name} ORDER BY id
+            SELECT {", ".join(columns)} FROM stage_{table.name} AS stage
+            WHERE NOT EXISTS (
+                SELECT 1 FROM {schema}.{table.name} AS same
+                WHERE same.id = stage.id AND ({", ".join(f"same.{name}" for name in values)})
+                    IS NOT DISTINCT FROM ({", ".join(f"stage.{name}" for name in values)})
+            )
+            ORDER BY id
             ON CONFLICT (id) DO UPDATE SET {", ".join(f"{name} = EXCLUDED.{name}" for name in values)}
             WHERE ({", ".join(f"live.{name}" for name in values)})
                 IS DISTINCT FROM ({", ".join(f"EXCLUDED.{name}" for name in values)})
