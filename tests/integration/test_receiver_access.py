@@ -2,7 +2,6 @@
 
 import asyncio
 import shutil
-import subprocess
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,6 +11,7 @@ from typing import Any
 import grpc
 import psutil
 import pytest
+import trustme
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from deploy.local.kafka import KafkaBroker
@@ -127,24 +127,18 @@ class Authority:
 
     def __init__(self, folder: Path, name: str) -> None:
         folder.mkdir()
-        self.folder = folder
-        self.cert, self.key = folder / "ca.pem", folder / "ca.key"
-        openssl("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", self.key, "-out", self.cert,
-                "-days", "2", "-subj", f"/CN={name}")  # fmt: skip
+        self._folder = folder
+        self._authority = trustme.CA(organization_name=name)
+        self.cert = folder / "ca.pem"
+        self._authority.cert_pem.write_to_path(self.cert)
 
     def issue(self, name: str) -> tuple[Path, Path]:
         """Certificate and key for localhost."""
-        cert, key, wanted = (self.folder / f"{name}{end}" for end in (".pem", ".key", ".csr"))
-        extra = self.folder / "extra"
-        extra.write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
-        openssl("req", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", wanted, "-subj", f"/CN={name}")
-        openssl("x509", "-req", "-in", wanted, "-CA", self.cert, "-CAkey", self.key, "-CAcreateserial", "-days", "2",
-                "-extfile", extra, "-out", cert)  # fmt: skip
+        cert, key = self._folder / f"{name}.pem", self._folder / f"{name}.key"
+        issued = self._authority.issue_cert("localhost", "127.0.0.1", common_name=name)
+        issued.private_key_pem.write_to_path(key)
+        cert.write_bytes(b"".join(pem.bytes() for pem in issued.cert_chain_pems))
         return cert, key
-
-
-def openssl(*arguments: object) -> None:
-    subprocess.run(["openssl", *map(str, arguments)], check=True, capture_output=True, timeout=30)
 
 
 def install(pair: tuple[Path, Path], cert: Path, key: Path) -> None:
