@@ -30,7 +30,7 @@ check: setup  ## lint, types, import rules, unit tests, and whether the docs tel
 	$(BIN)/pytest -q tests/unit tests/conventions
 
 test: check  ## everything, against a real Kafka and a real Postgres
-	$(BIN)/pytest -q -m "not long" --durations=15 tests/integration tests/faults
+	$(BIN)/pytest -q -n 2 --dist loadfile -m "not long" --durations=15 tests/integration tests/faults
 
 test-long: setup  ## the long forms of the fault tests
 	$(BIN)/pytest -q -m long tests
