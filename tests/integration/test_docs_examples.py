@@ -1,0 +1,56 @@
+"""The examples of docs/send-your-spans.md do what the page says, as they stand there."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from shared.identity import hash_id
+from support.stack import Stack, eventually
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = (ROOT / "docs/send-your-spans.md").read_text()
+
+
+def block(language: str, containing: str) -> str:
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+    [found] = [text for spoken, text in blocks if spoken == language and containing in text]
+    return found
+
+
+def run(command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
+    settled = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
+    return subprocess.run(
+        command, cwd=ROOT, env={**settled, **environment}, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+async def test_the_python_of_the_page_makes_a_row_in_each_table(stack: Stack) -> None:
+    """It is what a newcomer pastes first."""
+    receiver = stack.receiver()
+    stack.consumer()
+    endpoint = f"http://127.0.0.1:{receiver.port_of('PORT')}"
+    done = run([sys.executable, "-c", block("python", "BatchSpanProcessor")], OTEL_EXPORTER_OTLP_ENDPOINT=endpoint)
+    assert done.returncode == 0, done.stderr
+
+    async def are_there() -> bool:
+        return await stack.row_count() == 3
+
+    await eventually(are_there, 20, "three rows")
+    [login] = (await stack.rows("user_activity")).values()
+    [export] = (await stack.rows("feature_usage")).values()
+    [request] = (await stack.rows("endpoint_usage")).values()
+    assert {row["user_id"] for row in (login, export, request)} == {hash_id("user-42")}
+    assert (login["event_type"], login["session_id"], login["deployment_type"]) == ("login", "s-1", "cloud")
+    assert (export["feature_name"], export["action"]) == ("export", "created")
+    assert '"plan": "pro"' in str(export["event_metadata"])
+    assert (request["method"], request["endpoint"], request["status_code"]) == ("GET", "/orders/{order}", 200)
+
+
+def test_explain_prints_what_the_page_shows() -> None:
+    """Whoever compares must not find a difference that is ours."""
+    [command] = re.findall(r"^python -m (receiver explain \S+)$", PAGE, re.MULTILINE)
+    done = run([sys.executable, "-m", *command.split()])
+    assert (done.returncode, done.stderr) == (1, "")
+    assert done.stdout == block("", "span 1: event")
