@@ -1,6 +1,7 @@
 """Composition root: settings -> clients -> loop. The service is constructed here; its commands are in cli."""
 
 import asyncio
+import math
 import sys
 
 import prometheus_client
@@ -21,7 +22,7 @@ from consumer.settings import ConsumerSettings
 from consumer.watch import Watch
 from consumer.writer import Writer
 from shared import lifecycle, logs, probes
-from shared.broker import HOUR_MS, RebalanceCount, ensure_topics, new_consumer
+from shared.broker import RebalanceCount, ensure_topics, new_consumer
 from shared.errors import BrokerUnavailable, WrongTopic
 from shared.logs import error_facts
 from shared.settings import described, load
@@ -69,9 +70,10 @@ async def serve(settings: ConsumerSettings) -> int:
 
 async def _consume(settings: ConsumerSettings, state: probes.Health, stop: asyncio.Event) -> None:
     rebalances = RebalanceCount(metrics.rebalances.inc)
-    consumer = await _joined(settings, rebalances, state, stop)
-    if consumer is None:
+    joined = await _joined(settings, rebalances, state, stop)
+    if joined is None:
         return
+    consumer, retention_ms = joined
     ledger = Ledger(settings.kafka_topic)
     erasures = suppressions.Topic(settings)
     breaker = Breaker(max_ratio=settings.dead_letter_max_ratio, window=settings.dead_letter_window)
@@ -102,7 +104,8 @@ async def _consume(settings: ConsumerSettings, state: probes.Health, stop: async
         ledger=ledger,
         health=state,
         database_url=settings.database_url,
-        retention_s=settings.kafka_topic_retention_hours * HOUR_MS / 1000,
+        peek=peek_with(settings),
+        retention_s=retention_ms / 1000 if retention_ms >= 0 else math.inf,
     )
     log.info("consumer_started", topic=settings.kafka_topic, group=settings.kafka_consumer_group)
     try:
@@ -126,14 +129,15 @@ async def _consume(settings: ConsumerSettings, state: probes.Health, stop: async
 
 async def _joined(
     settings: ConsumerSettings, rebalances: RebalanceCount, state: probes.Health, stop: asyncio.Event
-) -> AIOKafkaConsumer | None:
-    """A consumer that is a member of the group, however long Kafka is down; None when `stop` came first."""
+) -> tuple[AIOKafkaConsumer, int] | None:
+    """A member of the group, however long Kafka is down, and the topic's retention; None when `stop` came first."""
     attempt = 0
     while not stop.is_set():
         consumer = new_consumer(settings, group=settings.kafka_consumer_group)
         consumer.subscribe([settings.kafka_topic], listener=rebalances)
         try:
-            for topic, state_of in (await ensure_topics(settings)).items():
+            topics = await ensure_topics(settings)
+            for topic, state_of in topics.items():
                 for name, actual, expected in state_of.differing:
                     log.warning("topic_differs", topic=topic, setting=name, actual=actual, expected=expected)
             await asyncio.wait_for(consumer.start(), START_TIMEOUT_S)
@@ -145,7 +149,7 @@ async def _joined(
             attempt += 1
             continue
         state.unblock("group")
-        return consumer
+        return consumer, topics[settings.kafka_topic].retention_ms
     return None
 
 

@@ -64,8 +64,7 @@ async def _first_times(operation: Operation) -> dict[int, datetime]:
 async def carry_over(operation: Operation) -> dict[str, int]:
     """Live rows from before the topic's reach, neither suppressed nor expired."""
     times = await _first_times(operation)
-    days = operation.settings.retention_days
-    expired_until = datetime.now(UTC) - timedelta(days=days) if days else None
+    expired_until = _expired_until(operation)
     carried = {}
     for name, table in ANALYTICS_TABLES.items():
         columns = ", ".join(column.name for column in table.columns)
@@ -93,6 +92,11 @@ async def carry_over(operation: Operation) -> dict[str, int]:
     return carried
 
 
+def _expired_until(operation: Operation) -> datetime | None:
+    days = operation.settings.retention_days
+    return datetime.now(UTC) - timedelta(days=days) if days else None
+
+
 async def unexplained(operation: Operation) -> dict[str, int]:
     """Live rows that neither the topic nor the carrying over has brought into the shadow."""
     counts = {}
@@ -101,11 +105,13 @@ async def unexplained(operation: Operation) -> dict[str, int]:
             f"""
             SELECT count(*) FROM unseen JOIN public.{name} AS live USING (id)
             LEFT JOIN {SHADOW}.{name} AS shadow USING (id) WHERE unseen.name = '{name}' AND shadow.id IS NULL
+                AND ($1::timestamptz IS NULL OR live.timestamp >= $1)
                 AND NOT EXISTS (
                     SELECT 1 FROM ingest.suppressions AS erased WHERE live.timestamp <= erased.erased_at
                     AND (erased.kind, erased.hash) IN (('user', live.user_id), ('organization', live.organization_id))
                 )
-            """  # noqa: S608  our own names
+            """,  # noqa: S608  our own names
+            _expired_until(operation),
         )
     return counts
 

@@ -7,15 +7,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-
 from consumer import suppressions
-from consumer.operation import Operation, WrongUse
+from consumer.operation import Operation, Refused, WrongUse
 from consumer.settings import ConsumerSettings
 from consumer.suppressions import COLUMN, Kind, Subject
 from consumer.tables import ANALYTICS_TABLES
-from shared.broker import KAFKA_ERRORS, connection_options, new_producer
+from shared.broker import KAFKA_ERRORS, new_producer, topic_settings
 from shared.errors import BrokerUnavailable
 from shared.identity import hashes_of
 from shared.lifecycle import ended
@@ -61,15 +58,16 @@ async def erase(operation: Operation, subjects: Sequence[Subject], *, dry_run: b
     Idempotent: a second erasure keeps the later date.
 
     Raises:
+        Refused: this role cannot erase everywhere; nothing was done.
         BrokerUnavailable: nothing was deleted.
         DatabaseUnavailable: nothing was deleted yet; the suppression is published, and any consumer that
             starts will carry it out. Do it again.
     """
+    schemas = await _schemas(operation)
     expires_at = await _topic_expires_at(operation)
     now_us = time.time_ns() // 1000
     if not dry_run:
         await _publish(operation.settings, subjects, now_us)
-    schemas = await _schemas(operation)
     rows = dict.fromkeys(ANALYTICS_TABLES, 0)
     letters = 0
     transaction = operation.database.transaction()
@@ -121,27 +119,33 @@ async def _publish(settings: ConsumerSettings, subjects: Sequence[Subject], eras
 
 
 async def _schemas(operation: Operation) -> list[str]:
-    """Where copies of the analytics tables are: live, and those of a rebuild and what it replaced."""
+    """Where copies of the analytics tables are: live, and those of a rebuild and what it replaced.
+
+    Raises:
+        Refused: this role may not delete in one of them, so the erasure would not be whole.
+    """
     found = await operation.database.fetch(
         """
-        SELECT table_schema FROM information_schema.tables
-        WHERE table_name = ANY($1::text[]) AND table_schema NOT LIKE 'pg\\_%' GROUP BY 1 HAVING count(*) = $2 ORDER BY 1
+        SELECT nspname AS name, bool_and(
+            has_schema_privilege(nsp.oid, 'USAGE')
+            AND has_table_privilege(class.oid, 'SELECT') AND has_table_privilege(class.oid, 'DELETE')
+        ) AS may
+        FROM pg_class AS class JOIN pg_namespace AS nsp ON nsp.oid = relnamespace
+        WHERE relname = ANY ($1::text[]) AND relkind = 'r' AND nspname NOT LIKE 'pg\\_%'
+        GROUP BY nspname HAVING count(*) = $2 ORDER BY nspname
         """,
         list(ANALYTICS_TABLES),
         len(ANALYTICS_TABLES),
     )
-    return [row["table_schema"] for row in found]
+    barred = [row["name"] for row in found if not row["may"]]
+    if barred:
+        raise Refused(f"this role may not delete in {', '.join(barred)}: erase as the owner of the tables")
+    return [row["name"] for row in found]
 
 
 async def _topic_expires_at(operation: Operation) -> datetime | None:
     """When retention has taken the youngest record of today; None when it never does."""
-    admin = AIOKafkaAdminClient(**connection_options(operation.settings))
-    await admin.start()
-    try:
-        answers = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, operation.topic)])
-    finally:
-        await ended(admin.close(), STOP_TIMEOUT_S)
-    config = {entry[0]: entry[1] for entry in answers[0].resources[0][4]}
+    config = await topic_settings(operation.settings, operation.topic)
     retention_ms = int(config.get("retention.ms") or -1)
     if retention_ms < 0:
         return None

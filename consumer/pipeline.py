@@ -87,6 +87,7 @@ class Pipeline:
         self._generation = 0
         self._lines: dict[int, Line] = {}
         self._in_flight: dict[int, int] = {}
+        self._record_times: dict[int, float] = {}
         self._is_moved = False
         self._group_commit: asyncio.Task[None] | None = None
         self._cycle: asyncio.Task[bool] | None = None
@@ -183,6 +184,7 @@ class Pipeline:
         self._generation = self._rebalances.generation
         self._is_moved = False
         self._in_flight = {}
+        self._record_times = {}
         mine = [
             place.partition
             for place in self._consumer.assignment()
@@ -257,6 +259,7 @@ class Pipeline:
             raise
         self._batch_rows = min(self._batch_rows_max, self._batch_rows * 2)
         self._interruptions = 0
+        self._record_times |= {each.record.partition: each.record.timestamp / 1000 for each in batch.records}
         _measure(batch, written)
         return written
 
@@ -282,6 +285,10 @@ class Pipeline:
     def next_offsets(self) -> dict[int, int]:
         """The first offset without a fate, by partition, as far as this loop knows."""
         return {partition: line.next_offset for partition, line in self._lines.items()}
+
+    def record_times(self) -> dict[int, float]:
+        """When the last settled record was received, in seconds since 1970, by partition; since the last loading."""
+        return dict(self._record_times)
 
     def _tell_group(self, written: Written) -> None:
         """Commit to the group, for lag tools only: later, and left out while the last one is under way."""

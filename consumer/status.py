@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from consumer.ledger import LIVE
 from consumer.operation import Operation
 from consumer.positions import peek_with
-from shared.broker import HOUR_MS
+from shared.broker import topic_settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ async def status(operation: Operation) -> Status:
     first = await operation.kafka.beginning_offsets(operation.places(partitions))
     end = await operation.kafka.end_offsets(operation.places(partitions))
     peek = peek_with(operation.settings)
-    retention_s = operation.settings.kafka_topic_retention_hours * HOUR_MS / 1000
+    retention_ms = int((await topic_settings(operation.settings, operation.topic)).get("retention.ms") or -1)
     found = []
     for place in operation.places(partitions):
         line = lines.get(place.partition)
@@ -55,7 +55,7 @@ async def status(operation: Operation) -> Status:
                 end_offset=end[place],
                 lag_records=max(0, end[place] - at),
                 lag_seconds=round(lag_s, 3),
-                retention_left_seconds=round(retention_s - lag_s, 3),
+                retention_left_seconds=round(retention_ms / 1000 - lag_s, 3) if retention_ms >= 0 else None,
             )
         )
     letters = await operation.database.fetch(

@@ -48,6 +48,14 @@ async def _try_swap(operation: Operation) -> float:
         await suppressions.lock(database)
         tables = ", ".join(f"{schema}.{name}" for name in ANALYTICS_TABLES for schema in ("public", SHADOW))
         await database.execute(f"LOCK TABLE {tables} IN ACCESS EXCLUSIVE MODE")
+        for name in ANALYTICS_TABLES:  # erased since it was filled, by a role that could not reach it
+            await database.execute(
+                f"""
+                DELETE FROM {SHADOW}.{name} AS row USING ingest.suppressions AS erased
+                WHERE row.timestamp <= erased.erased_at
+                    AND (erased.kind, erased.hash) IN (('user', row.user_id), ('organization', row.organization_id))
+                """  # noqa: S608  our own names
+            )
         await database.execute(f"CREATE SCHEMA {OLD}")
         for name in ANALYTICS_TABLES:
             owner = await database.fetchval(

@@ -27,7 +27,6 @@ from shared.probes import Health
 EVERY_S = 2.0
 ASK_TIMEOUT_S = 4.0
 STALL_S = 90.0  # longer than any statement may take, with its lock, and a rebalance beside it
-SAMPLES = 600  # ends of a partition seen before, at one every two seconds: lag in seconds up to 20 minutes back
 
 
 class Watch:
@@ -41,6 +40,7 @@ class Watch:
         ledger: Ledger,
         health: Health,
         database_url: str,
+        peek: positions.Peek,
         retention_s: float,
         stall_s: float = STALL_S,
     ) -> None:
@@ -49,20 +49,23 @@ class Watch:
         self._ledger = ledger
         self._health = health
         self._database_url = database_url
+        self._peek = peek
         self._retention_s = retention_s
         self._connection: asyncpg.Connection | None = None
         self._topic_id: UUID | None = None
+        self._measured: set[int] = set()
         self._stall_s = stall_s
         self._stood: dict[Pipeline, tuple[dict[int, int] | None, float]] = {}
         self._rates: deque[tuple[float, int]] = deque(maxlen=int(60 / EVERY_S))
-        self._ends: dict[int, deque[tuple[int, float]]] = {}
+        self._ends: dict[int, int] = {}
+        self._waiting: dict[int, tuple[int, float]] = {}  # offset of the first waiting record, and when it was received
 
     async def run(self, stop: asyncio.Event) -> None:
         while not stop.is_set():
             await asyncio.gather(self._ask_broker(), self._ask_database())
             why_not = self._health.why_not_ready()
             metrics.ready.set(not why_not)
-            self._measure_lag()
+            await self._measure_lag()
             if not why_not:
                 self._interrupt_stalled()
             await wait_for(stop, EVERY_S)
@@ -89,9 +92,7 @@ class Watch:
                 pipeline.notice_topic()
             await asyncio.wait([self._consumer._client.force_metadata_update()], timeout=ASK_TIMEOUT_S)  # noqa: SLF001
         self._topic_id = identity
-        now = time.monotonic()
-        for place, end in ends.items():
-            self._ends.setdefault(place.partition, deque(maxlen=SAMPLES)).append((end, now))
+        self._ends = {place.partition: end for place, end in ends.items()}
 
     async def _ask_database(self) -> None:
         """Is the schema ours or later, and where is the ledger?"""
@@ -127,9 +128,7 @@ class Watch:
         now = time.monotonic()
         for pipeline in self._pipelines:
             at = pipeline.next_offsets()
-            has_lag = any(
-                self._ends[partition][-1][0] > offset for partition, offset in at.items() if partition in self._ends
-            )
+            has_lag = any(self._ends.get(partition, 0) > offset for partition, offset in at.items())
             stood_at, since = self._stood.get(pipeline, (None, now))
             if not has_lag or at != stood_at:
                 self._stood[pipeline] = (at, now)
@@ -137,27 +136,43 @@ class Watch:
                 self._stood[pipeline] = (at, now)
                 pipeline.interrupt()
 
-    def _measure_lag(self) -> None:
-        """Lag that grows while consumption stalls: from ends that were seen, and the clock."""
+    async def _measure_lag(self) -> None:
+        """Lag that grows while consumption stalls: by the clock of the receiver that got the first waiting record."""
         next_offsets = self._next_offsets()
-        for partition in set(self._ends) - set(next_offsets):  # another consumer's now
-            del self._ends[partition]
+        settled_at = {place: at for pipeline in self._pipelines for place, at in pipeline.record_times().items()}
+        oldest_s = 0.0
+        for partition in self._measured - next_offsets.keys():  # another consumer's now
             metrics.lag_records.remove(str(partition))
             metrics.lag_seconds.remove(str(partition))
-        now, oldest_s = time.monotonic(), 0.0
-        for partition, ends in self._ends.items():
-            at = next_offsets[partition]
-            waiting = next((seen_at for end, seen_at in ends if end > at), None)
-            seconds = 0.0 if waiting is None else now - waiting
-            metrics.lag_records.labels(str(partition)).set(max(0, ends[-1][0] - at))
+        self._measured = set(next_offsets)
+        for partition, at in next_offsets.items():
+            lag = max(0, self._ends.get(partition, at) - at)
+            seconds = max(0.0, time.time() - await self._received_at(partition, at, settled_at)) if lag else 0.0
+            metrics.lag_records.labels(str(partition)).set(lag)
             metrics.lag_seconds.labels(str(partition)).set(seconds)
             oldest_s = max(oldest_s, seconds)
         metrics.retention_used_ratio.set(oldest_s / self._retention_s)
         self._measure_drain(next_offsets)
 
+    async def _received_at(self, partition: int, offset: int, settled_at: dict[int, float]) -> float:
+        """When the record at `offset` was received. While the loop moves, the record before it is near enough."""
+        known = self._waiting.get(partition)
+        if known and known[0] == offset:
+            return known[1]
+        self._waiting[partition] = (offset, settled_at.get(partition, time.time()))
+        if partition not in settled_at:
+            try:
+                record = await self._peek(TopicPartition(self._ledger.topic, partition), offset)
+            except BrokerUnavailable:
+                del self._waiting[partition]
+                return time.time()
+            if record is not None:
+                self._waiting[partition] = (offset, record.timestamp / 1000)
+        return self._waiting[partition][1]
+
     def _measure_drain(self, next_offsets: dict[int, int]) -> None:
         """From what the lag has done within the last minute, whoever it was that drained or filled it."""
-        lag = sum(max(0, ends[-1][0] - next_offsets[partition]) for partition, ends in self._ends.items())
+        lag = sum(max(0, self._ends.get(partition, at) - at) for partition, at in next_offsets.items())
         now = time.monotonic()
         self._rates.append((now, lag))
         then, lag_then = self._rates[0]

@@ -124,12 +124,24 @@ def suppressions_config(settings: KafkaSettings) -> dict[str, str]:
     }
 
 
+async def topic_settings(settings: KafkaSettings, topic: str) -> dict[str, str]:
+    """The settings that the topic really has, by name. Raises aiokafka's errors."""
+    admin = AIOKafkaAdminClient(**connection_options(settings))
+    try:
+        await admin.start()
+        answers = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)])
+        return {entry[0]: entry[1] for entry in answers[0].resources[0][4]}
+    finally:
+        await admin.close()
+
+
 @dataclass(frozen=True, slots=True)
 class TopicState:
     """An existing topic. `differing` is each setting that is not as we would create it: (name, is, would be)."""
 
     partitions: int
     replication: int
+    retention_ms: int  # -1: without limit
     differing: list[tuple[str, str, str]]
 
 
@@ -182,5 +194,6 @@ async def _state(admin: Any, topic: str, config: dict[str, str]) -> TopicState:
     return TopicState(
         partitions=len(described["partitions"]),
         replication=min(len(partition["replicas"]) for partition in described["partitions"]),
+        retention_ms=int(actual.get("retention.ms") or -1),
         differing=[(name, actual[name], value) for name, value in config.items() if actual.get(name, value) != value],
     )

@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
+import asyncpg
 import pytest
 
 from support.command import answered, started
@@ -174,6 +175,18 @@ async def test_rows_older_than_the_topic_are_carried_over_and_unexplained_ones_s
     assert await stack.row_count() == 205
 
 
+async def restore(stack: Stack, rows: list[dict[str, Any]]) -> None:
+    """The rows are there, and no suppression is: at one stroke, as a backup is restored."""
+    columns = list(rows[0])
+    places = ", ".join(f"${number}" for number in range(1, len(columns) + 1))
+    connection = await asyncpg.connect(stack.database_url)
+    async with connection.transaction():
+        await connection.execute("TRUNCATE ingest.suppressions")
+        insert = f"INSERT INTO feature_usage ({', '.join(columns)}) VALUES ({places})"
+        await connection.executemany(insert, [tuple(row.values()) for row in rows])
+    await connection.close()
+
+
 async def test_an_erasure_outlives_replay_rebuild_redrive_and_a_restored_backup(stack: Stack) -> None:
     """Whoever was erased stays so; what they do afterwards counts again."""
     await stack.create_topic()
@@ -211,12 +224,8 @@ async def test_an_erasure_outlives_replay_rebuild_redrive_and_a_restored_backup(
     await assert_gone("after a rebuild")
     assert (await answered(stack, "dead-letters", "redrive"))["stored"] == 0
     # A backup from before the erasure: the subject's rows are there again, and the table knows of no erasure.
-    await stack.fetch("TRUNCATE ingest.suppressions")
     assert backup
-    for row in backup:
-        columns = ", ".join(row)
-        places = ", ".join(f"${number}" for number in range(1, len(row) + 1))
-        await stack.fetch(f"INSERT INTO feature_usage ({columns}) VALUES ({places})", *row.values())
+    await restore(stack, backup)
     await answered(stack, "rewind", "--to-start")
     await stack.settled(361)
 

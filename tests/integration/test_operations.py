@@ -1,8 +1,11 @@
 """The operator's commands, as processes, against a running consumer: what they say is true, what they do stays done."""
 
+import asyncio
 import json
 import random
+import re
 import time
+import urllib.request
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -65,6 +68,26 @@ async def test_status_counts_what_waits_and_for_how_long(stack: Stack) -> None:
     assert line["lag_records"] == 50
     assert 60 <= line["lag_seconds"] < 120
     assert 168 * 3600 - 120 < line["retention_left_seconds"] <= 168 * 3600 - 60
+
+
+async def test_the_lag_metric_knows_how_old_the_oldest_waiting_record_is(stack: Stack) -> None:
+    """The alert on retention rests on it: after a weekend of standing still it must say days, and not minutes."""
+    await stack.create_topic(1, **{"retention.ms": "-1"})
+    day_ms = 86_400_000
+    await stack.send([(0, b"{}")] * 50, timestamp_ms=int(time.time() * 1000) - 3 * day_ms)
+    consumer = stack.consumer(is_awaited=False, DEAD_LETTER_WINDOW="10", DEAD_LETTER_MAX_RATIO="0")
+
+    def metrics() -> str:
+        url = f"http://127.0.0.1:{consumer.port_of('CONSUMER_METRICS_PORT')}/metrics"
+        with urllib.request.urlopen(url, timeout=3) as answer:
+            text: str = answer.read().decode()
+        return text
+
+    async def says_days() -> bool:
+        found = re.search(r'consumer_lag_seconds{partition="0"} (\S+)', await asyncio.to_thread(metrics))
+        return found is not None and 3 * 86_400 <= float(found.group(1)) < 3 * 86_400 + 600
+
+    await eventually(says_days, 20, "three days of lag")
 
 
 async def test_a_server_out_of_reach_is_a_finding_of_doctor_and_audit_and_code_3_elsewhere(stack: Stack) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from support.command import answered
+from support.command import answered, command
 from support.records import made
 from support.stack import TABLES, Stack
 
@@ -84,6 +84,27 @@ async def test_the_operator_erases_rewinds_and_retains_as_its_role(stack: Stack,
     assert await stack.row_count() == 0
     await answered(stack, "retain", "--days", "1", ANALYTICS_DATABASE_URL=url)
     await answered(stack, "status", ANALYTICS_DATABASE_URL=url)
+
+
+async def test_an_erasure_that_cannot_reach_every_copy_of_the_tables_is_refused_whole(
+    stack: Stack, roles: None
+) -> None:
+    """A receipt for half an erasure would be a lie: what a rebuild has copied would come back with its swap."""
+    url = as_role(stack, "operator", "operator-pass")
+    mine = "73475cb40a568e8d"
+    record = made(random.Random(1), user_id=mine)
+    await stack.create_topic()
+    await stack.send([(record.partition(), record.value)])
+    stack.consumer()
+    await stack.settled(1)
+    assert (await answered(stack, "rebuild", "--rate", "0"))["swapped"]  # the old tables stay, as the owner's
+    code, _, err = await command(stack, "erase", "--user-hash", mine, ANALYTICS_DATABASE_URL=url)
+    assert code == 1
+    assert "before_rebuild" in err
+    assert await stack.row_count() == 1
+    assert await stack.fetch("SELECT 1 FROM ingest.suppressions") == []
+    receipt = await answered(stack, "erase", "--user-hash", mine)
+    assert sum(receipt["rows"].values()) == 2
 
 
 async def test_a_missing_grant_is_a_finding_of_doctor_that_names_it(stack: Stack, roles: None) -> None:

@@ -65,6 +65,7 @@ async def test_a_loop_that_hangs_with_records_before_it_is_begun_anew_and_an_idl
         ledger=ledger,
         health=health,
         database_url=settings.database_url,
+        peek=peek_with(settings),
         retention_s=3600,
         stall_s=3,
     )
