@@ -1,6 +1,8 @@
-"""rows -> a table, set by set: copied into a temporary table, and from there inserted or updated.
+"""rows -> a table, set by set: fresh ones are copied straight in, others by way of a temporary table.
 
-Sorted by key, or concurrent writers deadlock. Guarded, so that a replay writes next to no WAL.
+The straight way fails as a whole when one of the rows is there already. Then the set goes the other way,
+where it is inserted or updated: sorted by key, or concurrent writers deadlock; and guarded, so that a replay
+writes next to no WAL. So do the next sets, for where there was one such row there are more.
 """
 
 from collections import Counter
@@ -14,11 +16,15 @@ from consumer.database import DATABASE_ERRORS, ENCODER_ERRORS, Fate, fate_of
 from consumer.dead_letters import DeadLetter
 from consumer.tables import ANALYTICS_TABLES
 
+STAGED_SETS = 20  # after a row that was there already, before the straight way is tried again
+
 
 class Upsert:
-    """The statements for the tables of one schema: `public`, or that of a rebuild."""
+    """The statements for the tables of one schema: `public`, or that of a rebuild. One connection's own."""
 
     def __init__(self, schema: str) -> None:
+        self._schema = schema
+        self._staged_left = dict.fromkeys(ANALYTICS_TABLES, 0)
         self._sql = {name: _upsert_sql(schema, table) for name, table in ANALYTICS_TABLES.items()}
 
     async def store(
@@ -35,10 +41,12 @@ class Upsert:
         The halves keep their order, so of two versions of one row the later still wins. Gives what was refused.
         """
         try:
-            async with connection.transaction():  # a savepoint
-                if is_part:
-                    await connection.execute(f"DELETE FROM stage_{table}")  # noqa: S608  our own table name
-                new_rows = await self._upsert(connection, table, rows)
+            new_rows = None if is_part else await self._copy_fresh(connection, table, rows)
+            if new_rows is None:
+                async with connection.transaction():  # a savepoint
+                    if is_part:
+                        await connection.execute(f"DELETE FROM stage_{table}")  # noqa: S608  our own table name
+                    new_rows = await self._upsert(connection, table, rows)
         except (*DATABASE_ERRORS, *ENCODER_ERRORS) as error:
             if fate_of(error) is not Fate.POISON:
                 raise
@@ -52,12 +60,38 @@ class Upsert:
             written.count("duplicates", table, partition, records - new_rows[partition])
         return []
 
+    async def _copy_fresh(
+        self, connection: asyncpg.Connection, table: str, rows: Sequence[Decoded]
+    ) -> Counter[int] | None:
+        """How many rows are new, by partition: all. None, and nothing written, when they must go the other way."""
+        if self._staged_left[table]:
+            self._staged_left[table] -= 1
+            return None
+        latest = {decoded.row[0]: decoded for decoded in rows}
+        try:
+            async with connection.transaction():  # a savepoint
+                await connection.copy_records_to_table(
+                    table,
+                    schema_name=self._schema,
+                    columns=_COLUMNS[table],
+                    records=[each.row for each in latest.values()],
+                )
+        except (*DATABASE_ERRORS, *ENCODER_ERRORS) as error:
+            if fate_of(error) is not Fate.POISON:  # a unique violation is one, here
+                raise
+            self._staged_left[table] = STAGED_SETS
+            return None
+        return Counter(each.record.partition for each in latest.values())
+
     async def _upsert(self, connection: asyncpg.Connection, table: str, rows: Sequence[Decoded]) -> Counter[int]:
         """How many rows are new, by partition. Of two versions of a row in `rows` the later one is written."""
         latest = {decoded.row[0]: (*decoded.row, decoded.record.partition) for decoded in rows}
         await connection.copy_records_to_table(f"stage_{table}", records=latest.values())
         found = await connection.fetch(self._sql[table])
         return Counter({row["kafka_partition"]: row["count"] for row in found})
+
+
+_COLUMNS = {name: [column.name for column in table.columns] for name, table in ANALYTICS_TABLES.items()}
 
 
 async def make_stages(connection: asyncpg.Connection) -> None:

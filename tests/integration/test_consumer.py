@@ -68,6 +68,26 @@ async def test_of_two_versions_of_a_span_the_later_one_wins(stack: Stack) -> Non
     await assert_rows_are(stack, [first])
 
 
+async def test_a_row_that_is_there_already_among_fresh_ones_doubles_nothing_and_costs_none(stack: Stack) -> None:
+    """Fresh rows go the fast way, all or none; one repetition among them must not take the others along."""
+    generator = random.Random(13)
+    old = made(generator, "feature_usage")
+    fresh = [made(generator, "feature_usage") for _ in range(300)]
+    repeated = Made(old.table, old.id, old.timestamp_us, {**old.columns, "action": "again"})
+    more = [made(generator, "feature_usage") for _ in range(200)]
+    await stack.create_topic()
+    stack.consumer()
+    await stack.send(in_order([old]))
+    await stack.settled(1)
+    await stack.send(in_order([*fresh[:150], repeated, *fresh[150:], fresh[0]]))
+    await stack.settled(303)
+    await stack.send(in_order(more))
+    await stack.settled(503)
+    await assert_rows_are(stack, [*fresh, repeated, *more])
+    ledger = await stack.ledger()
+    assert (sum(line["stored"] for line in ledger), sum(line["duplicates"] for line in ledger)) == (501, 2)
+
+
 BAD_RECORDS: list[tuple[bytes, str]] = [
     (b"", "empty"),
     (b"\xff\xfe", "not_json"),
