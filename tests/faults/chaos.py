@@ -43,7 +43,11 @@ SPANS_PER_REQUEST = 50
 SENDERS = 4
 ON_THEIR_WAY_MIN = 100
 SESSION_S = 12.0  # a little over the consumer's session timeout of 10 s
-RETRIED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+# What OTLP has exporters send again; RESOURCE_EXHAUSTED only with RetryInfo, and we never mean it so.
+RETRIED = {
+    getattr(grpc.StatusCode, name)
+    for name in ("CANCELLED", "DEADLINE_EXCEEDED", "ABORTED", "OUT_OF_RANGE", "UNAVAILABLE", "DATA_LOSS")
+}
 FATES = ("stored", "duplicates", "dead_lettered", "suppressed", "expired", "skipped")
 
 
