@@ -17,6 +17,7 @@ from receiver.auth import Keys
 from receiver.budget import Budget, Reads
 from receiver.explain import Explanation, explain_file
 from receiver.publisher import NEED, Publisher
+from receiver.records import Records
 from receiver.rules import Rules
 from receiver.server import Server, is_loopback
 from receiver.service import TraceService
@@ -130,7 +131,7 @@ async def serve(settings: ReceiverSettings, *, is_worker: bool = False) -> None:
     keys = Keys(settings.keys, settings.api_keys_file)
     publisher = Publisher(settings, budget=budget, health=state)
     service = TraceService(
-        settings, keys=keys, reads=reads, budget=budget, rules=rules_of(settings), publisher=publisher
+        settings, keys=keys, reads=reads, budget=budget, records=Records(rules_of(settings)), publisher=publisher
     )
     server = Server(settings, service=service, reads=reads, budget=budget, state=state)
     stop_probes = None if is_worker else _probes(settings, state, lambda: prometheus_client.REGISTRY)

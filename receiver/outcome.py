@@ -44,6 +44,7 @@ class Rejected:
 Outcome = ProductEvent | Ignored | Rejected
 
 NOT_PRODUCT_EVENT = Ignored("not_product_event")
+EXCLUDED_ENDPOINT = Ignored("excluded_endpoint")
 
 
 class Unfit(Exception):  # noqa: N818  a verdict, not an error

@@ -19,13 +19,12 @@ from aiokafka.errors import KafkaError
 from receiver import metrics
 from receiver.budget import Budget
 from receiver.settings import ReceiverSettings
-from shared import wire
 from shared.broker import BATCH_BYTES_MAX, ensure_topics, new_producer
 from shared.errors import BrokerUnavailable, WrongTopic
-from shared.events import BaseEvent, partition_of
 from shared.lifecycle import backoff_s, ended
 from shared.logs import error_facts
 from shared.probes import Health
+from shared.wire import HEADERS, Record
 
 log = structlog.get_logger(__name__)
 
@@ -87,26 +86,28 @@ class Publisher:
         self._connection: Connection | None = None
         self._shipping: set[asyncio.Task[None]] = set()
 
-    def append(self, event: BaseEvent, *, received_at_ms: int) -> asyncio.Future[bool]:
-        """Put one event into its partition's open batch; the future is the batch's.
+    def append(self, record: Record, *, received_at_ms: int) -> asyncio.Future[bool]:
+        """Put one record into its partition's open batch; the future is the batch's.
 
         The bytes count towards the budget until the batch is settled.
 
         Raises:
             BrokerUnavailable: no broker has been reached yet, or none is now.
-            RecordTooLarge: no batch can hold this event.
+            RecordTooLarge: no batch can hold this record.
         """
         connection = self._connection
         if connection is None:
             raise BrokerUnavailable("not connected")
-        record = wire.encode(event)
         size = len(record.key) + len(record.value) + RECORD_OVERHEAD_BYTES
         if size > RECORD_BYTES_MAX:  # an empty batch would take it, and the broker would refuse everybody's
             raise RecordTooLarge
-        lane = connection.lanes[partition_of(event.id, len(connection.lanes))]
-        fields = {"timestamp": received_at_ms, "key": record.key, "value": record.value, "headers": record.headers}
+        lanes = connection.lanes
+        lane = lanes[record.partition(len(lanes))]
+        headers = HEADERS[record.table]
         batch = lane.open or self._opened(connection, lane)
-        while batch.builder.append(**fields) is None:  # full
+        while (
+            batch.builder.append(timestamp=received_at_ms, key=record.key, value=record.value, headers=headers) is None
+        ):  # full
             self._ship(connection, lane)
             batch = self._opened(connection, lane)
         batch.bytes += size

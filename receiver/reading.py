@@ -9,7 +9,7 @@ from receiver import otlp
 from receiver.attributes import Attributes, BadId, Found, Keys, decoded, raw_id_of, text_of, without_nul
 from receiver.endpoint import FORMS, endpoint_of
 from receiver.metadata import Candidate, candidates, event_metadata
-from receiver.outcome import NOT_PRODUCT_EVENT, Ignored, RejectReason, Unfit
+from receiver.outcome import EXCLUDED_ENDPOINT, NOT_PRODUCT_EVENT, Ignored, RejectReason, Unfit
 from receiver.privacy import REDACTED, clean
 from receiver.rules import CATEGORY, FEATURE_NAME, METHOD_KEYS, Rules
 from shared.events import (
@@ -28,11 +28,14 @@ from shared.events import (
 USER_KEYS: Keys = (b"user.id", b"enduser.id", b"user.hash")
 ORGANIZATION_KEYS: Keys = (b"organization.id", b"tenant.id")
 EVENT_TYPE_KEYS: Keys = (b"event.type", b"event.name")
+SESSION_KEYS: Keys = (b"session.id",)
 STATUS_KEYS: Keys = (b"http.response.status_code", b"http.status_code")
+DURATION_KEYS: Keys = (b"duration_ms",)
+ACTION_KEYS: Keys = (b"feature.action",)
+DEPLOYMENT_KEYS: Keys = (b"deployment.type",)
 
 _TABLES: dict[str | None, Table] = {table: table for table in TABLES}
 _UNKNOWN_CATEGORY = Ignored("unknown_category")
-_EXCLUDED_ENDPOINT = Ignored("excluded_endpoint")
 
 _CHARS_MAX = {column: chars for model in EVENT_MODELS for column, chars in text_limits(model).items()}
 _OWN_ID_CHARS_MIN = 4  # a shorter id is part of too many texts that mean something else
@@ -48,7 +51,7 @@ _NUMERIC = re.compile(r"[+-]?(?:[0-9]{1,64}(?:\.[0-9]{0,64})?|\.[0-9]{1,64})(?:[
 class Reading:
     """One span read as an event: each column from the first of its attributes that is there."""
 
-    __slots__ = ("_attributes", "_endpoint", "_id_fault", "_ids", "_notes", "_own_ids", "_rules", "_span")
+    __slots__ = ("_attributes", "_endpoint", "_id_fault", "_notes", "_rules", "_span", "ids", "own_ids")
 
     def __init__(self, span: otlp.Span, attributes: Attributes, rules: Rules) -> None:
         self._span = span
@@ -56,28 +59,32 @@ class Reading:
         self._rules = rules
         self._notes = attributes.notes
         self._id_fault: RejectReason | None = None
-        self._own_ids: dict[str, str] = {}  # raw -> hash: where else the span says them, the hash goes
-        self._notes.own_ids = self._own_ids
-        self._ids = {
+        self.own_ids: dict[str, str] = {}  # raw -> hash: where else the span says them, the hash goes
+        self._notes.own_ids = self.own_ids
+        self.ids = {
             "user_id": self._id("user_id", USER_KEYS, fault="invalid_user_id"),
             "organization_id": self._id("organization_id", ORGANIZATION_KEYS, fault="invalid_organization_id"),
         }
         self._endpoint: str | None = None
 
+    def category(self) -> Table | Ignored | None:
+        found = self._attributes.first((CATEGORY,), "table")
+        return None if found is None else _TABLES.get(text_of(found), _UNKNOWN_CATEGORY)
+
     def table(self) -> Table | Ignored:
         """The first rule that matches: a category, a feature's name, an HTTP request that was served."""
-        category = self._attributes.first((CATEGORY,), "table")
+        category = self.category()
         if category is not None:
-            return _TABLES.get(text_of(category), _UNKNOWN_CATEGORY)
+            return category
         if not self._rules.infer_events:
             return NOT_PRODUCT_EVENT
         if self._attributes.first((FEATURE_NAME,), "table") is not None:
             return "feature_usage"
         if self._span.kind != otlp.SPAN_KIND_SERVER or self._attributes.first(METHOD_KEYS, "table") is None:
             return NOT_PRODUCT_EVENT
-        self._endpoint = self._read_endpoint()
+        self._endpoint = self.read_endpoint()
         if self._endpoint is not None and self._rules.is_excluded(self._endpoint):
-            return _EXCLUDED_ENDPOINT
+            return EXCLUDED_ENDPOINT
         return "endpoint_usage"
 
     def event(self, table: Table, *, resource_metadata: list[Candidate], is_small: bool) -> ProductEvent:
@@ -107,15 +114,15 @@ class Reading:
             raise Unfit("invalid_span_id")
         if self._id_fault == "invalid_user_id":
             raise Unfit(self._id_fault)
-        if table == "user_activity" and self._ids["user_id"] is None:
+        if table == "user_activity" and self.ids["user_id"] is None:
             raise Unfit("missing_user_id")
         if self._id_fault:
             raise Unfit(self._id_fault)
-        deployment_type = self._text("deployment_type", (b"deployment.type",))
+        deployment_type = self.text("deployment_type", DEPLOYMENT_KEYS)
         if deployment_type is None:
             deployment_type = self._rules.deployment_type
             self._notes.source("deployment_type", "setting DEPLOYMENT_TYPE")
-        return {"id": event_id(trace_id, span_id), "deployment_type": deployment_type, **self._ids}
+        return {"id": event_id(trace_id, span_id), "deployment_type": deployment_type, **self.ids}
 
     def _id(self, column: str, keys: Keys, *, fault: RejectReason) -> str | None:
         """The hash. A fault is kept for later: this may yet turn out to be no event."""
@@ -129,7 +136,7 @@ class Reading:
             return None
         hashed = self._rules.hashed(raw)
         if len(raw) >= _OWN_ID_CHARS_MIN:
-            self._own_ids[raw] = hashed
+            self.own_ids[raw] = hashed
         return hashed
 
     def _timestamp_us(self) -> int:
@@ -142,49 +149,52 @@ class Reading:
     # ---- columns of one table
 
     def user_activity_columns(self) -> dict[str, Any]:
-        event_type = self._text("event_type", EVENT_TYPE_KEYS)
+        event_type = self.text("event_type", EVENT_TYPE_KEYS)
         if event_type is None:
             raise Unfit("missing_event_type")
-        return {"event_type": event_type, "session_id": self._session_id()}
+        return {"event_type": event_type, "session_id": self.session_id()}
 
-    def _session_id(self) -> str | None:
+    def session_id(self) -> str | None:
         """A session that is named by a secret, or by the person, is known by the hash of that."""
-        raw = text_of(self._attributes.first((b"session.id",), "session_id"))
+        raw = text_of(self._attributes.first(SESSION_KEYS, "session_id"))
         if raw is None:
             return None
-        rule = "own_id" if raw in self._own_ids else clean(raw).rule
+        rule = "own_id" if raw in self.own_ids else clean(raw).rule
         if rule is None:
             return self._storable("session_id", raw)
         self._notes.redacted("session_id", rule)
         return self._rules.hashed(raw)
 
     def endpoint_usage_columns(self) -> dict[str, Any]:
-        endpoint = self._endpoint or self._read_endpoint()
+        endpoint = self._endpoint or self.read_endpoint()
         if endpoint is None:
             raise Unfit("missing_endpoint")
         return {
             "endpoint": endpoint,
-            "method": self._method(),
-            "status_code": _status_code(self._attributes.first(STATUS_KEYS, "status_code")),
-            "duration_ms": self._duration_ms(),
+            "method": self.method(),
+            "status_code": self.status_code(),
+            "duration_ms": self.duration_ms(),
         }
 
-    def _read_endpoint(self) -> str | None:
+    def read_endpoint(self) -> str | None:
         found = self._attributes.first(tuple(FORMS), "endpoint")
         text = text_of(found)
         if found is None or text is None:
             return None
-        return self._cut("endpoint", without_nul(endpoint_of(text, FORMS[found.key], own_ids=self._own_ids)))
+        return self._cut("endpoint", without_nul(endpoint_of(text, FORMS[found.key], own_ids=self.own_ids)))
 
-    def _method(self) -> str | None:
+    def method(self) -> str | None:
         text = text_of(self._attributes.first(METHOD_KEYS, "method"))
         if text is None or not _HTTP_TOKEN.fullmatch(text):
             return None
         method = self._storable("method", text)
         return method if method == REDACTED else method.upper()
 
-    def _duration_ms(self) -> float | None:
-        duration_ms = _duration_ms(self._attributes.first((b"duration_ms",), "duration_ms"))
+    def status_code(self) -> int | None:
+        return _status_code(self._attributes.first(STATUS_KEYS, "status_code"))
+
+    def duration_ms(self) -> float | None:
+        duration_ms = _duration_ms(self._attributes.first(DURATION_KEYS, "duration_ms"))
         if duration_ms is not None:
             return duration_ms
         start_ns, end_ns = self._span.start_time_unix_nano, self._span.end_time_unix_nano
@@ -194,14 +204,14 @@ class Reading:
         return (end_ns - start_ns) / _NS_PER_MS
 
     def feature_usage_columns(self) -> dict[str, Any]:
-        feature_name = self._text("feature_name", (FEATURE_NAME,))
+        feature_name = self.text("feature_name", (FEATURE_NAME,))
         if feature_name is None:
             raise Unfit("missing_feature_name")
-        return {"feature_name": feature_name, "action": self._text("action", (b"feature.action",))}
+        return {"feature_name": feature_name, "action": self.text("action", ACTION_KEYS)}
 
     # ---- texts
 
-    def _text(self, column: str, keys: Keys) -> str | None:
+    def text(self, column: str, keys: Keys) -> str | None:
         text = text_of(self._attributes.first(keys, column))
         return None if text is None else self._storable(column, text)
 

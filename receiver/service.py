@@ -23,13 +23,14 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from receiver import metrics
 from receiver.auth import Keys
 from receiver.budget import Budget, BudgetFull, Reads, SenderStalled
+from receiver.outcome import Ignored, Rejected
 from receiver.publisher import Publisher, RecordTooLarge
-from receiver.rules import Rules
+from receiver.records import Records
 from receiver.settings import ReceiverSettings
 from receiver.spans import MalformedRequest, TooManySpans, read_request
-from receiver.translate import Ignored, Outcome, Rejected, read_resource, translate
 from shared.errors import BrokerUnavailable, Permanent, Transient
 from shared.logs import error_facts
+from shared.wire import Record
 
 log = structlog.get_logger(__name__)
 
@@ -97,14 +98,14 @@ class TraceService:
         keys: Keys,
         reads: Reads,
         budget: Budget,
-        rules: Rules,
+        records: Records,
         publisher: Publisher,
     ) -> None:
         self._settings = settings
         self._keys = keys
         self._reads = reads
         self._budget = budget
-        self._rules = rules
+        self._records = records
         self._publisher = publisher
         self._turn = asyncio.Lock()
         self._long_turn = asyncio.Lock()
@@ -207,25 +208,24 @@ class TraceService:
             if not self._settings.telemetry_enabled:
                 tally.ignored["telemetry_disabled"] += len(group.spans)
                 continue
-            resource = read_resource(group.resource, self._rules)
-            for span in group.spans:
-                self._place(translate(span, resource, self._rules), tally, received_at_ms)
+            for made in self._records.of(group):
+                self._place(made, tally, received_at_ms)
                 yield
 
-    def _place(self, outcome: Outcome, tally: Tally, received_at_ms: int) -> None:
-        match outcome:
+    def _place(self, made: Record | Ignored | Rejected, tally: Tally, received_at_ms: int) -> None:
+        match made:
+            case Record(table):
+                try:
+                    tally.batches.add(self._publisher.append(made, received_at_ms=received_at_ms))
+                    tally.published[table] += 1
+                except RecordTooLarge:
+                    tally.rejected["span_too_large"] += 1
             case Ignored(reason):
                 tally.ignored[reason] += 1
             case Rejected(reason, fault):
                 tally.rejected[reason] += 1
                 if fault:  # a bug of ours: it costs this span and none of its neighbours
                     tally.faults[fault] += 1
-            case event:
-                try:
-                    tally.batches.add(self._publisher.append(event, received_at_ms=received_at_ms))
-                    tally.published[event.table] += 1
-                except RecordTooLarge:
-                    tally.rejected["span_too_large"] += 1
 
     def _refusal(self, error: Exception) -> grpc.Status:
         known = next((REPLIES[kind] for kind in type(error).__mro__ if kind in REPLIES), None)

@@ -74,7 +74,7 @@ def translate(span: bytes, resource: Resource, rules: Rules, notes: Notes | None
     except Unfit as unfit:
         return Rejected(unfit.reason)
     except Exception as error:  # noqa: BLE001  the one place where a bug costs a span and not the request
-        return Rejected("internal", _place_of(error))
+        return failed(error)
 
 
 def _outcome(raw: bytes, resource: Resource, rules: Rules, notes: Notes) -> Outcome:
@@ -106,11 +106,12 @@ def _is_too_large(raw: bytes, shape: scan.Shape, rules: Rules) -> bool:
     return len(raw) > _UNSCANNED_BYTES and scan.has_more_pieces(raw, shape, pieces_max=_PIECES_MAX)
 
 
-def _place_of(error: Exception) -> str:
-    """Type and place of a failure: its text may repeat the span."""
+def failed(error: Exception) -> Rejected:
+    """A bug's verdict on its span, with type and place: the text may repeat the span."""
     trace = error.__traceback__
     assert trace is not None  # it was raised
     while trace.tb_next is not None:
         trace = trace.tb_next
     code = trace.tb_frame.f_code
-    return f"{type(error).__name__} in {code.co_name}, {PurePath(code.co_filename).name}:{trace.tb_lineno}"
+    place = f"{type(error).__name__} in {code.co_name}, {PurePath(code.co_filename).name}:{trace.tb_lineno}"
+    return Rejected("internal", place)

@@ -16,19 +16,19 @@ _events: TypeAdapter[Event] = TypeAdapter(Event)
 
 
 class Record(NamedTuple):
-    """What goes to the topic. `key` is the event id as text: it also tells the partition."""
+    """What goes to the topic, with its table's HEADERS. `key` is the event id as text, and tells the partition."""
 
+    table: str
     key: bytes
     value: bytes
-    headers: list[tuple[str, bytes]]
+
+    def partition(self, partitions: int) -> int:
+        """As `partition_of` its event's id."""
+        return int(self.key[-8:], 16) % partitions
 
 
 def encode(event: BaseEvent) -> Record:
-    return Record(
-        key=str(event.id).encode(),
-        value=event.model_dump_json(exclude_none=True).encode(),
-        headers=_HEADERS[event.table],
-    )
+    return Record(event.table, str(event.id).encode(), event.model_dump_json(exclude_none=True).encode())
 
 
 def decode(value: bytes) -> Event:
@@ -62,6 +62,6 @@ def _why(value: bytes) -> Undecodable:
     return Undecodable("invalid_fields")
 
 
-_HEADERS: dict[str, list[tuple[str, bytes]]] = {
+HEADERS: dict[str, list[tuple[str, bytes]]] = {
     table: [("event_type", table.encode()), ("schema_version", str(SCHEMA_VERSION).encode())] for table in TABLES
 }

@@ -13,7 +13,6 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from receiver.explain import explain_file
 from receiver.outcome import Ignored, IgnoreReason, Outcome, Rejected, RejectReason
 from receiver.spans import MalformedRequest, TooManySpans, read_request
-from receiver.translate import read_resource, translate
 from shared.wire import decode, encode
 from support.encoding import (
     CLIENT,
@@ -27,6 +26,7 @@ from support.encoding import (
     resource_bytes,
     rules,
     span_bytes,
+    translated,
 )
 
 REQUEST = {"http.request.method": "GET", "http.route": "/a/{id}", "http.response.status_code": 200}
@@ -43,7 +43,7 @@ QUICK = settings(max_examples=100, deadline=None, suppress_health_check=list(Hea
 
 def checked(span: bytes, resource: bytes = b"") -> Outcome:
     """The outcome, which must be one: of a closed set, and fit for the topic."""
-    found = translate(span, read_resource(resource, PLAIN), PLAIN)
+    found = translated(span, resource)
     match found:
         case Ignored(reason):
             assert reason in get_args(IgnoreReason)
@@ -54,7 +54,7 @@ def checked(span: bytes, resource: bytes = b"") -> Outcome:
             value = encode(found).value
             assert decode(value) == found
             assert b"\\u0000" not in value
-    assert translate(span, read_resource(resource, PLAIN), PLAIN) == found
+    assert translated(span, resource) == found
     return found
 
 
@@ -265,7 +265,7 @@ def test_an_own_id_of_any_form_never_comes_out(raw: str) -> None:
     """Ids that look like nothing in particular: known, because the span says whose it is."""
     by = rules()
     attributes = {**LOGIN, "user.id": raw, "session.id": raw, "metadata.a": raw, "metadata.b": [raw, {"c": raw}]}
-    found = translate(span_bytes(attributes), read_resource(b"", by), by)
+    found = translated(span_bytes(attributes), by=by)
     assert not isinstance(found, Ignored | Rejected)
     hashed = found.user_id
     assert found.session_id == hashed  # type: ignore[union-attr]

@@ -2,13 +2,17 @@
 
 import hashlib
 import time
+from types import ModuleType
 from typing import Any, get_args
 from uuid import UUID
 
 import pytest
 
+import receiver.fast_path
 import receiver.reading
 from receiver.outcome import Ignored, IgnoreReason, Rejected, RejectReason
+from receiver.records import Records
+from receiver.spans import ResourceSpans
 from receiver.translate import read_resource, translate
 from shared.identity import hasher
 from support.encoding import (
@@ -612,18 +616,22 @@ def test_no_span_takes_long(kind: str) -> None:
 def test_a_time_that_no_timestamp_holds_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     """No OTLP value reaches the bound today; a wider field tomorrow would."""
     monkeypatch.setattr(receiver.reading, "TIMESTAMP_US_MAX", END_NS // 1000 - 100_000)
-    assert outcome(LOGIN) == Rejected("invalid_timestamp")
+    assert translate(span_bytes(LOGIN), read_resource(b"", PLAIN), PLAIN) == Rejected("invalid_timestamp")
 
 
-def test_a_bug_of_ours_costs_one_span_and_says_where(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("where", "place"), [("clean", receiver.reading), ("_id", receiver.fast_path)])
+def test_a_bug_of_ours_costs_one_span_and_says_where(
+    monkeypatch: pytest.MonkeyPatch, where: str, place: ModuleType
+) -> None:
     """Raised further, it would make the client send the whole request again, for ever."""
 
     def broken(*_: object) -> str:
         raise ValueError("alice@example.com")
 
-    assert columns(LOGIN)["table"] == "user_activity"
-    monkeypatch.setattr(receiver.reading, "clean", broken)
-    found = outcome(LOGIN)
+    records = Records(PLAIN)
+    monkeypatch.setattr(place, where, broken)
+    [found, neighbour] = records.of(ResourceSpans(b"", [span_bytes(LOGIN), span_bytes({"a": 1})]))
+    assert neighbour == Ignored("not_product_event")
     assert isinstance(found, Rejected)
     assert found.reason == "internal"
     assert found.fault.startswith("ValueError in broken, test_translate.py:")
