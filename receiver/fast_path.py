@@ -1,13 +1,13 @@
 """span bytes -> record bytes, for a span with nothing special about it: the short way of `translate` and `wire`. Pure.
 
-Traffic repeats itself. So each value of an attribute is read once, by the code that reads it on the long way, and
-remembered as the piece of JSON that it becomes; a record is pieces put together. Whatever is not plain is declined
+Traffic repeats itself. So each attribute is read once, by the code that reads it on the long way, and remembered by
+its bytes as the piece of JSON that it becomes; a record is pieces put together. Whatever is not plain is declined
 and goes the long way: a value that is missing, bad or cut, a name that comes twice, an id that the span repeats
 elsewhere. So the answer is either None or, byte for byte, that of the long way; tests compare the two over made-up
 and damaged spans.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from hashlib import sha256
 from typing import Any, NamedTuple
 
@@ -21,17 +21,17 @@ from receiver.attributes import REPLACEMENT, Attributes, Keys, Notes, by_key, ki
 from receiver.endpoint import FORMS
 from receiver.memo import remembered
 from receiver.metadata import KEYS_MAX, SAFE_WIRE_BYTES, candidates, event_metadata
-from receiver.otlp import KeyValue, ValueKind
 from receiver.outcome import EXCLUDED_ENDPOINT, NOT_PRODUCT_EVENT, Ignored
 from receiver.reading import Reading
 from receiver.rules import CATEGORY, FEATURE_NAME, METHOD_KEYS, Rules
 from shared.events import EVENT_MODELS, SCHEMA_VERSION, ProductEvent
 from shared.wire import Record
 
-# Of up to so many bytes each: 20 MB if all are as long as they may be.
-_VALUES_MAX = 32_768
-_VALUE_BYTES_MAX = 256
-_PLACES_MAX = 4_096  # attribute keys
+# So many attributes are remembered, of up to so many bytes: 20 MB if all are as long as they may be.
+_KNOWN_MAX = 32_768
+_KNOWN_BYTES_MAX = 256
+_PLACES_MAX = 4_096  # keys
+_USELESS_VALUES_MAX = 64  # of one key, remembered in order to be passed over quickly
 _HALF_BYTES_MAX = SAFE_WIRE_BYTES // 2  # of a span, and of its resource: then event_metadata need not be measured
 _PIECE_BYTES_MIN = 2  # of an attribute, a span event or a link on the wire
 _NO_TRACE, _NO_SPAN = bytes(16), bytes(8)
@@ -65,52 +65,45 @@ class _Declines(Exception):  # noqa: N818  a verdict, seen by nobody else
 
 
 class _Piece:
-    """What a value becomes."""
+    """What an attribute becomes, and where it goes."""
 
-    __slots__ = ("is_excluded", "name", "own_id", "sayings", "text")
+    __slots__ = ("is_excluded", "name", "own_id", "parts", "rank", "raw", "slot", "text", "words")
 
-    def __init__(self, text: str) -> None:
-        self.text = text  # JSON with a comma before it, and without in event_metadata; empty for NULL and nothing
+    def __init__(self, slot: int, rank: int = 0, raw: bytes = b"", text: str | None = None) -> None:
+        self.slot = slot
+        self.rank = rank  # of two keys for one slot the lower wins, and the span's before the resource's
+        self.raw = raw
+        self.text = text  # of a column with a comma before it; empty for NULL and nothing; None: not needed until now
         self.name = ""  # in event_metadata
         self.own_id = b""  # the raw id, where it is long enough to be looked for elsewhere
-        self.sayings: _Sayings | None = None  # where a raw id would be replaced by its hash
+        # Where the hash of an id would take its place: names and texts that may be it, whole, and a text in which it
+        # may stand anywhere, or None where that cannot be told. No words: nowhere.
+        self.words: tuple[bytes, ...] | None = None
+        self.parts: bytes | None = b""
         self.is_excluded = False  # of an endpoint
 
 
-class _Sayings(NamedTuple):
-    """Names and texts that are whole, and those in which an id may stand anywhere, or None where that is unclear."""
-
-    whole: tuple[bytes, ...]
-    parts: bytes | None = b""
-
-    def may_be(self, own_id: bytes) -> bool:
-        return own_id in self.whole or self.parts is None or own_id in self.parts
-
-
 class _Place:
-    """Where the values of a key go, and what the latest ones became."""
+    """Where the values of a key go."""
 
-    __slots__ = ("ints", "known", "rank", "slot")
+    __slots__ = ("rank", "slot", "useless_values")
 
     def __init__(self, slot: int, rank: int) -> None:
         self.slot = slot
-        self.rank = rank  # of two keys for one slot the lower wins, and the span's before the resource's
-        self.known: dict[bytes, _Piece] = {}
-        self.ints: dict[int, _Piece] = {}
+        self.rank = rank
+        self.useless_values = 0
 
 
-# The value chosen for a slot: of a span as sent, of a resource read already.
-_Choice = tuple[_Place, KeyValue | _Piece]
+_Chosen = list[_Piece | None]  # by slot
 
 
 class PlainResource(NamedTuple):
     """A resource as its spans begin with it."""
 
     is_marked: bool
-    chosen: list[_Choice | None]
+    chosen: _Chosen
     metadata: dict[str, _Piece]
-    metadata_text: str
-    sayings: _Sayings
+    together: _Piece  # its whole event_metadata
 
 
 class _Layout(NamedTuple):
@@ -122,14 +115,15 @@ class _Layout(NamedTuple):
 
 
 class FastPath:
-    """Remembers values; one a process. Bounded in memory, and the same whatever it has seen before."""
+    """Remembers attributes; one a process. Bounded in memory, and the same whatever it has seen before."""
 
     def __init__(self, rules: Rules) -> None:
         self._rules = rules
         self._span_bytes_max = min(_HALF_BYTES_MAX, rules.span_bytes_max, _PIECE_BYTES_MIN * rules.span_attributes_max)
+        self._known: dict[bytes, _Piece] = {}
         self._places: dict[bytes, _Place] = {}
-        self._values = 0
-        self._deployment = _Piece(_column("deployment_type", rules.deployment_type))
+        text = _column("deployment_type", rules.deployment_type)
+        self._deployment = _Piece(_DEPLOYMENT, rank=_LAST, text=text)
         self.resource = remembered(entries=512, length_max=_HALF_BYTES_MAX)(self._resource)
 
     def record_of(self, raw: bytes, resource: PlainResource) -> Record | Ignored | None:
@@ -144,64 +138,40 @@ class FastPath:
             return None
 
     def _record_of(self, raw: bytes, resource: PlainResource) -> Record | Ignored:
-        span = otlp.parse_span(raw)
+        span = otlp.parse_plain_span(raw)
         chosen = resource.chosen.copy()
         metadata: dict[str, _Piece] = {}
-        place_of = self._places.get
-        for pair in span.attributes:
-            place = place_of(pair.key) or self._place(pair.key)
-            slot = place.slot
+        known = self._known.get
+        for attribute in span.attributes:
+            piece = known(attribute) or self._unknown(attribute)
+            slot = piece.slot
             if slot >= 0:
                 rival = chosen[slot]
-                if rival is None or place.rank < rival[0].rank:
-                    chosen[slot] = place, pair
+                if rival is None or piece.rank < rival.rank:
+                    chosen[slot] = piece
             elif slot != _NOWHERE:
-                _add(place.known.get(pair.value.string_value) or self._piece(place, pair), metadata)
+                _add(piece, metadata)
         table = self._table(span, chosen)
         if isinstance(table, Ignored):
             return table
         layout = _LAYOUTS[table]
-        columns = self._columns(layout, chosen, [resource.sayings, *_sayings(metadata)])
+        columns = self._columns(layout, chosen, [resource.together, *metadata.values()])
         start_ns = span.start_time_unix_nano
         if layout.has_duration and (chosen[_DURATION] is None or not columns[-1]):
             columns.append(_duration(start_ns, span.end_time_unix_nano))
         id_ = _id(span.trace_id, span.span_id)
-        metadata_text = _joined(metadata, resource) if metadata else resource.metadata_text
+        metadata_text = _joined(metadata, resource) if metadata else resource.together.text
         value = (
             f'{layout.prefix}{id_}","timestamp_us":{start_ns // 1000}{"".join(columns)}'
             f',"event_metadata":{{{metadata_text}}}}}'
         )
         return Record(table, id_.encode(), value.encode())
 
-    def _columns(self, layout: _Layout, chosen: list[_Choice | None], sayings: list[_Sayings]) -> list[str]:
-        """The table's columns; declines when a raw id of the span's may stand elsewhere in it too."""
-        columns, own_ids = [], []
-        for slot, is_required in layout.columns:
-            choice = chosen[slot]
-            if choice is not None:
-                place, sent = choice
-                if isinstance(sent, _Piece):
-                    piece = sent
-                else:
-                    piece = place.known.get(sent.value.string_value) or self._piece(place, sent)
-                columns.append(piece.text)
-                if piece.own_id:
-                    own_ids.append(piece.own_id)
-                elif piece.sayings:
-                    sayings.append(piece.sayings)
-            elif is_required:
-                raise _Declines
-        for own_id in own_ids:
-            for said in sayings:
-                if said.may_be(own_id):
-                    raise _Declines
-        return columns
-
-    def _table(self, span: otlp.Span, chosen: list[_Choice | None]) -> str | Ignored:
+    def _table(self, span: otlp.PlainSpan, chosen: _Chosen) -> str | Ignored:
         """As `Reading.table` decides."""
         category = chosen[_CATEGORY]
         if category is not None:
-            return self._chosen(category).text
+            return category.text or self._text(category)
         if not self._rules.infer_events:
             return NOT_PRODUCT_EVENT
         if chosen[_FEATURE] is not None:
@@ -209,126 +179,153 @@ class FastPath:
         method = chosen[_METHOD]
         if method is None or span.kind != otlp.SPAN_KIND_SERVER:
             return NOT_PRODUCT_EVENT
-        self._chosen(method)
         endpoint = chosen[_ENDPOINT]
-        return EXCLUDED_ENDPOINT if endpoint and self._chosen(endpoint).is_excluded else "endpoint_usage"
+        for piece in (method, endpoint):
+            if piece is not None and piece.text is None:
+                self._text(piece)
+        return EXCLUDED_ENDPOINT if endpoint is not None and endpoint.is_excluded else "endpoint_usage"
 
-    def _chosen(self, choice: _Choice) -> _Piece:
-        place, sent = choice
-        if isinstance(sent, _Piece):
-            return sent
-        return place.known.get(sent.value.string_value) or self._piece(place, sent)
+    def _columns(self, layout: _Layout, chosen: _Chosen, sayers: list[_Piece]) -> list[str]:
+        """The table's columns; declines when a raw id of the span's may stand elsewhere in it too."""
+        columns, owners = [], []
+        for slot, is_required in layout.columns:
+            piece = chosen[slot]
+            if piece is not None:
+                text = piece.text
+                columns.append(self._text(piece) if text is None else text)
+                if piece.own_id:
+                    owners.append(piece)
+                elif piece.words is not None:
+                    sayers.append(piece)
+            elif is_required:
+                raise _Declines
+        for owner in owners:
+            own_id = owner.own_id
+            for piece in sayers:
+                if own_id in (piece.words or ()) or piece.parts is None or own_id in piece.parts:
+                    raise _Declines
+        return columns
 
-    # ---- keys and values, read once
+    # ---- attributes, read once
+
+    def _unknown(self, raw: bytes) -> _Piece:
+        """Raises DecodeError when the attribute, and so the whole span, is malformed."""
+        key = _key_of_text(raw) or _pair(raw).key
+        place = self._places.get(key) or self._place(key)
+        if place.slot >= 0:
+            return _Piece(place.slot, place.rank, raw)  # remembered when its text is needed
+        if place.slot == _METADATA:
+            return self._remembered(raw, self._metadata_piece(raw))
+        if place.slot == _UNCLEAR:
+            raise _Declines
+        if place.useless_values < _USELESS_VALUES_MAX:
+            place.useless_values += 1
+            self._remembered(raw, _USELESS)
+        return _USELESS
 
     def _place(self, key: bytes) -> _Place:
         slot, rank = _COLUMN_PLACES.get(key, (_NOWHERE, 0))
         if self._rules.allowed(key):
             slot = _METADATA if slot == _NOWHERE else _UNCLEAR
         place = _Place(slot, rank)
-        if len(key) <= _VALUE_BYTES_MAX:
+        if len(key) <= _KNOWN_BYTES_MAX:
             if len(self._places) >= _PLACES_MAX:
                 self._places.clear()
             self._places[key] = place
         return place
 
-    def _piece(self, place: _Place, pair: KeyValue) -> _Piece:
-        """What a value becomes, as it was remembered or as it is read now.
-
-        Raises:
-            _Declines: it is absent, cut, or of a kind that is not plain here.
-        """
-        if place.slot == _UNCLEAR:
-            raise _Declines
-        value = pair.value
-        kind = kind_of(value)
-        if kind == "int_value" and (known := place.ints.get(value.int_value)):
-            return known
-        piece = self._metadata_piece(pair) if place.slot == _METADATA else self._column_piece(place, pair, kind)
-        if kind == "int_value":
-            place.ints[value.int_value] = piece
-        elif kind == "string_value" and len(value.string_value) <= _VALUE_BYTES_MAX:
-            place.known[value.string_value] = piece
-        else:
-            return piece
-        self._values += 1
-        if self._values > _VALUES_MAX:
-            self._forget()
+    def _remembered(self, raw: bytes, piece: _Piece) -> _Piece:
+        if len(raw) <= _KNOWN_BYTES_MAX:
+            if len(self._known) >= _KNOWN_MAX:
+                self._known = {}
+                self._places = {}
+            self._known[raw] = piece
         return piece
 
-    def _forget(self) -> None:
-        self._values = 0
-        for place in self._places.values():
-            place.known, place.ints = {}, {}
-
-    def _metadata_piece(self, pair: KeyValue) -> _Piece:
+    def _metadata_piece(self, raw: bytes) -> _Piece:
         """One attribute's part of event_metadata; an empty text where it has none, but takes its name."""
-        notes = Notes()
+        pair, notes = _pair(raw), Notes()
         found = candidates({pair.key: pair.value}, "span", self._rules.allowed, notes)
         made = event_metadata(found, [], notes=notes, is_small=True)
         named = self._rules.allowed(pair.key)
         if notes.cuts or named is None:
             raise _Declines
-        piece = _Piece(to_json(made)[1:-1].decode())
+        piece = _Piece(_METADATA, text=to_json(made)[1:-1].decode())
         piece.name = named.key.shown
         kind = pair.value.WhichOneof("value")
-        word = pair.value.string_value if kind == "string_value" else b""
-        is_deep = kind in ("bytes_value", "array_value", "kvlist_value")
-        piece.sayings = _Sayings((piece.name.encode(), word), None if is_deep else b"")
+        piece.words = (piece.name.encode(), pair.value.string_value)
+        piece.parts = None if kind in ("bytes_value", "array_value", "kvlist_value") else b""
         return piece
 
-    def _column_piece(self, place: _Place, pair: KeyValue, kind: ValueKind | None) -> _Piece:
-        slot, name, notes = place.slot, _NAMES[place.slot], Notes()
+    def _text(self, piece: _Piece) -> str:
+        """The column's text, now that it is needed; of a category, its table.
+
+        Raises:
+            _Declines: the value is absent, cut, or of a kind that is not plain here.
+        """
+        self._read(piece)
+        self._remembered(piece.raw, piece)
+        assert piece.text is not None
+        return piece.text
+
+    def _read(self, piece: _Piece) -> None:
+        pair, notes = _pair(piece.raw), Notes()
+        slot, name, kind = piece.slot, _NAMES[piece.slot], kind_of(pair.value)
         span = Reading(_EMPTY_SPAN, Attributes(by_key([pair]), {}, notes), self._rules)
         value = _READERS[name][1](span)
         if kind is None or notes.cuts or (slot in (_SESSION, _ENDPOINT) and kind != "string_value"):
             raise _Declines
+        if value is None and name in _REQUIRED:
+            raise _Declines
         if slot == _CATEGORY:
             if value not in _LAYOUTS:
                 raise _Declines
-            return _Piece(value)
-        if value is None and name in _REQUIRED:
-            raise _Declines
-        piece = _Piece("" if value is None else _column(name, value))
-        sent = pair.value.string_value
+            piece.text = value
+            return
         if slot in (_USER, _ORGANIZATION):
             for own_id in span.own_ids:
                 piece.own_id = own_id.encode()
             if value is None or REPLACEMENT.encode() in piece.own_id:  # faulty, or equal to what it is not
                 raise _Declines
         elif slot == _SESSION:
-            piece.sayings = _Sayings((sent,))
+            piece.words = (pair.value.string_value,)
         elif slot == _ENDPOINT:
-            piece.is_excluded = value is not None and self._rules.is_excluded(value)
-            piece.sayings = _Sayings((), None if b"%" in sent else sent)  # decoded, it may say any id
-        return piece
+            piece.is_excluded = self._rules.is_excluded(value)
+            piece.words, path = (), pair.value.string_value
+            piece.parts = None if b"%" in path else path  # decoded, it may say any id
+        piece.text = "" if value is None else _column(name, value)
 
     def _resource(self, raw: bytes) -> PlainResource | None:
         """None when every span under it goes the long way."""
         if len(raw) > _HALF_BYTES_MAX:
             return None
         try:
-            attributes = otlp.parse_resource(raw).attributes
+            attributes = otlp.parse_plain_resource(raw).attributes
             if len(attributes) > self._rules.span_attributes_max:
                 return None
-            return self._read(attributes, is_marked=self._rules.is_marked(raw))
+            return self._plain(attributes, is_marked=self._rules.is_marked(raw))
         except (_Declines, DecodeError):
             return None
 
-    def _read(self, attributes: Sequence[KeyValue], *, is_marked: bool) -> PlainResource:
-        chosen: list[_Choice | None] = [None] * len(_NAMES)
-        chosen[_DEPLOYMENT] = _Place(_DEPLOYMENT, _LAST), self._deployment
+    def _plain(self, attributes: Iterable[bytes], *, is_marked: bool) -> PlainResource:
+        chosen: _Chosen = [None] * len(_NAMES)
+        chosen[_DEPLOYMENT] = self._deployment
         metadata: dict[str, _Piece] = {}
-        for pair in attributes:
-            place = self._place(pair.key)
-            place = _Place(place.slot, place.rank + 1)
-            rival = chosen[place.slot] if place.slot >= 0 else None
-            if place.slot in (_METADATA, _UNCLEAR):
-                _add(self._piece(place, pair), metadata)
-            elif place.slot >= 0 and (rival is None or place.rank < rival[0].rank):
-                chosen[place.slot] = place, self._piece(place, pair)
-        text = ",".join([piece.text for piece in metadata.values() if piece.text])
-        return PlainResource(is_marked, chosen, metadata, text, _together(_sayings(metadata)))
+        for attribute in attributes:
+            piece = self._unknown(attribute)
+            if piece.slot == _METADATA:
+                _add(piece, metadata)
+            elif piece.slot >= 0:
+                piece.rank += 1
+                self._read(piece)
+                rival = chosen[piece.slot]
+                if rival is None or piece.rank < rival.rank:
+                    chosen[piece.slot] = piece
+        pieces = metadata.values()
+        together = _Piece(_METADATA, text=",".join([piece.text for piece in pieces if piece.text]))
+        together.words = tuple(word for piece in pieces for word in piece.words or ())
+        together.parts = None if any(piece.parts is None for piece in pieces) else b""
+        return PlainResource(is_marked, chosen, metadata, together)
 
 
 def _add(piece: _Piece, metadata: dict[str, _Piece]) -> None:
@@ -337,21 +334,40 @@ def _add(piece: _Piece, metadata: dict[str, _Piece]) -> None:
     metadata[piece.name] = piece
 
 
-def _sayings(metadata: dict[str, _Piece]) -> list[_Sayings]:
-    return [piece.sayings for piece in metadata.values() if piece.sayings]
+def _key_of_text(raw: bytes) -> bytes:
+    """The key of a well-formed attribute of text, with lengths of one byte; empty for any other."""
+    try:
+        value_at = raw[1] + 2
+        size = len(raw) - value_at - 2
+        if (
+            raw[0] == 0x0A
+            and value_at < 0x80
+            and raw[value_at] == 0x12
+            and raw[value_at + 1] == size < 0x80
+            and raw[value_at + 2] == 0x0A
+            and raw[value_at + 3] == size - 2
+        ):
+            return raw[2:value_at]
+    except IndexError:
+        pass
+    return b""
 
 
-def _together(sayings: list[_Sayings]) -> _Sayings:
-    is_unclear = any(said.parts is None for said in sayings)
-    return _Sayings(tuple(word for said in sayings for word in said.whole), None if is_unclear else b"")
+def _pair(raw: bytes) -> otlp.KeyValue:
+    """Read as part of a span, so that nesting counts as it does there."""
+    size, length = len(raw), bytearray(b"\x4a")
+    while size > 0x7F:
+        length.append(size & 0x7F | 0x80)
+        size >>= 7
+    return otlp.parse_span(bytes([*length, size]) + raw).attributes[0]
 
 
 def _joined(metadata: dict[str, _Piece], resource: PlainResource) -> str:
     if len(metadata) + len(resource.metadata) > KEYS_MAX or not metadata.keys().isdisjoint(resource.metadata):
         raise _Declines
     texts = [piece.text for piece in metadata.values() if piece.text]
-    if resource.metadata_text:
-        texts.append(resource.metadata_text)
+    if resource.together.text:
+        texts.append(resource.together.text)
     return ",".join(texts)
 
 
@@ -383,6 +399,7 @@ def _layout(model: type[ProductEvent]) -> _Layout:
     return _Layout(prefix, columns, has_duration="duration_ms" in model.model_fields)
 
 
+_USELESS = _Piece(_NOWHERE)
 _EMPTY_SPAN = otlp.parse_span(b"")
 _LAST = 99  # the rank of a default
 _COLUMN_PLACES = {key: (_SLOTS[name], 2 * rank) for name, (of, _) in _READERS.items() for rank, key in enumerate(of)}

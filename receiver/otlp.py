@@ -57,6 +57,21 @@ class Span(Protocol):
     links: Sequence[bytes]  # as events
 
 
+class PlainSpan(Protocol):
+    """A span for whoever knows attributes by their bytes. What those hold is not checked."""
+
+    trace_id: bytes
+    span_id: bytes
+    kind: int
+    start_time_unix_nano: int
+    end_time_unix_nano: int
+    attributes: Sequence[bytes]
+
+
+class PlainResource(Protocol):
+    attributes: Sequence[bytes]  # as of PlainSpan
+
+
 class Resource(Protocol):
     attributes: Sequence[KeyValue]
 
@@ -98,6 +113,15 @@ SCHEMA: dict[str, dict[str, tuple[int, Any]]] = {
         "events": (11, [_Field.TYPE_BYTES]),
         "links": (13, [_Field.TYPE_BYTES]),
     },
+    "PlainSpan": {
+        "trace_id": (1, _Field.TYPE_BYTES),
+        "span_id": (2, _Field.TYPE_BYTES),
+        "kind": (6, _Field.TYPE_INT32),
+        "start_time_unix_nano": (7, _Field.TYPE_FIXED64),
+        "end_time_unix_nano": (8, _Field.TYPE_FIXED64),
+        "attributes": (9, [_Field.TYPE_BYTES]),
+    },
+    "PlainResource": {"attributes": (1, [_Field.TYPE_BYTES])},
     "Resource": {"attributes": (1, ["KeyValue"])},
     "ScopeSpans": {"spans": (2, [_Field.TYPE_BYTES])},
     "ResourceSpans": {"resource": (1, [_Field.TYPE_BYTES]), "scope_spans": (2, ["ScopeSpans"])},
@@ -145,8 +169,17 @@ def parse_resource(raw: bytes) -> Resource:
     return cast("Resource", MESSAGES["Resource"].FromString(raw))
 
 
+def parse_plain_resource(raw: bytes) -> PlainResource:
+    return cast("PlainResource", MESSAGES["PlainResource"].FromString(raw))
+
+
 _span_of = MESSAGES["Span"].FromString
+_plain_span_of = MESSAGES["PlainSpan"].FromString
 
 
 def parse_span(raw: bytes) -> Span:
     return cast("Span", _span_of(raw))
+
+
+def parse_plain_span(raw: bytes) -> PlainSpan:
+    return cast("PlainSpan", _plain_span_of(raw))

@@ -16,6 +16,7 @@ class Records:
     def __init__(self, rules: Rules) -> None:
         self._rules = rules
         self._fast = FastPath(rules)
+        self.took_long = False  # the last span: one may cost as much as a thousand others
 
     def of(self, group: ResourceSpans) -> Iterator[wire.Record | Ignored | Rejected]:
         """One answer a span, in their order. Never raises, whatever the bytes."""
@@ -28,6 +29,7 @@ class Records:
                     made = self._fast.record_of(span, plain)
                 except Exception as error:  # noqa: BLE001  a bug of ours costs this span and not the request
                     made = failed(error)
+            self.took_long = made is None
             if made is None:
                 resource = resource or read_resource(group.resource, self._rules)
                 outcome = translate(span, resource, self._rules)

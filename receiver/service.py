@@ -44,6 +44,7 @@ BUDGET_WAIT_S = 1.0
 REPLY_MARGIN_S = 0.3  # so that our reply and not the client's own deadline is what the client sees
 CANCEL_WITHIN_S = 0.05
 SLICE_S = 0.005  # a short request needs about ten rounds of the loop, and waits a slice in each
+SPANS_A_STEP = 16
 SHORT_SLICES = 10  # 50 ms, or about a thousand events
 RETRY_AFTER_S = (1.0, 30.0)  # bounds; the Collector gives up when a delay leads past its 300 s
 
@@ -201,31 +202,35 @@ class TraceService:
         return False
 
     def _work(self, body: bytes, tally: Tally) -> Iterator[None]:
-        """One step a span."""
+        """A few spans a step, or one that takes long."""
         received_at_ms = time.time_ns() // 1_000_000
+        left = SPANS_A_STEP
         for group in read_request(body, spans_max=self._settings.max_spans_per_request):
             metrics.spans_received.inc(len(group.spans))
             if not self._settings.telemetry_enabled:
                 tally.ignored["telemetry_disabled"] += len(group.spans)
                 continue
             for made in self._records.of(group):
-                self._place(made, tally, received_at_ms)
-                yield
+                match made:
+                    case Record():
+                        self._place(made, tally, received_at_ms)
+                    case Ignored(reason):
+                        tally.ignored[reason] += 1
+                    case Rejected(reason, fault):
+                        tally.rejected[reason] += 1
+                        if fault:  # a bug of ours: it costs this span and none of its neighbours
+                            tally.faults[fault] += 1
+                left -= 1
+                if not left or self._records.took_long:
+                    left = SPANS_A_STEP
+                    yield
 
-    def _place(self, made: Record | Ignored | Rejected, tally: Tally, received_at_ms: int) -> None:
-        match made:
-            case Record(table):
-                try:
-                    tally.batches.add(self._publisher.append(made, received_at_ms=received_at_ms))
-                    tally.published[table] += 1
-                except RecordTooLarge:
-                    tally.rejected["span_too_large"] += 1
-            case Ignored(reason):
-                tally.ignored[reason] += 1
-            case Rejected(reason, fault):
-                tally.rejected[reason] += 1
-                if fault:  # a bug of ours: it costs this span and none of its neighbours
-                    tally.faults[fault] += 1
+    def _place(self, record: Record, tally: Tally, received_at_ms: int) -> None:
+        try:
+            tally.batches.add(self._publisher.append(record, received_at_ms=received_at_ms))
+            tally.published[record.table] += 1
+        except RecordTooLarge:
+            tally.rejected["span_too_large"] += 1
 
     def _refusal(self, error: Exception) -> grpc.Status:
         known = next((REPLIES[kind] for kind in type(error).__mro__ if kind in REPLIES), None)

@@ -41,13 +41,12 @@ def test_what_it_remembers_is_bounded_and_changes_nothing() -> None:
     assert plain is not None
     resource = read_resource(RESOURCE, PLAIN)
     generator = random.Random(1)
-    for _ in range(fast_path._VALUES_MAX // 2):
+    for _ in range(fast_path._KNOWN_MAX // 2):
         attributes = {**FEATURE, "user.id": f"u-{generator.random()}", "metadata.x": str(generator.random())}
         raw = span_bytes({**attributes, f"metadata.{generator.randrange(10_000)}": 1})
         record = fast.record_of(raw, plain)
         if generator.random() < 0.01:
             event = translate(raw, resource, PLAIN)
             assert record == encode(event)  # type: ignore[arg-type]
-    assert fast._values <= fast_path._VALUES_MAX
-    assert sum(len(place.known) + len(place.ints) for place in fast._places.values()) <= fast_path._VALUES_MAX
+    assert len(fast._known) <= fast_path._KNOWN_MAX
     assert len(fast._places) <= fast_path._PLACES_MAX
