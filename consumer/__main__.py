@@ -107,6 +107,7 @@ async def _consume(settings: ConsumerSettings, state: probes.Health, stop: async
         peek=peek_with(settings),
         retention_s=retention_ms / 1000 if retention_ms >= 0 else math.inf,
     )
+    lifecycle.spare_garbage_collector()
     log.info("consumer_started", topic=settings.kafka_topic, group=settings.kafka_consumer_group)
     try:
         async with asyncio.TaskGroup() as tasks:

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
+from typing import NamedTuple
 from uuid import UUID
 
 from aiokafka import ConsumerRecord
@@ -17,19 +18,14 @@ from shared.topic_identity import NO_TOPIC_ID
 from shared.wire import decode
 
 
-@dataclass(frozen=True, slots=True)
-class Decoded:
+class Decoded(NamedTuple):
     """A record and what it is: an event with its row, a dead letter, or a tombstone (neither)."""
 
     record: ConsumerRecord
+    table: str = ""  # of its row; empty when it has none
     event: BaseEvent | None = None
     row: Row = ()
     dead_letter: DeadLetter | None = None
-
-    @property
-    def table(self) -> str:
-        """The table of its row; empty when it has none."""
-        return self.event.table if self.event else ""
 
     @property
     def place(self) -> Place:
@@ -44,7 +40,7 @@ def decoded(record: ConsumerRecord) -> Decoded:
         event = decode(record.value)
     except Undecodable as undecodable:
         return Decoded(record, dead_letter=DeadLetter(record, undecodable.reason))
-    return Decoded(record, event=event, row=row_of(event))
+    return Decoded(record, event.table, event, row_of(event))
 
 
 def record_hash(record: ConsumerRecord) -> bytes:
@@ -58,6 +54,10 @@ class Batch:
 
     records: Sequence[Decoded]
     lines: dict[int, Line]
+    last: dict[int, ConsumerRecord] = field(init=False)  # of each partition that has records here
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "last", {each.record.partition: each.record for each in self.records})
 
     def cut(self, length: int) -> "Batch":
         """The first `length` records."""
@@ -69,19 +69,18 @@ class Batch:
 
     def moves(self) -> dict[int, Move]:
         """From where the lines are to behind the last records; still without fates."""
-        last = {decoded.record.partition: decoded.record for decoded in self.records}
         return {
             partition: Move(
                 self.lines[partition],
                 record.offset + 1,
                 record_hash(record) if self.topic_id == NO_TOPIC_ID else None,
             )
-            for partition, record in last.items()
+            for partition, record in self.last.items()
         }
 
     def next_offsets(self) -> dict[int, int]:
         """Where each partition goes on after the batch."""
-        return {decoded.record.partition: decoded.record.offset + 1 for decoded in self.records}
+        return {partition: record.offset + 1 for partition, record in self.last.items()}
 
     def lines_after(self) -> dict[int, Line]:
         """Where all lines will be once the batch is written."""
@@ -90,6 +89,15 @@ class Batch:
             partition: replace(line, next_offset=moved.get(partition, line.next_offset))
             for partition, line in self.lines.items()
         }
+
+
+def by_table(records: Iterable[Decoded]) -> dict[str, list[Decoded]]:
+    """Those that have a row, in their order."""
+    found: dict[str, list[Decoded]] = {}
+    for each in records:
+        if each.table:
+            found.setdefault(each.table, []).append(each)
+    return found
 
 
 @dataclass(slots=True)

@@ -229,9 +229,9 @@ class Pipeline:
                 if record.offset < expected[record.partition]:
                     raise Moved("a record below the ledger")
                 expected[record.partition] = record.offset + 1
+                size += len(record.value or b"")
             with metrics.stage_seconds.labels("decode").time():
                 records += map(decoded, found)
-            size += sum(len(record.value or b"") for record in found)
         return Batch(records, lines)
 
     async def _getmany(
@@ -259,7 +259,7 @@ class Pipeline:
             raise
         self._batch_rows = min(self._batch_rows_max, self._batch_rows * 2)
         self._interruptions = 0
-        self._record_times |= {each.record.partition: each.record.timestamp / 1000 for each in batch.records}
+        self._record_times |= {partition: record.timestamp / 1000 for partition, record in batch.last.items()}
         _measure(batch, written)
         return written
 

@@ -6,6 +6,7 @@ receiver's mapping.
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from operator import attrgetter
 from typing import Any
 
 from pydantic_core import to_json
@@ -219,17 +220,26 @@ suppressions = Table(
 Row = tuple[Any, ...]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_from_event: dict[str, Callable[[Any], Any]] = {
-    "timestamp": lambda event: _EPOCH + timedelta(microseconds=event.timestamp_us),  # exact: integers all the way
-    "event_metadata": lambda event: to_json(event.event_metadata).decode(),
-}
+
+
+def _row_maker(table: Table) -> Callable[[Any], Row]:
+    """The values of an event in the order of the table's columns, two of them in the column's own form."""
+    names = [column.name for column in table.columns]
+    values_of = attrgetter(*("timestamp_us" if name == "timestamp" else name for name in names))
+    timestamp, metadata_at = names.index("timestamp"), names.index("event_metadata")
+
+    def made(event: BaseEvent) -> Row:
+        values = list(values_of(event))
+        values[timestamp] = _EPOCH + timedelta(microseconds=values[timestamp])  # exact: integers all the way
+        values[metadata_at] = to_json(values[metadata_at]).decode()
+        return tuple(values)
+
+    return made
 
 
 def row_of(event: BaseEvent) -> Row:
     """The values of the event's table, in the order of its columns."""
-    return tuple(
-        _from_event[name](event) if name in _from_event else getattr(event, name) for name in _COLUMNS[event.table]
-    )
+    return _row_makers[event.table](event)
 
 
-_COLUMNS = {name: tuple(column.name for column in table.columns) for name, table in ANALYTICS_TABLES.items()}
+_row_makers = {name: _row_maker(table) for name, table in ANALYTICS_TABLES.items()}

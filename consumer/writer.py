@@ -10,11 +10,10 @@ from typing import TypeVar
 import asyncpg
 
 from consumer import dead_letters, suppressions
-from consumer.batch import Batch, Decoded, Written
+from consumer.batch import Batch, Decoded, Written, by_table
 from consumer.database import DATABASE_ERRORS, Fate, connect, fate_of
 from consumer.dead_letters import Breaker
 from consumer.ledger import Ledger
-from consumer.tables import ANALYTICS_TABLES
 from consumer.upsert import Upsert, make_stages
 from shared.errors import DatabaseUnavailable
 
@@ -100,11 +99,10 @@ class Writer:
             await self._ledger.lock(connection, (move.line for move in moves))
             kept = await self._kept(connection, batch.records, written)
             letters = [decoded.dead_letter for decoded in kept if decoded.dead_letter]
-            for table in ANALYTICS_TABLES:
-                if rows := [decoded for decoded in kept if decoded.table == table]:
-                    letters += await self._upsert.store(connection, table, rows, written)
+            for table, rows in sorted(by_table(kept).items()):  # in one order, or concurrent writers deadlock
+                letters += await self._upsert.store(connection, table, rows, written)
             new = await dead_letters.unknown(connection, batch.topic_id, letters)
-            are_dead = [decoded.place in new for decoded in batch.records]
+            are_dead = [bool(new) and decoded.place in new for decoded in batch.records]
             if (cut_at := self._breaker.judge(are_dead)) is not None:
                 raise _BreakerOpens(cut_at)
             if self._keeps_letters:

@@ -1,7 +1,6 @@
 """Composition root: settings -> publisher -> service -> server. The only place that constructs."""
 
 import asyncio
-import gc
 import json
 import os
 import sys
@@ -146,8 +145,7 @@ async def serve(settings: ReceiverSettings, *, is_worker: bool = False) -> None:
             await server.start()
             if is_worker:
                 running.append(tasks.create_task(report(state, stop), name="report"))
-            gc.freeze()  # what is here stays, and need not be looked at again
-            gc.set_threshold(20_000, 20, 20)  # a request's objects go with it, by their counts alone
+            lifecycle.spare_garbage_collector()
             log.info("receiver_started", host=settings.host, port=settings.port)
             await stop.wait()
             log.info("receiver_stopping")

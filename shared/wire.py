@@ -12,7 +12,9 @@ from pydantic import TypeAdapter, ValidationError
 from shared.errors import Undecodable
 from shared.events import SCHEMA_VERSION, TABLES, BaseEvent, Event
 
-_events: TypeAdapter[Event] = TypeAdapter(Event)
+_validate = TypeAdapter[Event](
+    Event
+).validator.validate_json  # without the adapter's own wrapping: a tenth of a decoding
 
 
 class Record(NamedTuple):
@@ -41,9 +43,11 @@ def decode(value: bytes) -> Event:
     if not value:
         raise Undecodable("empty")
     try:
-        return _events.validate_json(value)
+        event: Event = _validate(value)
     except ValidationError:
         undecodable = _why(value)
+    else:
+        return event
     raise undecodable  # outside the except: the ValidationError repeats the data
 
 
