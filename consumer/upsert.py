@@ -96,7 +96,9 @@ class Upsert:
     async def _upsert(self, connection: asyncpg.Connection, table: str, rows: Sequence[Decoded]) -> Counter[int]:
         """How many rows are new, by partition. Of two versions of a row in `rows` the later one is written."""
         latest = {decoded.row[0]: (*decoded.row, decoded.record.partition) for decoded in rows}
-        await connection.copy_records_to_table(f"stage_{table}", records=latest.values())
+        await connection.copy_records_to_table(
+            f"stage_{table}", columns=[*_COLUMNS[table], "kafka_partition"], records=latest.values()
+        )  # by name: a migration to come may add columns that this code does not know
         found = await connection.fetch(self._sql[table])
         return Counter({row["kafka_partition"]: row["count"] for row in found})
 

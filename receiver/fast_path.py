@@ -24,7 +24,7 @@ from receiver.metadata import KEYS_MAX, SAFE_WIRE_BYTES, candidates, event_metad
 from receiver.outcome import EXCLUDED_ENDPOINT, NOT_PRODUCT_EVENT, Ignored
 from receiver.reading import Reading
 from receiver.rules import CATEGORY, FEATURE_NAME, METHOD_KEYS, Rules
-from shared.events import EVENT_MODELS, SCHEMA_VERSION, ProductEvent
+from shared.events import EVENT_MODELS, ProductEvent
 from shared.wire import Record
 
 # So many attributes are remembered, of up to so many bytes: 20 MB if all are as long as they may be.
@@ -393,9 +393,9 @@ def _column(name: str, value: Any) -> str:
 
 
 def _layout(model: type[ProductEvent]) -> _Layout:
-    table = model.model_fields["table"].default
+    version, table = (model.model_fields[name].default for name in ("schema_version", "table"))
     columns = [(_SLOTS[name], field.is_required()) for name, field in model.model_fields.items() if name in _SLOTS]
-    prefix = f'{{"schema_version":{SCHEMA_VERSION},"table":"{table}","id":"'
+    prefix = f'{{"schema_version":{version},"table":"{table}","id":"'
     return _Layout(prefix, columns, has_duration="duration_ms" in model.model_fields)
 
 

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 1  # the newest of any event
 
 # What Python and timestamptz both hold: 0001-01-01 to 9999-12-31, in microseconds since 1970 UTC.
 TIMESTAMP_US_MIN = -62_135_596_800_000_000
@@ -26,7 +26,7 @@ class BaseEvent(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True, hide_input_in_errors=True)
 
-    schema_version: Literal[1] = 1
+    schema_version: int
     table: str
     id: UUID
     timestamp_us: Annotated[int, Field(ge=TIMESTAMP_US_MIN, le=TIMESTAMP_US_MAX)]
@@ -38,6 +38,7 @@ class BaseEvent(BaseModel):
 class UserActivity(BaseEvent):
     """A person did something: login, logout, a session."""
 
+    schema_version: Literal[1] = 1
     table: Literal["user_activity"] = "user_activity"
     user_id: Text32
     event_type: Text50
@@ -48,6 +49,7 @@ class UserActivity(BaseEvent):
 class EndpointUsage(BaseEvent):
     """An endpoint answered a request."""
 
+    schema_version: Literal[1] = 1
     table: Literal["endpoint_usage"] = "endpoint_usage"
     endpoint: Text255
     method: Annotated[str, Field(max_length=10)] | None = None
@@ -59,6 +61,7 @@ class EndpointUsage(BaseEvent):
 class FeatureUsage(BaseEvent):
     """A feature was used."""
 
+    schema_version: Literal[1] = 1
     table: Literal["feature_usage"] = "feature_usage"
     feature_name: Text100
     action: Text100 | None = None

@@ -10,7 +10,7 @@ import orjson
 from pydantic import TypeAdapter, ValidationError
 
 from shared.errors import Undecodable
-from shared.events import SCHEMA_VERSION, TABLES, BaseEvent, Event
+from shared.events import EVENT_MODELS, SCHEMA_VERSION, TABLES, BaseEvent, Event
 
 _validate = TypeAdapter[Event](
     Event
@@ -66,6 +66,10 @@ def _why(value: bytes) -> Undecodable:
     return Undecodable("invalid_fields")
 
 
-HEADERS: dict[str, list[tuple[str, bytes]]] = {
-    table: [("event_type", table.encode()), ("schema_version", str(SCHEMA_VERSION).encode())] for table in TABLES
-}
+def _headers(model: type[BaseEvent]) -> list[tuple[str, bytes]]:
+    fields = model.model_fields
+    version, table = (str(fields[name].default).encode() for name in ("schema_version", "table"))
+    return [("event_type", table), ("schema_version", version)]
+
+
+HEADERS = {model.model_fields["table"].default: _headers(model) for model in EVENT_MODELS}
