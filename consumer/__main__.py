@@ -44,7 +44,7 @@ def default(context: typer.Context) -> None:
 def run() -> None:
     """Run the service, which is the default. Settings come from the environment: see the README."""
     settings = load(ConsumerSettings)
-    logs.configure(settings.log_level, process="consumer")
+    logs.configure(settings.log_level, process="consumer", log_format=settings.log_format)
     log.info("settings_loaded", **described(settings))
     sys.exit(uvloop.run(serve(settings)))
 

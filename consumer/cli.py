@@ -62,7 +62,7 @@ def run_command(work: Coroutine[Any, Any, T]) -> T:
 
 def settings_of_command() -> ConsumerSettings:
     settings = load(ConsumerSettings)
-    logs.configure("ERROR", process="consumer")
+    logs.configure("ERROR", process="consumer", log_format=settings.log_format)
     return settings
 
 

@@ -50,7 +50,7 @@ def run(
     Example: python -m receiver run --workers 4
     """
     settings = load(ReceiverSettings, **({} if workers is None else {"workers": workers}))
-    logs.configure(settings.log_level, process="receiver")
+    logs.configure(settings.log_level, process="receiver", log_format=settings.log_format)
     log.info("settings_loaded", **described(settings))
     if not settings.hash_key:
         log.warning("ids_unkeyed", remedy="set ID_HASH_KEY: unkeyed hashes of guessable ids can be enumerated")
@@ -66,7 +66,7 @@ def run(
 def worker() -> None:
     """One of several processes; `run` starts them."""
     settings = load(ReceiverSettings)
-    logs.configure(settings.log_level, process="receiver")
+    logs.configure(settings.log_level, process="receiver", log_format=settings.log_format)
     uvloop.run(serve(settings, is_worker=True))
 
 

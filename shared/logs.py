@@ -7,14 +7,18 @@ import logging
 import sys
 import time
 import traceback
+from collections import Counter
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import structlog
 from structlog.typing import EventDict, WrappedLogger
 
-LIBRARY_LINES_MAX = 10  # of one logger in LIBRARY_WINDOW_S: a lost broker makes aiokafka log every attempt
-LIBRARY_WINDOW_S = 30.0
+LINES_MAX = 10  # of one event, or of one library's logger, in WINDOW_S: a lost broker fails every batch
+WINDOW_S = 30.0
+
+LogFormat = Literal["auto", "json", "console"]
 
 
 def error_facts(error: BaseException) -> dict[str, str]:
@@ -43,46 +47,57 @@ def _trace(error: BaseException) -> list[str]:
 
 
 class RateLimit(logging.Filter):
-    """Lets a logger say LIBRARY_LINES_MAX lines in a window, and says how many it held back."""
+    """Lets LINES_MAX lines of a name pass in WINDOW_S; the next line that passes says how many were held back.
 
-    def __init__(self) -> None:
+    The name is the event's for our own lines, of which there is a closed set, and the logger's for a library's.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
-        self._window_end: dict[str, float] = {}
-        self._lines: dict[str, int] = {}
+        self._clock = clock
+        self._windows: dict[str, tuple[float, int]] = {}  # when it ends, and the lines in it
+        self._held_back: Counter[str] = Counter()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        now = time.monotonic()
-        if now >= self._window_end.get(record.name, 0.0):
-            held_back = self._lines.get(record.name, 0) - LIBRARY_LINES_MAX
-            if held_back > 0:
-                record.held_back = held_back
-            self._window_end[record.name] = now + LIBRARY_WINDOW_S
-            self._lines[record.name] = 0
-        self._lines[record.name] += 1
-        return self._lines[record.name] <= LIBRARY_LINES_MAX
+        name = str(record.msg.get("event")) if isinstance(record.msg, dict) else record.name
+        now = self._clock()
+        ends_at, lines = self._windows.get(name, (0.0, 0))
+        if now >= ends_at:
+            ends_at, lines = now + WINDOW_S, 0
+        self._windows[name] = (ends_at, lines + 1)
+        if lines >= LINES_MAX:
+            self._held_back[name] += 1
+            return False
+        if self._held_back:
+            record.held_back, self._held_back = dict(self._held_back), Counter()
+        return True
 
 
-def _library_line(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    """A line of a library: its exception shrinks to type and place."""
+def _told(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """What was held back before this line; and the exception of a library's line shrinks to type and place."""
     record = event.get("_record")
     if isinstance(record, logging.LogRecord):
         if record.exc_info and record.exc_info[1] is not None:
             event.update(error_facts(record.exc_info[1]))
         if hasattr(record, "held_back"):
-            event["held_back_lines"] = record.held_back
+            event["held_back"] = record.held_back
     event.pop("exc_info", None)
     return event
 
 
-def configure(level: str, *, process: str) -> None:
-    """Route structlog and the standard library's loggers to standard error."""
+def configure(level: str, *, process: str, log_format: LogFormat = "auto") -> None:
+    """Route structlog and the standard library's loggers to standard error. `auto`: readable on a terminal."""
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    is_terminal = sys.stderr.isatty()
-    renderer: Any = structlog.dev.ConsoleRenderer() if is_terminal else structlog.processors.JSONRenderer()
+    is_readable = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
+    renderer: Any = (
+        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        if is_readable
+        else structlog.processors.JSONRenderer()
+    )
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         wrapper_class=structlog.make_filtering_bound_logger(level),
@@ -94,17 +109,13 @@ def configure(level: str, *, process: str) -> None:
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name],
-            processors=[_library_line, structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+            processors=[_told, structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
         )
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
     sys.excepthook = crash
-    limit = RateLimit()
-    for name in ("aiokafka", "asyncio", "grpc", "asyncpg"):
+    handler.addFilter(RateLimit())
+    for name in ("aiokafka", "asyncio", "grpc", "asyncpg", "opentelemetry"):
         logging.getLogger(name).setLevel("WARNING")
-    handler.addFilter(lambda record: record.name.split(".")[0] in OURS or limit.filter(record))
-
-
-OURS = frozenset({"receiver", "consumer", "shared"})

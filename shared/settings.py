@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from shared.errors import WrongSetting
 from shared.identity import IdHashing
+from shared.logs import LogFormat
 
 
 def _split(value: object) -> object:
@@ -38,6 +39,7 @@ class ProcessSettings(BaseSettings):
     log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_upper)] = Field(
         "INFO", description="least severe line that is logged"
     )
+    log_format: LogFormat = Field("auto", description="`json` or `console`; `auto`: console on a terminal, else json")
     metrics_host: str = Field("0.0.0.0", description="address of /livez, /readyz and /metrics")  # noqa: S104
     deployment_type: Annotated[str, Field(max_length=50)] = Field(
         "self-hosted", description="`deployment_type` of spans that name none"
