@@ -41,8 +41,8 @@ chaos: setup  ## random faults under load for MINUTES, with SEED, and the figure
 	$(BIN)/python tests/faults/chaos.py --minutes $(MINUTES) --seed $(SEED)
 
 lock: setup  ## pin every dependency anew, with hashes and no addresses
-	$(BIN)/pip-compile --quiet --upgrade --strip-extras --allow-unsafe --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --no-annotate -o $(LOCK)/runtime.txt pyproject.toml
-	$(BIN)/pip-compile --quiet --upgrade --strip-extras --allow-unsafe --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --no-annotate --extra dev -c $(LOCK)/runtime.txt -o $(LOCK)/development.txt pyproject.toml
+	$(BIN)/pip-compile --quiet --upgrade --strip-extras --allow-unsafe --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --no-annotate --extra tracing -o $(LOCK)/runtime.txt pyproject.toml
+	$(BIN)/pip-compile --quiet --upgrade --strip-extras --allow-unsafe --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --no-annotate --extra dev --extra tracing -c $(LOCK)/runtime.txt -o $(LOCK)/development.txt pyproject.toml
 
 clean:  ## the virtual environment and the local state
 	rm -rf .venv .local

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import prometheus_client
 import structlog
@@ -15,6 +15,7 @@ import uvloop
 
 from receiver.auth import Keys
 from receiver.budget import Budget, Reads
+from receiver.course import Course
 from receiver.explain import Explanation, explain_file
 from receiver.publisher import NEED, Publisher
 from receiver.records import Records
@@ -26,6 +27,9 @@ from receiver.workers import Workers, report
 from shared import identity, lifecycle, logs, probes
 from shared.errors import Permanent, WrongSetting
 from shared.settings import described, load
+
+if TYPE_CHECKING:
+    from receiver.tracing import Tracing
 
 log = structlog.get_logger("receiver")
 app = typer.Typer(no_args_is_help=False, add_completion=False, pretty_exceptions_enable=False)
@@ -130,8 +134,15 @@ async def serve(settings: ReceiverSettings, *, is_worker: bool = False) -> None:
     budget = Budget(settings.max_inflight_bytes)
     keys = Keys(settings.keys, settings.api_keys_file)
     publisher = Publisher(settings, budget=budget, health=state)
+    tracing = _tracing(settings) if settings.tracing_endpoint else None
     service = TraceService(
-        settings, keys=keys, reads=reads, budget=budget, records=Records(rules_of(settings)), publisher=publisher
+        settings,
+        keys=keys,
+        reads=reads,
+        budget=budget,
+        records=Records(rules_of(settings)),
+        publisher=publisher,
+        begin=tracing.begin if tracing else Course,
     )
     server = Server(settings, service=service, reads=reads, budget=budget, state=state)
     stop_probes = None if is_worker else _probes(settings, state, lambda: prometheus_client.REGISTRY)
@@ -153,6 +164,8 @@ async def serve(settings: ReceiverSettings, *, is_worker: bool = False) -> None:
             for task in running:
                 task.cancel()
     finally:
+        if tracing is not None:
+            tracing.stop()
         if stop_probes is not None:
             stop_probes()
     log.info("receiver_stopped")
@@ -188,6 +201,16 @@ def rules_of(settings: ReceiverSettings) -> Rules:
         span_bytes_max=settings.max_span_bytes,
         span_attributes_max=settings.max_span_attributes,
     )
+
+
+def _tracing(settings: ReceiverSettings) -> "Tracing":
+    try:
+        from receiver.tracing import Tracing  # noqa: PLC0415  its libraries are an extra, and wanted by few
+    except ImportError as error:
+        raise WrongSetting(
+            f"TRACING_ENDPOINT: {error.name} is not installed; pip install 'telemetry-processor[tracing]'"
+        ) from error
+    return Tracing(settings)
 
 
 def _probes(

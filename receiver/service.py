@@ -7,7 +7,7 @@ import random
 import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any
 
 import grpc
@@ -23,6 +23,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from receiver import metrics
 from receiver.auth import Keys
 from receiver.budget import Budget, BudgetFull, Reads, SenderStalled
+from receiver.course import Course
 from receiver.outcome import Ignored, Rejected
 from receiver.publisher import Publisher, RecordTooLarge
 from receiver.records import Records
@@ -101,8 +102,10 @@ class TraceService:
         budget: Budget,
         records: Records,
         publisher: Publisher,
+        begin: Callable[[], Course] = Course,
     ) -> None:
         self._settings = settings
+        self._begin = begin
         self._keys = keys
         self._reads = reads
         self._budget = budget
@@ -133,13 +136,16 @@ class TraceService:
         """
         started_at = time.monotonic()
         tally = Tally()
+        course = self._begin()
         code = "CANCELLED"
         self._enter()
         try:
             async with asyncio.timeout(self._reply_within_s(context)):
                 self._admit(context)
                 async with self._received(context) as body:  # nothing was read before this line
+                    course.read(body)
                     await self._publish(body, tally)
+                    course.translated()
                     await self._publisher.acknowledged(tally.batches)
             reply = _success(tally)  # from here on the events are durable, and only this says so
             code = "OK"
@@ -150,6 +156,7 @@ class TraceService:
             return refusal
         finally:
             self._leave(code, started_at, tally)
+            course.ended(code, tally)
 
     async def drain(self, timeout_s: float) -> None:
         """Refuse new calls, and return when those in flight are answered or the time is over."""

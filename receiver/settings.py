@@ -71,6 +71,13 @@ class ReceiverSettings(KafkaSettings, IdSettings):
         DEFAULT_EXCLUDED, description="globs of endpoints that are no events; `none`: no exclusion"
     )
 
+    tracing_endpoint: Annotated[str, Field(pattern=r"^(https?://[^/\s]+/?)?$")] = Field(
+        "", description="http(s)://host:port of the OTLP/gRPC endpoint for spans about the receiver itself; empty: none"
+    )
+    tracing_sample_ratio: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.1, description="share of requests that make such spans"
+    )
+
     @model_validator(mode="after")
     def _tls_is_whole(self) -> Self:
         if (self.tls_cert_file is None) != (self.tls_key_file is None):
