@@ -1,6 +1,7 @@
 """Connections to Postgres with every timeout spelled out, and the fate of each of its errors."""
 
 from enum import Enum
+from weakref import WeakSet
 
 import asyncpg
 
@@ -21,7 +22,7 @@ async def connect(
     Raises:
         asyncpg.PostgresError, OSError, TimeoutError: see `fate_of`.
     """
-    return await asyncpg.connect(
+    connection = await asyncpg.connect(
         url,
         timeout=CONNECT_TIMEOUT_S,
         command_timeout=statement_timeout_s + 5 if statement_timeout_s else None,
@@ -38,6 +39,16 @@ async def connect(
             "search_path": "public",
         },
     )
+    _made.add(connection)
+    return connection
+
+
+_made: WeakSet[asyncpg.Connection] = WeakSet()
+
+
+def open_connections() -> int:
+    """How many this process has open now."""
+    return sum(not connection.is_closed() for connection in _made)
 
 
 # What asyncpg raises when the database or the way to it fails; InternalClientError when a connection was cut

@@ -1,5 +1,7 @@
 """Every metric of the consumer: name with unit, labels from closed sets, a sentence."""
 
+import time
+from functools import partial
 from typing import get_args
 
 from prometheus_client import Counter, Gauge, Histogram
@@ -37,10 +39,32 @@ group_commit_failures = Counter(
 )
 
 interruptions = Counter("consumer_loop_interruptions", "Times that the watchdog began a stalled loop anew")
+newest_row_age_seconds = Gauge(
+    "consumer_newest_row_age_seconds",
+    "Since the newest stored event was received, to within a batch; since this process began while there is none",
+    ["table"],
+)
+writers = Gauge("consumer_writers", "Loops of this process that write side by side: CONSUMER_WRITERS")
+database_connections = Gauge("consumer_database_connections", "Connections to Postgres that this process has open")
 ready = Gauge("consumer_ready", "1 while /readyz answers 200")
 ledger_balanced = Gauge("consumer_ledger_balanced", "1 while every offset of the ledger has exactly one fate")
 drain_seconds = Gauge("consumer_drain_seconds", "Time until the lag is gone, at the rate of the last minute; -1: never")
 ledger_balanced.set(1)
+
+_newest_at = dict.fromkeys(ANALYTICS_TABLES, time.time())
+
+
+def row_stored(table: str, received_at_s: float) -> None:
+    """A replay of older records makes nothing newer."""
+    _newest_at[table] = max(_newest_at[table], received_at_s)
+
+
+def _age(table: str) -> float:
+    return max(0.0, time.time() - _newest_at[table])
+
+
+for _table in ANALYTICS_TABLES:  # reckoned when it is asked for, so it grows whatever hangs
+    newest_row_age_seconds.labels(_table).set_function(partial(_age, _table))
 
 FATES = ("stored", "duplicates", "suppressed", "expired")
 for _fate in FATES:

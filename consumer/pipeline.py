@@ -322,6 +322,8 @@ def _measure(batch: Batch, written: Written) -> None:
     metrics.batch_rows.observe(len(batch.records))
     for (fate, table), count in written.fates.items():
         metrics.records.labels(fate, table).inc(count)
+        if fate == "stored":
+            metrics.row_stored(table, batch.records[-1].record.timestamp / 1000)
     for reason, count in written.reasons.items():
         metrics.dead_letters.labels(reason).inc(count)
     now_ms = time.time() * 1000

@@ -15,7 +15,7 @@ import asyncpg
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from consumer import metrics, positions
-from consumer.database import DATABASE_ERRORS, connect
+from consumer.database import DATABASE_ERRORS, connect, open_connections
 from consumer.ledger import Ledger, Line
 from consumer.pipeline import Pipeline
 from consumer.tables import SCHEMA_REVISION
@@ -44,6 +44,7 @@ class Watch:
         retention_s: float,
         stall_s: float = STALL_S,
     ) -> None:
+        metrics.writers.set(len(pipelines))
         self._consumer = consumer
         self._pipelines = pipelines
         self._ledger = ledger
@@ -65,6 +66,7 @@ class Watch:
             await asyncio.gather(self._ask_broker(), self._ask_database())
             why_not = self._health.why_not_ready()
             metrics.ready.set(not why_not)
+            metrics.database_connections.set(open_connections())
             await self._measure_lag()
             if not why_not:
                 self._interrupt_stalled()

@@ -30,6 +30,9 @@ batches = Counter("receiver_batches", "Batches of records, by what became of the
 inflight_bytes = Gauge(
     "receiver_inflight_bytes", "Memory that requests hold, as the budget counts it", multiprocess_mode="livesum"
 )
+inflight_limit_bytes = Gauge(
+    "receiver_inflight_limit_bytes", "What the budget allows: MAX_INFLIGHT_BYTES a worker", multiprocess_mode="livesum"
+)
 reads_waiting = Gauge(
     "receiver_reads_waiting", "Calls that wait until their body may arrive", multiprocess_mode="livesum"
 )

@@ -71,6 +71,7 @@ class Server:
         self._server.add_generic_rpc_handlers((Method(service),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self._listen(settings)
+        metrics.inflight_limit_bytes.set(settings.max_inflight_bytes)
 
     async def start(self) -> None:
         for name in ("", SERVICE):
