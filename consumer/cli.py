@@ -23,13 +23,14 @@ from consumer import retain as retaining
 from consumer import rewind as rewinding
 from consumer import status as reporting
 from consumer.operation import Refused, WrongUse, answer, database_alone, operation, say
-from consumer.settings import ConsumerSettings
+from consumer.settings import ConsumerSettings, DoctorSettings
 from consumer.suppressions import Kind, Subject
 from shared import logs, probes
 from shared.errors import Transient, WrongSetting, WrongTopic
 from shared.settings import load
 
 T = TypeVar("T")
+S = TypeVar("S", bound=ConsumerSettings)
 DONE, PROBLEM, WRONG, UNREACHED = range(4)
 
 app = typer.Typer(no_args_is_help=False, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -61,7 +62,11 @@ def run_command(work: Coroutine[Any, Any, T]) -> T:
 
 
 def settings_of_command() -> ConsumerSettings:
-    settings = load(ConsumerSettings)
+    return loaded(ConsumerSettings)
+
+
+def loaded(settings_type: type[S]) -> S:
+    settings = load(settings_type)
     logs.configure("ERROR", process="consumer", log_format=settings.log_format)
     return settings
 
@@ -107,12 +112,19 @@ def audit(*, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def doctor(*, as_json: AsJson = False) -> None:
+def doctor(
+    *,
+    receiver_metrics: Annotated[
+        str | None, typer.Option(help="The /metrics of a receiver, to see what senders do wrong; default: this host's.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Connect to everything; say what is wrong, and how to mend it. Exit 1 with errors; warnings alone are 0.
 
-    Example: python -m consumer doctor
+    Example: python -m consumer doctor --receiver-metrics http://telemetry-receiver:9464/metrics
     """
-    found = run_command(examining.doctor(settings_of_command()))
+    settings = loaded(DoctorSettings)
+    found = run_command(examining.doctor(settings, receiver_metrics=receiver_metrics))
     is_ok = not any(diagnosis.severity == "error" for diagnosis in found)
     text = "\n".join(f"{each.severity}: {each.check}: {each.detail}\n    {each.remedy}" for each in found)
     findings = [asdict(diagnosis) for diagnosis in found]

@@ -1,5 +1,7 @@
 """Connects to everything, and says in words what is wrong and how to mend it."""
 
+import asyncio
+import http.client
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -9,12 +11,14 @@ from typing import Any, Literal
 import asyncpg
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import GroupCoordinatorNotAvailableError
 
-from consumer import audit
+from consumer import audit, senders
 from consumer.database import DATABASE_ERRORS, connect
-from consumer.settings import ConsumerSettings
+from consumer.settings import ConsumerSettings, DoctorSettings
 from consumer.tables import ANALYTICS_TABLES, SCHEMA_REVISION
 from consumer.watch import revision_number
+from shared import probes
 from shared.broker import (
     BATCH_BYTES_MAX,
     HOUR_MS,
@@ -42,9 +46,13 @@ class Diagnosis:
     remedy: str
 
 
-async def doctor(settings: ConsumerSettings) -> list[Diagnosis]:
-    """Everything that is wrong, or would be under load or after a fault; empty when all is well."""
-    found = [*_settings(settings)]
+async def doctor(settings: DoctorSettings, *, receiver_metrics: str | None = None) -> list[Diagnosis]:
+    """Everything that is wrong, or would be under load or after a fault; empty when all is well.
+
+    Also what senders do wrong, by the metrics of one receiver: the one at the URL `receiver_metrics`, else the
+    one on this machine when there is one.
+    """
+    found = [*_settings(settings), *await _senders(settings, receiver_metrics)]
     is_reached = True
     for examine, server, remedy in (
         (
@@ -86,6 +94,20 @@ def _settings(settings: ConsumerSettings) -> list[Diagnosis]:
             "harmless; but the topic then holds personal data for longer than the tables do",
         )
     return found
+
+
+async def _senders(settings: DoctorSettings, asked: str | None) -> list[Diagnosis]:
+    if asked is None and settings.receiver_metrics_port == 0:
+        return []
+    url = asked or probes.metrics_url(settings.metrics_host, settings.receiver_metrics_port)
+    try:
+        text = await asyncio.to_thread(probes.metrics_of, url)
+        return [Diagnosis(check, "warning", *words) for check, *words in senders.mistakes(text)]
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        if asked is None:  # it may well run elsewhere
+            return []
+        remedy = "the receiver's /metrics, as http://host:9464/metrics"
+        return [Diagnosis("receiver_metrics", "warning", f"not read: {type(error).__name__}", remedy)]
 
 
 async def _kafka(settings: ConsumerSettings) -> AsyncIterator[Diagnosis]:
@@ -167,7 +189,10 @@ async def _members(admin: Any, settings: ConsumerSettings) -> list[Diagnosis]:
     """More consumers than partitions: some are idle."""
     described = (await admin.describe_topics([settings.kafka_topic]))[0]
     partitions = len(described.get("partitions", []))
-    groups = await admin.describe_consumer_groups([settings.kafka_consumer_group])
+    try:
+        groups = await admin.describe_consumer_groups([settings.kafka_consumer_group])
+    except GroupCoordinatorNotAvailableError:  # a cluster that never had a group
+        groups = []
     members = len(groups[0].groups[0][5]) if groups and groups[0].groups else 0
     if members > partitions > 0:
         return [

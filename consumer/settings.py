@@ -5,7 +5,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 
 from pydantic import Field, SecretStr, model_validator
 
-from shared.settings import IdSettings, KafkaSettings, Port, PortOrOff, ProcessSettings
+from shared.settings import IdSettings, KafkaSettings, Port, PortOrOff, ProcessSettings, ReceiverPlace
 
 _SCHEMES = ("postgresql", "postgres", "postgresql+asyncpg")
 
@@ -60,3 +60,7 @@ class ConsumerSettings(DatabaseSettings, KafkaSettings, IdSettings):
     )
     dead_letter_window: int = Field(1000, ge=1, le=1_000_000, description="records that the breaker looks back on")
     consumer_metrics_port: PortOrOff = Field(9465, description="port of /livez, /readyz and /metrics; 0: off")
+
+
+class DoctorSettings(ConsumerSettings, ReceiverPlace):
+    """Doctor looks at the receiver's metrics as well."""

@@ -6,7 +6,7 @@ from typing import Annotated, Self
 from pydantic import BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import NoDecode
 
-from shared.settings import CommaSeparated, CommaSeparatedSecrets, IdSettings, KafkaSettings, Port, PortOrOff
+from shared.settings import CommaSeparated, CommaSeparatedSecrets, IdSettings, KafkaSettings, Port, ReceiverPlace
 
 MEBIBYTE = 1024 * 1024
 DEFAULT_EXCLUDED = ("/health", "/healthz", "/livez", "/readyz", "/metrics", "/favicon.ico")
@@ -29,13 +29,12 @@ def _globs(value: object) -> object:
 Globs = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_globs)]
 
 
-class ReceiverSettings(KafkaSettings, IdSettings):
+class ReceiverSettings(ReceiverPlace, KafkaSettings, IdSettings):
     """Everything that `python -m receiver` reads."""
 
     host: str = Field("0.0.0.0", description="address that OTLP/gRPC is served at")  # noqa: S104
     port: Port = Field(4317, description="port that OTLP/gRPC is served at")
     workers: int = Field(1, ge=1, le=128, description="processes that share the port")
-    receiver_metrics_port: PortOrOff = Field(9464, description="port of /livez, /readyz and /metrics; 0: off")
     telemetry_enabled: bool = Field(True, description="false: accept, drop and count every span")  # noqa: FBT003
 
     api_keys: CommaSeparatedSecrets = Field((), description="keys that callers may show; none set: everybody may call")

@@ -112,7 +112,28 @@ def serve(health: Health, *, host: str, port: int, registry: Callable[[], Collec
 
 def ready_url(host: str, port: int) -> str:
     """The /readyz of a process on this machine."""
-    return f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}/readyz"  # noqa: S104
+    return _url(host, port, "readyz")
+
+
+def metrics_url(host: str, port: int) -> str:
+    """The /metrics of a process on this machine."""
+    return _url(host, port, "metrics")
+
+
+def _url(host: str, port: int, page: str) -> str:
+    return f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}/{page}"  # noqa: S104
+
+
+def metrics_of(url: str) -> str:
+    """What a process serves at /metrics.
+
+    Raises:
+        OSError: nobody answered, or not with 200.
+        ValueError: that is no URL.
+    """
+    with urllib.request.urlopen(url, timeout=3) as reply:  # noqa: S310  the operator's own address
+        text: str = reply.read().decode()
+    return text
 
 
 def ask(url: str) -> tuple[bool, str]:

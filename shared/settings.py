@@ -86,6 +86,12 @@ class KafkaSettings(ProcessSettings):
         return self
 
 
+class ReceiverPlace(ProcessSettings):
+    """Where the receiver's metrics are: its own setting, and what doctor looks at."""
+
+    receiver_metrics_port: PortOrOff = Field(9464, description="port of /livez, /readyz and /metrics; 0: off")
+
+
 class IdSettings(ProcessSettings):
     """How ids are hashed. Receiver and consumer must agree, or an erasure finds nothing."""
 

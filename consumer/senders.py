@@ -1,0 +1,120 @@
+"""a receiver's metrics -> what its senders do wrong. Pure: for doctor, which reads them over HTTP.
+
+Counts are since the receiver's start, and each finding says so in numbers: an old one may be mended already.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from prometheus_client.parser import text_string_to_metric_families
+
+REJECTED_SHARE_MAX = 0.01  # of product events, as in the alert TelemetrySpansRejected
+REFUSED_SHARE_MAX = 0.05  # of requests, as in the alert TelemetryReceiverRefusing
+
+EXPLAIN = "save a request of theirs and see: python -m receiver explain FILE"
+
+# A code upon which an exporter drops its spans for good: one is too many.
+DROPPED = {
+    "UNAUTHENTICATED": "they show no key, or an old one: OTEL_EXPORTER_OTLP_HEADERS=x-api-key=... there, API_KEYS here",
+    "INVALID_ARGUMENT": "they send something else than OTLP traces, or more than MAX_SPANS_PER_REQUEST",
+}
+REJECTED = {
+    "malformed_span": "their exporter writes no valid protobuf; is something between that alters it?",
+    "malformed_resource": "their exporter writes no valid protobuf; is something between that alters it?",
+    "invalid_trace_id": "trace ids have 16 bytes, and not all of them zero",
+    "invalid_span_id": "span ids have 8 bytes, and not all of them zero",
+    "missing_user_id": "set user.id (or enduser.id, user.hash) on spans with event.category user_activity",
+    "invalid_user_id": "ids are text or whole numbers, in UTF-8",
+    "invalid_organization_id": "ids are text or whole numbers, in UTF-8",
+    "missing_event_type": "set event.type on spans with event.category user_activity",
+    "missing_endpoint": "set http.route or url.path on HTTP server spans",
+    "missing_feature_name": "set feature.name on spans with event.category feature_usage",
+    "invalid_timestamp": "start_time_unix_nano is no time that a row can hold: nanoseconds since 1970",
+    "span_too_large": "smaller attributes there, or a larger MAX_SPAN_BYTES here",
+    "internal": "a bug of the receiver: see spans_untranslatable in its log",
+}
+IGNORED = {
+    "not_product_event": "no span has event.category or feature.name, or is an HTTP server span with a method",
+    "unknown_category": "event.category is none of user_activity, endpoint_usage and feature_usage",
+    "excluded_endpoint": "ENDPOINT_EXCLUDE names every endpoint that is called",
+    "telemetry_disabled": "TELEMETRY_ENABLED is false",
+}
+
+
+class Mistake(NamedTuple):
+    check: str
+    detail: str
+    remedy: str
+
+
+def mistakes(metrics_text: str) -> Iterator[Mistake]:
+    """What the counters of one receiver tell of those who send to it.
+
+    Raises:
+        ValueError: the text is no exposition of metrics, or not a receiver's.
+    """
+    samples = [sample for family in text_string_to_metric_families(metrics_text) for sample in family.samples]
+
+    def counted(name: str, label: str) -> Counter[str]:
+        found: Counter[str] = Counter()
+        for sample in samples:
+            if sample.name == name and sample.value:
+                found[sample.labels.get(label, "")] += int(sample.value)
+        return found
+
+    if not any(sample.name == "receiver_requests_total" for sample in samples):
+        raise ValueError("no metrics of a receiver")
+    yield from _of_requests(counted)
+    yield from _of_spans(counted)
+
+
+def _of_requests(counted: Callable[[str, str], Counter[str]]) -> Iterator[Mistake]:
+    requests = counted("receiver_requests_total", "code")
+    total = requests.total()
+    if not total:
+        yield Mistake(
+            "senders",
+            "no request has come since the receiver started",
+            "OTEL_EXPORTER_OTLP_ENDPOINT there, PORT here; OTLP/gRPC, as the receiver speaks no OTLP/HTTP",
+        )
+    elif not counted("receiver_spans_received_total", "").total() and requests["OK"]:
+        yield Mistake(
+            "senders", f"{requests['OK']} requests have come, without a span", "is their sampler off, or all filtered?"
+        )
+    for code, remedy in DROPPED.items():
+        if count := requests[code]:
+            yield Mistake("senders_refused", f"{count} of {total} requests were answered {code}", remedy)
+    if requests["UNAVAILABLE"] > REFUSED_SHARE_MAX * total:
+        [(cause, _)] = counted("receiver_refusals_total", "cause").most_common(1) or [("", 0)]
+        yield Mistake(
+            "senders_put_off",
+            f"{requests['UNAVAILABLE']} of {total} requests were told to come again, mostly for {cause}",
+            "see TelemetryReceiverRefusing in docs/operations.md",
+        )
+    if requests["CANCELLED"] > REFUSED_SHARE_MAX * total:
+        yield Mistake(
+            "senders_left",
+            f"{requests['CANCELLED']} of {total} calls ended before their answer",
+            "their timeout should be 5 s or more, and a request below MAX_REQUEST_BYTES",
+        )
+
+
+def _of_spans(counted: Callable[[str, str], Counter[str]]) -> Iterator[Mistake]:
+    published = counted("receiver_events_published_total", "table").total()
+    rejected = counted("receiver_spans_rejected_total", "reason")
+    ignored = counted("receiver_spans_ignored_total", "reason")
+    for reason, count in rejected.most_common():
+        if count > REJECTED_SHARE_MAX * (published + rejected.total()) or reason == "internal":
+            yield Mistake(
+                "spans_rejected",
+                f"{count} of {published + rejected.total()} events were rejected: {reason}",
+                f"{REJECTED.get(reason, 'see send-your-spans.md')}; {EXPLAIN}",
+            )
+    if ignored and not published and not rejected:
+        [(reason, count)] = ignored.most_common(1)
+        yield Mistake(
+            "spans_ignored",
+            f"every span was ignored, {count} of {ignored.total()} as {reason}",
+            f"{IGNORED.get(reason, 'see send-your-spans.md')}; {EXPLAIN}",
+        )
