@@ -139,3 +139,33 @@ def test_grafana_logs_in_as_the_role_that_only_reads() -> None:
     [analytics] = [source for source in DATA_SOURCES if source["uid"] == "analytics"]
     assert analytics["user"] == "analytics_reader"
     assert "CREATE ROLE analytics_reader" in (DEPLOY / "postgres/reader.sql").read_text()
+
+
+def test_every_metric_is_shown_or_explained_somewhere() -> None:
+    """One that stands on no dashboard, in no alert and on no page helps nobody."""
+    used = set(re.findall(r"\b(?:receiver|consumer)_[a-z_]+", " ".join(EXPRESSIONS.values())))
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    explained = {name for page in pages for name in re.findall(r"\b(?:receiver|consumer)_[a-z_]+", page.read_text())}
+    families = {re.sub(r"_(bucket|sum|count)$", "", name) for name in declared()}
+    assert {name for name in families if not {name, f"{name}_bucket", f"{name}_sum"} & (used | explained)} == set()
+
+
+def test_every_metric_has_a_sentence_and_a_unit_or_counts_something() -> None:
+    """`_total` counts; a gauge or a histogram without a unit in its name is guessed at."""
+    units = (
+        "_seconds",
+        "_bytes",
+        "_records",
+        "_ratio",
+        "_ready",
+        "_open",
+        "_balanced",
+        "_waiting",
+        "_writers",
+        "_connections",
+    )
+    for module in (receiver.metrics, consumer.metrics):
+        for metric in vars(module).values():
+            if isinstance(metric, MetricWrapperBase):
+                assert len(metric._documentation) > 20, metric._name
+                assert metric._type == "counter" or metric._name.endswith(units), metric._name
