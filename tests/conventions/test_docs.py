@@ -39,6 +39,19 @@ def test_every_link_leads_somewhere(page: Path) -> None:
     assert broken == []
 
 
+def test_every_picture_is_shown_somewhere_and_small() -> None:
+    """A clone carries them for ever."""
+    shown = {
+        (page.parent / link).resolve()
+        for page in PAGES
+        for link in re.findall(r"!\[[^\]]+\]\(([^)\s]+)\)", page.read_text())
+    }
+    pictures = set((ROOT / "docs/images").iterdir())
+    assert {picture.name for picture in pictures} == {"product.png", "operations.png"}
+    assert pictures == shown
+    assert all(20_000 < picture.stat().st_size < 300_000 for picture in pictures)
+
+
 def test_every_promise_names_a_test_that_exists() -> None:
     """A guarantee without a test is a hope."""
     table = README.split("## What is promised")[1].split("Known holes")[0]

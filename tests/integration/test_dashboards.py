@@ -4,7 +4,9 @@ import asyncio
 import json
 import os
 import re
+import runpy
 import subprocess
+import sys
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -104,6 +106,37 @@ async def test_every_width_of_a_bucket_works(bucket: str, reader: asyncpg.Connec
     """They are choices of the dashboard."""
     for title, sql in PANELS.items():
         assert await reader.fetch(expanded(sql, between=DAY, k=K, bucket=bucket)), title
+
+
+async def test_the_dashboard_can_be_drawn_from_its_own_queries(
+    database_url: str, reader: asyncpg.Connection, tmp_path: Path
+) -> None:
+    """The pictures of the docs are made by it: they must not be of another dashboard than the one that is shipped."""
+    picture = tmp_path / "product.png"
+    script = [sys.executable, str(ROOT / "deploy/grafana/plot.py"), "product", "--database", database_url]
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [*script, "--days", "400", "--out", str(picture)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert 30_000 < picture.stat().st_size < 300_000
+
+
+async def test_the_made_up_rows_of_the_picture_fill_every_panel(database_url: str) -> None:
+    """An empty panel in the docs looks like a broken one."""
+    made_up = runpy.run_path(str(ROOT / "deploy/grafana/plot.py"))["MADE_UP"]
+    connection = await asyncpg.connect(database_url)
+    await connection.execute(made_up)
+    now = datetime.now(UTC)
+    for title, sql in PANELS.items():
+        rows = await connection.fetch(expanded(sql, between=(now - timedelta(days=14), now), k=K, bucket="day"))
+        assert rows, title
+    await connection.close()
 
 
 async def test_the_numbers_of_top_endpoints_are_right(reader: asyncpg.Connection) -> None:
