@@ -212,9 +212,11 @@ async def _postgres(settings: ConsumerSettings) -> AsyncIterator[Diagnosis]:
     before = time.time()
     connection = await connect(settings.database_url, application_name="telemetry-doctor")
     try:
-        for check in (_revision, _grants, _connections):
+        for check in (_revision, _grants):
             for diagnosis in await check(connection):
                 yield diagnosis
+        for diagnosis in await _connections(connection, settings):
+            yield diagnosis
         for diagnosis in await _clock(connection, before):
             yield diagnosis
     finally:
@@ -250,17 +252,23 @@ async def _grants(connection: asyncpg.Connection) -> list[Diagnosis]:
     return found
 
 
-async def _connections(connection: asyncpg.Connection) -> list[Diagnosis]:
-    allowed = int(await connection.fetchval("SELECT current_setting('max_connections')"))
+async def _connections(connection: asyncpg.Connection, settings: ConsumerSettings) -> list[Diagnosis]:
+    """Is there room for one more consumer: its writers, its watch, and retention?"""
+    needed = settings.consumer_writers + 2
+    allowed = int(
+        await connection.fetchval(
+            "SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int"
+        )
+    )
     used = int(await connection.fetchval("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'"))
-    if used < 0.9 * allowed:
+    if used < 0.9 * allowed and used + needed <= allowed:
         return []
     return [
         Diagnosis(
             "connections",
             "warning",
-            f"{used} of {allowed} connections are in use",
-            "raise max_connections; each consumer needs CONSUMER_WRITERS + 1",
+            f"{used} of {allowed} connections are in use, and one more consumer needs {needed}",
+            "raise max_connections, or lower CONSUMER_WRITERS; each consumer needs that many and two",
         )
     ]
 

@@ -72,6 +72,14 @@ def test_a_compose_service_is_pinned_bounded_and_seen_by_this_machine_only(name:
         assert source in COMPOSE["volumes"] or (ROOT / source).exists(), source
 
 
+def test_every_variable_that_compose_fills_in_stands_in_the_template_of_env() -> None:
+    """`docker compose` reads .env, which is a copy of it; a variable that is not there is found in no list."""
+    text = (ROOT / "docker-compose.yml").read_text()
+    filled = set(re.findall(r"(?<!\$)\$\{([A-Z_]+)", text))
+    assert filled
+    assert filled <= set(re.findall(r"^# ?([A-Z_0-9]+)=", (DEPLOY / "env.txt").read_text(), re.MULTILINE))
+
+
 def test_compose_asks_for_the_databases_password_and_ships_none() -> None:
     """A default password is everybody's password."""
     given = [service["environment"].get("ANALYTICS_DB_PASS", "") for service in (SERVICES["migrate"],)]

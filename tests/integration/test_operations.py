@@ -9,6 +9,7 @@ import urllib.request
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import asyncpg
 from aiokafka.admin import AIOKafkaAdminClient
 
 from support.command import answered, command
@@ -103,6 +104,24 @@ async def test_a_server_out_of_reach_is_a_finding_of_doctor_and_audit_and_code_3
     assert "database" in [finding["check"] for finding in doctor["findings"] if finding["severity"] == "error"]
     assert "secret" not in json.dumps(doctor)
     assert (await command(stack, "status", **gone))[0] == 3
+
+
+async def test_doctor_says_when_one_more_consumer_would_find_no_connection(stack: Stack) -> None:
+    """It is found out by the consumer that scaling up has just started, and by whoever else connects."""
+    await stack.create_topic()
+
+    async def connections() -> list[str]:
+        found = json.loads((await command(stack, "doctor", "--json", CONSUMER_WRITERS="64"))[1])["findings"]
+        return [finding["detail"] for finding in found if finding["check"] == "connections"]
+
+    assert await connections() == []
+    others = [await asyncpg.connect(stack.database_url) for _ in range(50)]
+    try:
+        [detail] = await connections()
+        assert "one more consumer needs 66" in detail
+    finally:
+        for other in others:
+            await other.close()
 
 
 async def test_a_wrong_setting_is_code_2_and_named(stack: Stack) -> None:
