@@ -120,6 +120,24 @@ async def test_nothing_is_sent_unless_it_is_asked_for(kafka: KafkaBroker, tmp_pa
         receiver.kill()
 
 
+async def test_only_the_share_that_is_asked_for_is_sampled(
+    kafka: KafkaBroker, tmp_path: Path, collector: Collector
+) -> None:
+    """At thousands of requests a second a span for each would be a second product."""
+    receiver = Receiver(
+        kafka.bootstrap_servers, tmp_path, TRACING_ENDPOINT=collector.endpoint, TRACING_SAMPLE_RATIO=0.5
+    ).start()
+    try:
+        await receiver.ready()
+        async with receiver.channel() as channel:
+            for _ in range(100):
+                assert (await export(channel, request(features(1)))).code == "OK"
+        assert await receiver.stop() == 0  # sends what waits
+        assert 20 <= len(collector.spans("Export")) <= 80  # outside of it once in a billion runs
+    finally:
+        receiver.kill()
+
+
 async def test_spans_that_come_back_to_their_receiver_make_no_more_of_them(
     kafka: KafkaBroker, tmp_path: Path, collector: Collector
 ) -> None:

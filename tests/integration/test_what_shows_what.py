@@ -6,6 +6,7 @@ import re
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -20,6 +21,8 @@ from deploy.local.kafka import KafkaBroker
 from deploy.local.postgres import PostgresServer
 from deploy.local.server import Server
 from deploy.local.stack import ModuleServer
+from shared.logs import LINES_MAX as LOG_LINES_MAX
+from shared.logs import WINDOW_S as LOG_WINDOW_S
 from support.otlp import features, request
 from support.promql import Scrape, evaluated, scrape
 from support.receiver import export
@@ -185,6 +188,7 @@ async def test_each_part_that_stops_shows_as_the_table_says(
         watcher.forget()
         await eventually(watcher.is_well, 90, f"all is well {what}", every_s=0.5)
 
+    started_at = time.monotonic()
     async with senders.running():
         await recovers("at first")
         senders.may_send.clear()
@@ -197,6 +201,15 @@ async def test_each_part_that_stops_shows_as_the_table_says(
             await recovers(f"after {name}")
         await asyncio.to_thread(consumer.kill)
         await watcher.sees("the consumer")
+    windows = 2 + (time.monotonic() - started_at) / LOG_WINDOW_S  # and the receiver began a second time
+    for process in (receiver, consumer):
+        assert max(lines_by_name(process).values()) <= windows * LOG_LINES_MAX
+
+
+def lines_by_name(process: ModuleServer) -> Counter[str]:
+    """How often each event of ours, and each logger of a library, was heard."""
+    lines = [json.loads(line) for line in process.log.read_text().splitlines() if line.startswith("{")]
+    return Counter(line.get("logger") or line["event"] for line in lines)
 
 
 async def test_missing_migrations_show_as_the_table_says(stack: Stack, postgres: PostgresServer) -> None:
