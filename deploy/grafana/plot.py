@@ -326,11 +326,12 @@ def _draw_lines(axes: Axes, panel: dict[str, Any], lines: dict[str, list[tuple[d
     times = [at for points in lines.values() for at, _ in points]
     is_long = bool(times) and max(times) - min(times) > timedelta(days=2)
     axes.xaxis.set_major_formatter(dates.DateFormatter("%d %b" if is_long else "%H:%M"))
-    if axes.get_legend_handles_labels()[1]:
+    if labels := axes.get_legend_handles_labels()[1]:
+        column_inches = 0.42 + 0.06 * max(map(len, labels))
         axes.legend(
             loc="upper left",
             bbox_to_anchor=(-0.4 / (axes.get_position().width * axes.figure.get_figwidth()), -0.11),
-            ncols=5 if axes.get_position().width < 0.4 else 9,
+            ncols=max(1, int(axes.get_position().width * axes.figure.get_figwidth() / column_inches)),
             fontsize=6.5,
             frameon=False,
             handlelength=1,
