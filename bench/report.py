@@ -1,0 +1,214 @@
+"""values of repetitions -> medians with their spread, ratios against goals: a table, JSON and a plot."""
+
+import json
+import platform
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from operator import ge, le
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal, TypeVar
+
+import matplotlib as mpl
+import psutil
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+mpl.use("agg")
+
+T = TypeVar("T")
+
+OURS, TEXTBOOK, ROTEL, COPY, BROKER = "ours", "textbook", "rotel", "COPY", "broker"
+_COLORS = {OURS: "#1f6feb", TEXTBOOK: "#8b949e", ROTEL: "#d29922", COPY: "#2da44e", BROKER: "#57606a"}
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What a value is of: `spans/s` of `ours` in the case `512 spans, events` of the suite `receiver`."""
+
+    suite: str
+    case: str
+    subject: str
+    metric: str
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """A bound on a figure, or on its ratio to (or difference from) another of the same repetition."""
+
+    text: str
+    figure: Key
+    bound: float
+    is_at_least: bool = False
+    against: Key | None = None
+    relation: Literal["ratio", "difference"] = "ratio"
+
+    @property
+    def shown_bound(self) -> str:
+        return f"{'>=' if self.is_at_least else '<='} {self.bound:g}"
+
+    def is_met_by(self, value: float) -> bool:
+        return (ge if self.is_at_least else le)(value, self.bound)
+
+
+class Report:
+    """Collects values, repetition by repetition, and shows them."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._started_at = time.monotonic()
+        self._values: dict[Key, list[float]] = defaultdict(list)
+        self._goals: list[Goal] = []
+        self._remarks: list[str] = []
+
+    def say(self, text: str) -> None:
+        """Progress, as it goes."""
+        elapsed_s = time.monotonic() - self._started_at
+        self._console.print(f"[{elapsed_s:5.1f} s] {text}", style="dim", markup=False, highlight=False)
+
+    def remark(self, text: str) -> None:
+        """What a reader of the figures must know."""
+        self._remarks.append(text)
+        self.say(text)
+
+    def add(self, suite: str, case: str, subject: str, **metrics: float) -> None:
+        """One repetition's values, by the metric's name with `_` for a space and `_per_` for a stroke."""
+        for name, value in metrics.items():
+            metric = name.replace("_per_", "/").replace("_", " ")
+            self._values[Key(suite, case, subject, metric)].append(float(value))
+
+    def aim(self, *goals: Goal) -> None:
+        self._goals += goals
+
+    def median(self, key: Key) -> float:
+        return median(self._values[key])
+
+    def show(self) -> None:
+        for suite in _distinct(key.suite for key in self._values):
+            self._console.print(self._table_of(suite))
+        if self._goals:
+            self._console.print(self._table_of_goals())
+        for remark in self._remarks:
+            self._console.print(f"- {remark}", markup=False, highlight=False)
+
+    def _table_of(self, suite: str) -> Table:
+        keys = [key for key in self._values if key.suite == suite]
+        metrics = _distinct(key.metric for key in keys)
+        table = Table(title=f"{suite}: median (lowest - highest)", title_justify="left")
+        table.add_column("case")
+        table.add_column("of")
+        for metric in metrics:
+            table.add_column(metric, justify="right")
+        for case, subject in _distinct((key.case, key.subject) for key in keys):
+            cells = [_with_spread(self._values.get(Key(suite, case, subject, metric), ())) for metric in metrics]
+            table.add_row(case, subject, *cells)
+        return table
+
+    def _table_of_goals(self) -> Table:
+        table = Table("what", title="goals: median of the repetitions (lowest - highest)", title_justify="left")
+        for column in ("measured", "goal"):
+            table.add_column(column, justify="right")
+        table.add_column("met")
+        for goal in self._goals:
+            values = self._measured(goal)
+            if not values:
+                table.add_row(goal.text, "not measured", goal.shown_bound, "?")
+                continue
+            is_met = goal.is_met_by(median(values))
+            mark = Text("yes", "green") if is_met else Text("NO", "bold red")
+            table.add_row(goal.text, _with_spread(values), goal.shown_bound, mark)
+        return table
+
+    def _measured(self, goal: Goal) -> list[float]:
+        """By repetition; those that were measured together are compared with each other."""
+        values = self._values.get(goal.figure, [])
+        if goal.against is None:
+            return values
+        pairs = list(zip(values, self._values.get(goal.against, []), strict=False))
+        if goal.relation == "difference":
+            return [value - other for value, other in pairs]
+        return [value / other for value, other in pairs if other]
+
+    def write_json(self, path: Path, **about: Any) -> None:
+        machine = {
+            "cpus": psutil.cpu_count(),
+            "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+            "system": platform.platform(terse=True),
+            "python": platform.python_version(),
+        }
+        figures = [
+            {
+                "suite": key.suite,
+                "case": key.case,
+                "of": key.subject,
+                "metric": key.metric,
+                "median": median(values),
+                "values": values,
+            }
+            for key, values in self._values.items()
+        ]
+        goals = []
+        for goal in self._goals:
+            values = self._measured(goal)
+            middle = median(values) if values else None
+            is_met = None if middle is None else goal.is_met_by(middle)
+            goals.append(
+                {"what": goal.text, "goal": goal.shown_bound, "median": middle, "values": values, "is_met": is_met}
+            )
+        content = {"about": about, "machine": machine, "figures": figures, "goals": goals, "remarks": self._remarks}
+        path.write_text(json.dumps(content, indent=1))
+
+    def write_plot(self, path: Path, metrics: Sequence[tuple[str, str]]) -> None:
+        """One panel for each (suite, metric) that has values."""
+        panels = [
+            (suite, metric, found)
+            for suite, metric in metrics
+            if (found := [key for key in self._values if (key.suite, key.metric) == (suite, metric)])
+        ]
+        if not panels:
+            return
+        rows = [panels[at : at + 2] for at in range(0, len(panels), 2)]
+        height = sum(1.2 + 0.28 * max(len(found) for _, _, found in row) for row in rows)
+        canvas = Canvas(figsize=(14, height), layout="constrained")
+        axes = canvas.subplots(len(rows), 2, squeeze=False)
+        for place in axes.flat[len(panels) :]:
+            place.set_visible(False)
+        for place, (suite, metric, found) in zip(axes.flat, panels, strict=False):
+            self._draw(place, f"{suite}: {metric}", found)
+        canvas.savefig(path, dpi=110)
+
+    def _draw(self, axes: Axes, title: str, keys: Sequence[Key]) -> None:
+        """A bar a key, with the spread of its repetitions."""
+        for place, key in enumerate(keys):
+            values = self._values[key]
+            middle = median(values)
+            spread = [[middle - min(values)], [max(values) - middle]]
+            axes.barh(place, middle, xerr=spread, color=_COLORS.get(key.subject, "#8b949e"), height=0.8, capsize=2)
+            axes.text(middle, place, f"  {_short(middle)}", va="bottom", fontsize=7)
+        axes.set_yticks(range(len(keys)), [f"{key.case}: {key.subject}" for key in keys], fontsize=8)
+        axes.invert_yaxis()
+        if min(self.median(key) for key in keys) > 0:
+            axes.set_xscale("log")
+        axes.set_title(title, fontsize=10, loc="left")
+
+
+def _with_spread(values: Sequence[float]) -> str:
+    if not values:
+        return ""
+    middle = _short(median(values))
+    return middle if len(values) == 1 else f"{middle} ({_short(min(values))} - {_short(max(values))})"
+
+
+def _short(value: float) -> str:
+    if value == 0 or abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
+def _distinct(values: Iterable[T]) -> list[T]:
+    return list(dict.fromkeys(values))
