@@ -10,17 +10,18 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from bench import receivers
+from bench import consumers, receivers
 from bench.report import Report
 from bench.servers import servers
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
-PLOTTED = (("receiver", "spans/s"), ("receiver", "us/span"))
+PLOTTED = (("receiver", "spans/s"), ("receiver", "us/span"), ("consumer", "rows/s"), ("consumer", "us/row"))
 
 
 class Suite(StrEnum):
     RECEIVER = "receiver"
+    CONSUMER = "consumer"
 
 
 @app.command()
@@ -35,11 +36,13 @@ def main(
     """Measure, and print the figures with their goals. A missed goal is shown, and is no failure."""
     report = Report(Console(width=160))
     started_at = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="bench-") as name:
-        folder = Path(name)
-        folder.chmod(0o711)  # under root Postgres runs as nobody, who has to pass
-        asyncio.run(_measure(folder, report, suites or list(Suite), is_quick=quick, repetitions=repetitions))
-    report.show()
+    try:
+        with tempfile.TemporaryDirectory(prefix="bench-") as name:
+            folder = Path(name)
+            folder.chmod(0o711)  # under root Postgres runs as nobody, who has to pass
+            asyncio.run(_measure(folder, report, suites or list(Suite), is_quick=quick, repetitions=repetitions))
+    finally:
+        report.show()  # what was measured until something failed, too
     seconds = round(time.monotonic() - started_at)
     report.say(f"in {seconds} s")
     if json_:
@@ -52,6 +55,8 @@ async def _measure(folder: Path, report: Report, suites: list[Suite], *, is_quic
     async with servers(folder) as running:
         if Suite.RECEIVER in suites:
             await receivers.measure(running, report, is_quick=is_quick, repetitions=repetitions)
+        if Suite.CONSUMER in suites:
+            await consumers.measure(running, report, is_quick=is_quick, repetitions=repetitions)
 
 
 if __name__ == "__main__":
