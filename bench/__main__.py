@@ -3,6 +3,7 @@
 import asyncio
 import tempfile
 import time
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -10,26 +11,50 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from bench import consumers, receivers
+from bench import consumers, growth, path, receivers
 from bench.report import Report
 from bench.servers import servers
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
-PLOTTED = (("receiver", "spans/s"), ("receiver", "us/span"), ("consumer", "rows/s"), ("consumer", "us/row"))
+PLOTTED = (
+    ("receiver", "spans/s"),
+    ("receiver", "us/span"),
+    ("consumer", "rows/s"),
+    ("consumer", "us/row"),
+    ("receive to row", "p50 ms"),
+    ("receive to row", "p99 ms"),
+    ("growth", "a second"),
+    ("growth", "us of CPU"),
+)
 
 
 class Suite(StrEnum):
     RECEIVER = "receiver"
     CONSUMER = "consumer"
+    PATH = "path"
+    GROWTH = "growth"
+
+
+GROWN = [0, 1_000_000]
+DEFAULT = [Suite.RECEIVER, Suite.CONSUMER, Suite.PATH]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    suites: list[Suite]
+    is_quick: bool
+    repetitions: int
+    rows: list[int]
 
 
 @app.command()
 def main(
-    suites: Annotated[list[Suite] | None, typer.Argument(help="What to measure; by default all but growth.")] = None,
+    suites: Annotated[list[Suite], typer.Argument(help="What to measure; by default all but growth.")] = DEFAULT,
     *,
     quick: Annotated[bool, typer.Option("--quick", help="The main cases alone, and short.")] = False,
     repetitions: Annotated[int, typer.Option(help="Turns of each case.", min=1, max=100)] = 3,
+    rows: Annotated[list[int], typer.Option(help="growth: rows in the table before; may be repeated.", min=0)] = GROWN,
     json_: Annotated[Path | None, typer.Option("--json", help="Write all values there.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Write a PNG there.")] = None,
 ) -> None:
@@ -40,7 +65,8 @@ def main(
         with tempfile.TemporaryDirectory(prefix="bench-") as name:
             folder = Path(name)
             folder.chmod(0o711)  # under root Postgres runs as nobody, who has to pass
-            asyncio.run(_measure(folder, report, suites or list(Suite), is_quick=quick, repetitions=repetitions))
+            options = Options(suites, quick, repetitions, rows)
+            asyncio.run(_measure(folder, report, options))
     finally:
         report.show()  # what was measured until something failed, too
     seconds = round(time.monotonic() - started_at)
@@ -51,12 +77,19 @@ def main(
         report.write_plot(plot, PLOTTED)
 
 
-async def _measure(folder: Path, report: Report, suites: list[Suite], *, is_quick: bool, repetitions: int) -> None:
+async def _measure(folder: Path, report: Report, options: Options) -> None:
+    is_quick, repetitions = options.is_quick, options.repetitions
     async with servers(folder) as running:
-        if Suite.RECEIVER in suites:
+        report.say("Kafka and Postgres are up")
+        if Suite.RECEIVER in options.suites:
             await receivers.measure(running, report, is_quick=is_quick, repetitions=repetitions)
-        if Suite.CONSUMER in suites:
+        if Suite.CONSUMER in options.suites:
             await consumers.measure(running, report, is_quick=is_quick, repetitions=repetitions)
+        if Suite.PATH in options.suites:
+            await path.measure(running, report, is_quick=is_quick, repetitions=repetitions)
+        if Suite.GROWTH in options.suites:
+            rows = tuple(dict.fromkeys([0, *sorted(options.rows)]))  # the empty table gives COPY its rows
+            await growth.measure(running, report, rows=rows, repetitions=repetitions)
 
 
 if __name__ == "__main__":

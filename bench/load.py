@@ -28,6 +28,9 @@ PROBE_EVERY_S = 0.02
 PROBE_BYTES = b"x" * 500
 
 
+Call = grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]
+
+
 @dataclass(frozen=True, slots=True)
 class Command:
     """What to send. Exactly one of `seconds` and `total_spans` ends it; no new request starts after that.
@@ -68,7 +71,7 @@ class Sent:
 class Load:
     """One command, carried out."""
 
-    def __init__(self, command: Command, calls: list[grpc.aio.UnaryUnaryMultiCallable]) -> None:
+    def __init__(self, command: Command, calls: list[Call]) -> None:
         self._command = command
         self._calls = calls
         self._dice = np.random.default_rng()  # seeded by the system: no id is ever sent twice
@@ -133,14 +136,20 @@ class Load:
 
 async def carry_out(command: Command) -> Sent:
     async with AsyncExitStack() as stack:
-        calls = [await stack.enter_async_context(_channel(command.target)) for _ in range(command.connections)]
-        await asyncio.gather(*(channel.channel_ready() for channel in calls))
-        load = Load(command, [channel.unary_unary(EXPORT) for channel in calls])
+        channels = [await stack.enter_async_context(_channel(command.target)) for _ in range(command.connections)]
+        await asyncio.gather(*(channel.channel_ready() for channel in channels))
+        load = Load(command, [call_of(channel) for channel in channels])
         probe = await stack.enter_async_context(_Probe(command)) if command.probe_brokers else None
         sent = await load.run()
         if probe:
             sent.broker_p50_ms, sent.broker_p99_ms = percentiles_ms(probe.latencies_s)
         return sent
+
+
+def call_of(channel: grpc.aio.Channel) -> Call:
+    """Export, with request and reply as bytes."""
+    call: Call = channel.unary_unary(EXPORT)
+    return call
 
 
 def _channel(target: str) -> grpc.aio.Channel:

@@ -9,7 +9,7 @@ import grpc
 import numpy as np
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from bench.load import EXPORT, Command, Sent
+from bench.load import Command, Sent, call_of
 from bench.report import BROKER, OURS, ROTEL, TEXTBOOK, Goal, Key, Report
 from bench.servers import Servers, Started, cpu_s, forget_peak, json_of, peak_mib, resident_mib
 from bench.traffic import Mix, bodies
@@ -186,7 +186,7 @@ async def _compare_records(servers: Servers, report: Report, *peers: Peer) -> No
     for peer in peers:
         since = await servers.topics.ends(peer.topic)
         async with grpc.aio.insecure_channel(peer.target) as channel:
-            await channel.unary_unary(EXPORT)(body, timeout=10, wait_for_ready=True)
+            await call_of(channel)(body, timeout=10, wait_for_ready=True)
         records = await servers.topics.records(peer.topic, since)
         made.append({record.key: json_of(record) for record in records})
     differing = sum(made[0].get(key) != made[1].get(key) for key in made[0].keys() | made[1].keys())

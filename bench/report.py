@@ -6,7 +6,6 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from operator import ge, le
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal, TypeVar
@@ -53,7 +52,7 @@ class Goal:
         return f"{'>=' if self.is_at_least else '<='} {self.bound:g}"
 
     def is_met_by(self, value: float) -> bool:
-        return (ge if self.is_at_least else le)(value, self.bound)
+        return value >= self.bound if self.is_at_least else value <= self.bound
 
 
 class Report:
@@ -83,7 +82,8 @@ class Report:
             self._values[Key(suite, case, subject, metric)].append(float(value))
 
     def aim(self, *goals: Goal) -> None:
-        self._goals += goals
+        """Goals that are to be shown; twice the same is once."""
+        self._goals += [goal for goal in goals if goal not in self._goals]
 
     def median(self, key: Key) -> float:
         return median(self._values[key])
@@ -192,8 +192,8 @@ class Report:
             axes.text(middle, place, f"  {_short(middle)}", va="bottom", fontsize=7)
         axes.set_yticks(range(len(keys)), [f"{key.case}: {key.subject}" for key in keys], fontsize=8)
         axes.invert_yaxis()
-        if min(self.median(key) for key in keys) > 0:
-            axes.set_xscale("log")
+        axes.set_xlim(left=0)
+        axes.margins(x=0.12)
         axes.set_title(title, fontsize=10, loc="left")
 
 

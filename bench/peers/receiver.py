@@ -58,7 +58,10 @@ class TraceService(trace_service_pb2_grpc.TraceServiceServicer):
         headers = [("event_type", event["table"].encode()), ("schema_version", b"1")]
         value = orjson.dumps(event)
         key = event["id"].encode()
-        return await self._producer.send(self._topic, value, key, timestamp_ms=received_at_ms, headers=headers)
+        acknowledged: asyncio.Future[Any] = await self._producer.send(
+            self._topic, value, key, timestamp_ms=received_at_ms, headers=headers
+        )
+        return acknowledged
 
 
 def values_of(attributes: Iterable[KeyValue]) -> Fields:
@@ -149,7 +152,7 @@ async def main() -> None:
     await producer.start()
     server = grpc.aio.server(options=[("grpc.max_receive_message_length", 64 * 1024 * 1024)])
     service = TraceService(producer, os.environ["KAFKA_TOPIC"])
-    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(service, server)
+    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
     server.add_insecure_port(f"{os.environ['HOST']}:{os.environ['PORT']}")
     await server.start()
     await stop.wait()
