@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 LOCK := deploy/lock
 
-.PHONY: help setup run stack check test test-long chaos lock clean
+.PHONY: help setup run stack check test test-long chaos bench bench-quick bench-growth lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -39,6 +39,17 @@ MINUTES ?= 10
 SEED ?= 1
 chaos: setup  ## random faults under load for MINUTES, with SEED, and the figure
 	$(BIN)/python tests/faults/chaos.py --minutes $(MINUTES) --seed $(SEED)
+
+BENCH := @mkdir -p .local && $(BIN)/python -m bench --json .local/bench.json --markdown .local/bench.md --plot .local/bench.png
+bench: setup  ## figures of this machine, beside peers on the same servers: about 5 minutes
+	$(BENCH)
+
+bench-quick: setup  ## the main figures: a minute
+	$(BENCH) --quick
+
+ROWS ?= 10000000
+bench-growth: setup  ## cost by workers, writers, partitions, and ROWS that are in the table already: long
+	$(BENCH) growth --rows 1000000 --rows $(ROWS)
 
 lock: setup  ## pin every dependency anew, with hashes and no addresses
 	$(BIN)/pip-compile --quiet --upgrade --strip-extras --allow-unsafe --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --no-annotate --extra tracing -o $(LOCK)/runtime.txt pyproject.toml

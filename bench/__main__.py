@@ -1,6 +1,8 @@
 """python -m bench SUITE ...: figures of this machine, in turns with peers on the same servers: docs/performance.md."""
 
 import asyncio
+import os
+import signal
 import tempfile
 import time
 from dataclasses import dataclass
@@ -56,25 +58,31 @@ def main(
     repetitions: Annotated[int, typer.Option(help="Turns of each case.", min=1, max=100)] = 3,
     rows: Annotated[list[int], typer.Option(help="growth: rows in the table before; may be repeated.", min=0)] = GROWN,
     json_: Annotated[Path | None, typer.Option("--json", help="Write all values there.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the tables there, for a page.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Write a PNG there.")] = None,
 ) -> None:
     """Measure, and print the figures with their goals. A missed goal is shown, and is no failure."""
     report = Report(Console(width=160))
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # ends what was started, as Ctrl-C
     started_at = time.monotonic()
+    report.remark(
+        f"processes that wanted a CPU in the minute before: {os.getloadavg()[0]:.1f} on {os.cpu_count()} CPUs"
+    )
     try:
         with tempfile.TemporaryDirectory(prefix="bench-") as name:
             folder = Path(name)
             folder.chmod(0o711)  # under root Postgres runs as nobody, who has to pass
-            options = Options(suites, quick, repetitions, rows)
-            asyncio.run(_measure(folder, report, options))
-    finally:
-        report.show()  # what was measured until something failed, too
-    seconds = round(time.monotonic() - started_at)
-    report.say(f"in {seconds} s")
-    if json_:
-        report.write_json(json_, is_quick=quick, repetitions=repetitions, seconds=seconds)
-    if plot:
-        report.write_plot(plot, PLOTTED)
+            asyncio.run(_measure(folder, report, Options(suites, quick, repetitions, rows)))
+    finally:  # what was measured until something failed is shown, too
+        seconds = round(time.monotonic() - started_at)
+        report.show()
+        report.say(f"done in {seconds} s")
+        if json_:
+            report.write_json(json_, suites=suites, is_quick=quick, repetitions=repetitions, seconds=seconds)
+        if markdown:
+            report.write_markdown(markdown)
+        if plot:
+            report.write_plot(plot, PLOTTED)
 
 
 async def _measure(folder: Path, report: Report, options: Options) -> None:

@@ -24,6 +24,7 @@ COPY_ROWS = 10_000
 POLL_S = 0.02
 DRAIN_TIMEOUT_S = 120.0
 FILL_SPANS = 512
+FILL_ATTEMPTS = 10
 MIXED, ONE_TABLE = "three tables", "one table"
 TWO_WRITERS, TWO_PROCESSES = "ours, two writers", "ours, two processes"
 
@@ -94,7 +95,7 @@ def figures_of(moments: Sequence[Moment]) -> dict[str, float]:
 async def measure(servers: Servers, report: Report, *, is_quick: bool, repetitions: int) -> None:
     """Fresh rows and replays, by each peer in turns, into tables of the same indexes."""
     report.aim(*GOALS)
-    rows = 30_000 if is_quick else 100_000
+    rows = 30_000 if is_quick else 60_000
     cases: list[tuple[Mix, str]] = [("events", MIXED)] if is_quick else [("events", MIXED), ("endpoints", ONE_TABLE)]
     for mix, case in cases:
         report.say(f"consumer: {case}")
@@ -102,7 +103,7 @@ async def measure(servers: Servers, report: Report, *, is_quick: bool, repetitio
         limit = Limit(servers)
         for turn in range(repetitions):
             await _take_turn(servers, report, Run(topic, filled_rows, case), limit, turn=turn)
-        if is_quick:
+        if is_quick or case == ONE_TABLE:
             continue
         report.say(f"consumer: {case}, more of ours")
         for _ in range(repetitions):
@@ -143,10 +144,12 @@ async def filled(servers: Servers, mix: Mix, rows: int, *, partitions: int = PAR
     """A topic of so many records or a few more, as our receiver makes them; and how many."""
     topic = await servers.topics.create("filled", partitions)
     async with servers.running(servers.receiver(topic)) as receiver:
-        sent = await servers.load(Command(receiver.target, mix, FILL_SPANS, callers=8, total_spans=rows))
-    if sent.acknowledged_spans < rows:
-        raise RuntimeError(f"the topic could not be filled: {sent}")
-    return topic, sent.acknowledged_spans
+        for _ in range(FILL_ATTEMPTS):  # on a busy machine some requests run out of time, and may be there all the same
+            records = sum((await servers.topics.ends(topic)).values())
+            if records >= rows:
+                return topic, records
+            await servers.load(Command(receiver.target, mix, FILL_SPANS, callers=4, total_spans=rows - records))
+    raise RuntimeError(f"the topic could not be filled: {records} of {rows} records")
 
 
 @asynccontextmanager

@@ -1,7 +1,5 @@
 """How cost and rate grow: with workers, writers, partitions, and rows that are in the tables already."""
 
-import time
-
 import asyncpg
 
 from bench.consumers import Limit, Run, database, figures_of, filled, ours
@@ -103,10 +101,8 @@ async def _measure_table(servers: Servers, report: Report, run: Run, limit: Limi
             for first in range(0, rows_before, PREFILL_ROWS):
                 last = min(rows_before, first + PREFILL_ROWS) - 1
                 await connection.execute(_PREFILL, first, last, timeout=PREFILL_TIMEOUT_S)
-            started_at = time.monotonic()
-            await connection.execute("VACUUM ANALYZE", timeout=PREFILL_TIMEOUT_S)
-            await connection.execute("CHECKPOINT", timeout=PREFILL_TIMEOUT_S)
-            report.say(f"vacuum and checkpoint: {time.monotonic() - started_at:.1f} s")
+            for statement in ("VACUUM ANALYZE", "CHECKPOINT"):
+                await connection.execute(statement, timeout=PREFILL_TIMEOUT_S)
         finally:
             await connection.close()
         async with ours(servers, run, where) as (moments, again):
@@ -117,9 +113,12 @@ async def _measure_table(servers: Servers, report: Report, run: Run, limit: Limi
                 OURS,
                 a_second=figures["rows_per_s"],
                 us_of_CPU=figures["us_per_row"],
+                us_of_Postgres=figures["us_per_row_of_Postgres"],
                 MiB=again.resident_mib,
             )
         if not rows_before:
             await limit.take_rows(where)
         copied = figures_of(await limit.copy(where))
-        report.add(SUITE, run.case, COPY, a_second=copied["rows_per_s"], us_of_CPU=copied["us_per_row_of_Postgres"])
+        report.add(
+            SUITE, run.case, COPY, a_second=copied["rows_per_s"], us_of_Postgres=copied["us_per_row_of_Postgres"]
+        )

@@ -16,7 +16,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 mpl.use("agg")
 
@@ -55,6 +54,26 @@ class Goal:
         return value >= self.bound if self.is_at_least else value <= self.bound
 
 
+@dataclass(frozen=True, slots=True)
+class Sheet:
+    """A table, for a terminal or for a page."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+
+    def for_terminal(self) -> Table:
+        table = Table(*self.columns, title=self.title, title_justify="left")
+        for row in self.rows:
+            style = {"yes": "green", "NO": "bold red"}.get(row[-1])
+            table.add_row(*row, style=style)
+        return table
+
+    def for_page(self) -> str:
+        lines = [self.columns, ["---"] * len(self.columns), *self.rows]
+        return f"{self.title}\n\n" + "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
 class Report:
     """Collects values, repetition by repetition, and shows them."""
 
@@ -89,40 +108,36 @@ class Report:
         return median(self._values[key])
 
     def show(self) -> None:
-        for suite in _distinct(key.suite for key in self._values):
-            self._console.print(self._table_of(suite))
-        if self._goals:
-            self._console.print(self._table_of_goals())
+        for sheet in self._sheets():
+            self._console.print(sheet.for_terminal())
         for remark in self._remarks:
             self._console.print(f"- {remark}", markup=False, highlight=False)
 
-    def _table_of(self, suite: str) -> Table:
+    def write_markdown(self, path: Path) -> None:
+        """The same, to be pasted into a page."""
+        remarks = "".join(f"- {remark}\n" for remark in self._remarks)
+        path.write_text("\n".join([sheet.for_page() for sheet in self._sheets()]) + f"\n{remarks}")
+
+    def _sheets(self) -> list["Sheet"]:
+        suites = [self._sheet_of(suite) for suite in _distinct(key.suite for key in self._values)]
+        return suites + ([self._goals_sheet()] if self._goals else [])
+
+    def _sheet_of(self, suite: str) -> "Sheet":
         keys = [key for key in self._values if key.suite == suite]
         metrics = _distinct(key.metric for key in keys)
-        table = Table(title=f"{suite}: median (lowest - highest)", title_justify="left")
-        table.add_column("case")
-        table.add_column("of")
-        for metric in metrics:
-            table.add_column(metric, justify="right")
-        for case, subject in _distinct((key.case, key.subject) for key in keys):
-            cells = [_with_spread(self._values.get(Key(suite, case, subject, metric), ())) for metric in metrics]
-            table.add_row(case, subject, *cells)
-        return table
+        rows = [
+            [case, subject, *(_with_spread(self._values.get(Key(suite, case, subject, name), ())) for name in metrics)]
+            for case, subject in _distinct((key.case, key.subject) for key in keys)
+        ]
+        return Sheet(f"{suite}: median (lowest - highest)", ["case", "of", *metrics], rows)
 
-    def _table_of_goals(self) -> Table:
-        table = Table("what", title="goals: median of the repetitions (lowest - highest)", title_justify="left")
-        for column in ("measured", "goal"):
-            table.add_column(column, justify="right")
-        table.add_column("met")
+    def _goals_sheet(self) -> "Sheet":
+        rows = []
         for goal in self._goals:
             values = self._measured(goal)
-            if not values:
-                table.add_row(goal.text, "not measured", goal.shown_bound, "?")
-                continue
-            is_met = goal.is_met_by(median(values))
-            mark = Text("yes", "green") if is_met else Text("NO", "bold red")
-            table.add_row(goal.text, _with_spread(values), goal.shown_bound, mark)
-        return table
+            is_met = "?" if not values else "yes" if goal.is_met_by(median(values)) else "NO"
+            rows.append([goal.text, _with_spread(values) or "not measured", goal.shown_bound, is_met])
+        return Sheet("goals: median (lowest - highest)", ["what", "measured", "goal", "met"], rows)
 
     def _measured(self, goal: Goal) -> list[float]:
         """By repetition; those that were measured together are compared with each other."""
