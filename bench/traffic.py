@@ -5,7 +5,7 @@ sending, so a sender costs little and no receiver can remember a whole span.
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
@@ -25,12 +25,14 @@ SPANS_OF_A_TRACE = 10
 SPANS_OF_A_RESOURCE = 512  # a larger request comes from several services, as a Collector's does
 USERS = 10_000
 ORGANIZATIONS = 200
+SESSIONS_OF_A_USER = 4
 BODIES_MAX = 4096
 DIGITS = 7  # of the number in a path that names one thing: /api/orders/4711000
 
 _START_MARK = 0x7A7A_7A7A_0101_0101  # times that are written over
 _END_MARK = 0x7A7A_7A7A_0202_0202
 _NUMBER_MARK = "9" * DIGITS
+_USER_MARK, _ORGANIZATION_MARK, _SESSION_MARK = "#" * 5, "%" * 3, "?" * 32
 
 _NOUNS = ("orders", "invoices", "projects", "documents", "reports", "teams", "members", "webhooks", "tickets", "files")
 _ACTIONS = ("comments", "history", "export", "share", "attachments")
@@ -47,6 +49,16 @@ _FEATURE_ACTIONS = ("created", "viewed", "updated", "deleted", "completed")
 _PLANS = ("free", "pro", "enterprise")
 _SERVICES = ("gateway", "accounts", "orders", "billing", "search", "documents", "notifications", "reports")
 _TABLES = ("orders", "invoices", "members", "projects", "sessions", "documents")
+
+
+def _texts(values: Iterable[str]) -> NDArray[np.uint8]:
+    """Texts of one length as ASCII, one a line."""
+    return np.array([list(value.encode()) for value in values], np.uint8)
+
+
+_USER_DIGITS = _texts(f"{user:05}" for user in range(USERS))
+_ORGANIZATION_DIGITS = _texts(f"{organization:03}" for organization in range(ORGANIZATIONS))
+_SESSIONS = _texts(f"{random.Random(number).getrandbits(128):032x}" for number in range(USERS * SESSIONS_OF_A_USER))
 
 
 def attributes_of(values: dict[str, Value]) -> list[KeyValue]:
@@ -175,13 +187,11 @@ class _Sampler:
         return self._span(f"example.{service}.v1.Api/Get", Span.SPAN_KIND_CLIENT, values)
 
     def _person(self) -> dict[str, Value]:
-        """Few people do much and many a little; each belongs to one organization and has a few sessions."""
-        user = int(USERS * self._dice.random() ** 2)
-        session = random.Random(user * 4 + self._dice.randrange(4)).getrandbits(128)
+        """Somebody, who is written over these at each sending."""
         return {
-            "user.id": f"user-{user:05}",
-            "organization.id": f"org-{user % ORGANIZATIONS:03}",
-            "session.id": f"{session:032x}",
+            "user.id": f"user-{_USER_MARK}",
+            "organization.id": f"org-{_ORGANIZATION_MARK}",
+            "session.id": _SESSION_MARK,
         }
 
     def _span(self, name: str, kind: Span.SpanKind.ValueType, values: dict[str, Value]) -> Sample:
@@ -212,12 +222,10 @@ class Body:
         self._trace_of = np.arange(self.spans) // spans_of_a_trace
         self._traces = int(self._trace_of[-1]) + 1
         self._durations_ns = np.array([sample.duration_ns for sample in samples], np.uint64)
-        numbers_at = [
-            at + found
-            for at, sample in zip(samples_at, samples, strict=True)
-            if (found := sample.raw.find(_NUMBER_MARK.encode())) >= 0
-        ]
-        self._numbers = len(numbers_at)
+        numbers = _marked(samples, samples_at, _NUMBER_MARK)
+        self._numbers = len(numbers)
+        users = _marked(samples, samples_at, _USER_MARK)
+        self._people = len(users)
         starts = np.array(samples_at, np.int64)
         self._places = np.concatenate(
             [
@@ -225,15 +233,21 @@ class Body:
                 _places(starts + 20, 8),
                 _places(starts + _offsets(samples, _START_MARK), 8),
                 _places(starts + _offsets(samples, _END_MARK), 8),
-                _places(np.array(numbers_at, np.int64), DIGITS),
+                _places(numbers, DIGITS),
+                _places(users, len(_USER_MARK)),
+                _places(_marked(samples, samples_at, _ORGANIZATION_MARK), len(_ORGANIZATION_MARK)),
+                _places(_marked(samples, samples_at, _SESSION_MARK), len(_SESSION_MARK)),
             ]
         )
 
     def fresh(self, dice: np.random.Generator, now_ns: int) -> bytes:
-        """The request with new ids, spans that start now, and new numbers in their paths."""
+        """The request with new ids, spans that start now, other people, and other numbers in the paths."""
         random_ = np.frombuffer(dice.bytes(16 * self._traces + 8 * self.spans + DIGITS * self._numbers), np.uint8)
         trace_ids, span_ids, digits = np.split(random_, (16 * self._traces, 16 * self._traces + 8 * self.spans))
         starts = np.full(self.spans, now_ns, np.uint64)
+        # Few people do much and many a little; each belongs to one organization and has a few sessions.
+        people = (USERS * dice.random(self._people) ** 2).astype(np.int64)
+        sessions = people * SESSIONS_OF_A_USER + dice.integers(0, SESSIONS_OF_A_USER, self._people)
         self._bytes[self._places] = np.concatenate(
             [
                 trace_ids.reshape(-1, 16)[self._trace_of].ravel(),
@@ -241,6 +255,9 @@ class Body:
                 starts.view(np.uint8),
                 (starts + self._durations_ns).view(np.uint8),
                 digits % 10 + ord("0"),
+                _USER_DIGITS[people].ravel(),
+                _ORGANIZATION_DIGITS[people % ORGANIZATIONS].ravel(),
+                _SESSIONS[sessions].ravel(),
             ]
         )
         return self._bytes.tobytes()
@@ -248,6 +265,16 @@ class Body:
 
 def _places(starts: NDArray[np.int64], length: int) -> NDArray[np.int64]:
     return (starts[:, None] + np.arange(length)).ravel()
+
+
+def _marked(samples: Sequence[Sample], samples_at: Sequence[int], mark: str) -> NDArray[np.int64]:
+    """Where the mark stands in the request, for those spans that have it."""
+    found = [
+        at + offset
+        for at, sample in zip(samples_at, samples, strict=True)
+        if (offset := sample.raw.find(mark.encode())) >= 0
+    ]
+    return np.array(found, np.int64)
 
 
 def _offsets(samples: Sequence[Sample], mark: int) -> NDArray[np.int64]:
