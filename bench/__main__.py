@@ -5,7 +5,8 @@ import os
 import signal
 import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -39,29 +40,34 @@ class Suite(StrEnum):
 
 
 GROWN = [0, 1_000_000]
-DEFAULT = [Suite.RECEIVER, Suite.CONSUMER, Suite.PATH]
+USUAL = (Suite.RECEIVER, Suite.CONSUMER, Suite.PATH)
+QUICK = (Suite.RECEIVER, Suite.CONSUMER)
+REPETITIONS = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    suites: list[Suite]
+    suites: Sequence[Suite]
     is_quick: bool
     repetitions: int
-    rows: list[int]
+    rows: Sequence[int]
 
 
 @app.command()
 def main(
-    suites: Annotated[list[Suite], typer.Argument(help="What to measure; by default all but growth.")] = DEFAULT,
+    suites: Annotated[
+        list[Suite] | None, typer.Argument(help="What to measure; by default all but growth, and quick the first two.")
+    ] = None,
     *,
     quick: Annotated[bool, typer.Option("--quick", help="The main cases alone, and short.")] = False,
-    repetitions: Annotated[int, typer.Option(help="Turns of each case.", min=1, max=100)] = 3,
+    repetitions: Annotated[int, typer.Option(help="Turns of each case.", min=1, max=100)] = REPETITIONS,
     rows: Annotated[list[int], typer.Option(help="growth: rows in the table before; may be repeated.", min=0)] = GROWN,
     json_: Annotated[Path | None, typer.Option("--json", help="Write all values there.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write the tables there, for a page.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Write a PNG there.")] = None,
 ) -> None:
     """Measure, and print the figures with their goals. A missed goal is shown, and is no failure."""
+    options = Options(suites or (QUICK if quick else USUAL), quick, repetitions, rows)
     report = Report(Console(width=160))
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # ends what was started, as Ctrl-C
     started_at = time.monotonic()
@@ -72,13 +78,13 @@ def main(
         with tempfile.TemporaryDirectory(prefix="bench-") as name:
             folder = Path(name)
             folder.chmod(0o711)  # under root Postgres runs as nobody, who has to pass
-            asyncio.run(_measure(folder, report, Options(suites, quick, repetitions, rows)))
+            asyncio.run(_measure(folder, report, options))
     finally:  # what was measured until something failed is shown, too
         seconds = round(time.monotonic() - started_at)
         report.show()
         report.say(f"done in {seconds} s")
         if json_:
-            report.write_json(json_, suites=suites, is_quick=quick, repetitions=repetitions, seconds=seconds)
+            report.write_json(json_, **asdict(options), seconds=seconds)
         if markdown:
             report.write_markdown(markdown)
         if plot:

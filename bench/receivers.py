@@ -16,7 +16,7 @@ from bench.traffic import Mix, bodies
 
 SUITE = "receiver"
 LATENCY = "latency at half load"
-WARM_UP_S = 0.7
+WARM_UP_S = 0.5
 SPANS_IN_FLIGHT = 16_384  # so that large requests are bounded by their spans and small ones by the 16 callers
 
 
@@ -135,7 +135,7 @@ def _spans_of(raw: bytes) -> int:
 async def measure(servers: Servers, report: Report, *, is_quick: bool, repetitions: int) -> None:
     """Every case, peer by peer in turns, so that all meet the same machine."""
     cases = QUICK if is_quick else FULL
-    seconds = 0.6 if is_quick else 1.0
+    seconds = 0.5 if is_quick else 1.0
     report.aim(*GOALS)
     async with AsyncExitStack() as stack:
         peers = [await _started(servers, report, stack, name) for name in (OURS, TEXTBOOK, ROTEL)]
