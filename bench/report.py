@@ -203,12 +203,20 @@ class Report:
             values = self._values[key]
             middle = median(values)
             spread = [[middle - min(values)], [max(values) - middle]]
-            axes.barh(place, middle, xerr=spread, color=_COLORS.get(key.subject, "#8b949e"), height=0.8, capsize=2)
+            axes.barh(
+                place,
+                middle,
+                xerr=spread,
+                color=_COLORS.get(key.subject.partition(",")[0], _COLORS[BROKER]),
+                height=0.8,
+                capsize=2,
+            )
             axes.text(middle, place, f"  {_short(middle)}", va="bottom", fontsize=7)
         axes.set_yticks(range(len(keys)), [f"{key.case}: {key.subject}" for key in keys], fontsize=8)
         axes.invert_yaxis()
+        axes.margins(x=0.15)
+        axes.autoscale_view()
         axes.set_xlim(left=0)
-        axes.margins(x=0.12)
         axes.set_title(title, fontsize=10, loc="left")
 
 
