@@ -30,7 +30,8 @@ _MEMO_TEXTS = 8192
 # Texts are judged up to here, and end here: the longest that is stored has 1,024 characters.
 JUDGED_CHARS_MAX = 65_536
 _UNQUOTED_CHARS_MAX = 16_384
-# Of a key, 128 characters are stored. What is judged beyond them is what a secret needs to show itself.
+# Of a key, 128 characters are stored. What is judged beyond them is what a secret needs to show itself; in
+# a key that is longer still, the letters of a secret word are enough, wherever they stand.
 _KEY_CHARS_JUDGED = 256
 # Shorter than the shortest card number, and all letters and digits: nothing below can be in it.
 _HARMLESS_CHARS_MAX = 12
@@ -215,6 +216,7 @@ _SECRET_PAIRS = frozenset(
         ("debit", "card"),
     }
 )
+_SUSPECT_LETTERS = tuple(word.encode() for word in sorted({*_SECRET_WORDS, "key", "mail", "card"}))
 _MEASURE_WORDS = frozenset({"count", "total", "usage", "used", "limit", "max", "min", "length", "cost"})
 
 
@@ -238,7 +240,7 @@ def read_key(raw: bytes) -> Key:
         shown=cleaned.text[:KEY_CHARS_MAX],
         rule=cleaned.rule,
         is_cut=cleaned.lost_query or len(cleaned.text) > KEY_CHARS_MAX,
-        is_secret=_is_secret(words),
+        is_secret=_is_secret(words) or (len(text) >= _KEY_CHARS_JUDGED and _is_suspect(raw)),
         is_measure=not _MEASURE_WORDS.isdisjoint(words),
         addresses="none" if text == "service.version" else "v6" if words[-1:] == ["version"] else "all",
     )
@@ -257,3 +259,9 @@ def _is_secret(words: list[str]) -> bool:
     return (
         not _SECRET_WORDS.isdisjoint(words) or words[-1:] == ["card"] or not _SECRET_PAIRS.isdisjoint(pairwise(words))
     )
+
+
+def _is_suspect(raw: bytes) -> bool:
+    """Whether a key that is too long to be split into words may hold a secret one."""
+    lower = raw.lower()
+    return any(letters in lower for letters in _SUSPECT_LETTERS)

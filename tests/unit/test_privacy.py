@@ -255,8 +255,15 @@ def test_a_key_is_judged_and_cut_as_a_text() -> None:
     assert read_key(b"k" * 129)[:3] == ("k" * 128, None, True)
     assert read_key(b"k" * 128)[:3] == ("k" * 128, None, False)
     assert read_key("é".encode() * 128 + b"\xff")[:3] == ("é" * 128, None, True)
-    assert not read_key(b"k" * 300 + b".token").is_secret  # of megabytes, the head is judged
+    assert not read_key(b"k" * 300 + b".plan").is_secret
     assert read_key(b"a\0\xff").shown == "a\ufffd\ufffd"
+
+
+@pytest.mark.parametrize("word", ["password", "PASSWD", "apiKey", "access-key", "E-Mail", "card", "IBAN"])
+def test_a_secret_word_is_found_however_far_into_a_key(word: str) -> None:
+    """A key is cut to 128 characters when it is stored, and its value would be stored with it."""
+    for length in (*range(100, 270), 100_000):
+        assert read_key(f"{'k' * length}.{word}".encode()).is_secret
 
 
 HOSTILE = [
