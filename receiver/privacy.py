@@ -234,13 +234,14 @@ class Key(NamedTuple):
 @remembered(entries=_MEMO_TEXTS, length_max=_MEMO_CHARS_MAX)
 def read_key(raw: bytes) -> Key:
     text = without_nul(decoded(raw[: 4 * _KEY_CHARS_JUDGED])[:_KEY_CHARS_JUDGED])
-    words = words_of(text)
+    is_long = len(text) >= _KEY_CHARS_JUDGED
+    words = [] if is_long else words_of(text)
     cleaned = clean(text)
     return Key(
         shown=cleaned.text[:KEY_CHARS_MAX],
         rule=cleaned.rule,
         is_cut=cleaned.lost_query or len(cleaned.text) > KEY_CHARS_MAX,
-        is_secret=_is_secret(words) or (len(text) >= _KEY_CHARS_JUDGED and _is_suspect(raw)),
+        is_secret=_is_suspect(raw) if is_long else _is_secret(words),
         is_measure=not _MEASURE_WORDS.isdisjoint(words),
         addresses="none" if text == "service.version" else "v6" if words[-1:] == ["version"] else "all",
     )
