@@ -1,0 +1,27 @@
+"""The original backend's and frontend's requests -> the rows that they have always had."""
+
+import json
+
+import pytest
+
+from receiver.outcome import Ignored, Rejected
+from receiver.spans import read_request
+from receiver.translate import read_resource, translate
+from shared.identity import hasher
+from shared.wire import encode
+from support.encoding import rules
+from support.golden import SENDERS, fates_of, sent_by
+
+
+@pytest.mark.parametrize("sender", SENDERS)
+def test_the_original_senders_get_the_rows_that_they_know(sender: str) -> None:
+    """They send hashes, old names and new ones, and nobody is going to change them for us."""
+    by = rules(hashed=hasher("prehashed"))
+    fates = []
+    for group in read_request(sent_by(sender), spans_max=100):
+        resource = read_resource(group.resource, by)
+        for span in group.spans:
+            found = translate(span, resource, by)
+            is_event = not isinstance(found, Ignored | Rejected)
+            fates.append(json.loads(encode(found).value) if is_event else found.reason)  # type: ignore[arg-type, union-attr]
+    assert fates == fates_of(sender)
