@@ -3,6 +3,7 @@
 import asyncio
 import shutil
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -111,6 +112,55 @@ async def test_the_file_of_keys_is_read_again_when_it_changes(kafka: KafkaBroker
 
             await until(is_noticed, 5, "the warning")
             assert await is_shut(KEY)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_keys_are_rotated_while_calls_go_on(kafka: KafkaBroker, tmp_path: Path, workers: int) -> None:
+    """List two, move the senders, take the old one away: in every worker, and nobody is refused meanwhile."""
+    file = tmp_path / "keys"
+    file.write_text(f"{KEY}\n")
+    codes: Counter[str] = Counter()
+    current = KEY
+    shown: Counter[str] = Counter()  # by calls in flight
+    is_over = asyncio.Event()
+
+    async def send(receiver: Receiver) -> None:
+        while not is_over.is_set():  # over connections of their own, so that every worker has some
+            async with receiver.channel() as channel:
+                for _ in range(5):
+                    key = current
+                    shown[key] += 1
+                    metadata = [("x-api-key", key)]
+                    codes[(await export(channel, request(features(1)), timeout_s=20, metadata=metadata)).code] += 1
+                    shown[key] -= 1
+
+    async def sent(count: int) -> None:
+        wanted = codes.total() + count
+
+        async def are_there() -> bool:
+            return codes.total() >= wanted and shown.total() == shown[current]
+
+        await until(are_there, 60, f"{count} more calls, and none with a former key")
+
+    async with started(kafka, tmp_path, API_KEYS_FILE=file, WORKERS=workers) as receiver:
+        senders = [asyncio.create_task(send(receiver)) for _ in range(8)]
+        await sent(50)
+        for keys, next_key in ((f"{KEY}\n{OTHER}\n", OTHER), (f"{OTHER}\n", OTHER)):
+            reads = len(receiver.log_lines("keys_read"))
+            (tmp_path / "fresh").write_text(keys)
+            (tmp_path / "fresh").replace(file)
+
+            async def are_read(before: int = reads) -> bool:
+                return len(receiver.log_lines("keys_read")) >= before + workers
+
+            await until(are_read, 20, "the file, by every worker")
+            current = next_key
+            await sent(50)
+        is_over.set()
+        await asyncio.gather(*senders)
+        async with receiver.channel() as channel:
+            assert await code_of(channel, ("x-api-key", KEY)) == "UNAUTHENTICATED"
+    assert set(codes) == {"OK"}
 
 
 async def test_a_file_of_keys_that_holds_none_stops_the_start(tmp_path: Path) -> None:
