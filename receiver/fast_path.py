@@ -183,7 +183,14 @@ class FastPath:
         for piece in (method, endpoint):
             if piece is not None and piece.text is None:
                 self._text(piece)
-        return EXCLUDED_ENDPOINT if endpoint is not None and endpoint.is_excluded else "endpoint_usage"
+        if endpoint is None or not endpoint.is_excluded:
+            return "endpoint_usage"
+        for owner in (chosen[_USER], chosen[_ORGANIZATION]):
+            if owner is not None and owner.text is None:
+                self._text(owner)
+            if owner is not None and owner.own_id and (endpoint.parts is None or owner.own_id in endpoint.parts):
+                raise _Declines  # `/health` of the user `health` is `/{id}`
+        return EXCLUDED_ENDPOINT
 
     def _columns(self, layout: _Layout, chosen: _Chosen, sayers: list[_Piece]) -> list[str]:
         """The table's columns; declines when a raw id of the span's may stand elsewhere in it too."""

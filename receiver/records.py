@@ -20,18 +20,22 @@ class Records:
 
     def of(self, group: ResourceSpans) -> Iterator[wire.Record | Ignored | Rejected]:
         """One answer a span, in their order. Never raises, whatever the bytes."""
-        plain = self._fast.resource(group.resource)
         resource = None
+        try:
+            plain = self._fast.resource(group.resource)
+        except Exception as error:  # noqa: BLE001  a bug of ours costs these spans and not the request
+            yield from [failed(error)] * len(group.spans)
+            return
         for span in group.spans:
             made: wire.Record | Ignored | Rejected | None = None
-            if plain is not None:
-                try:
+            try:
+                if plain is not None:
                     made = self._fast.record_of(span, plain)
-                except Exception as error:  # noqa: BLE001  a bug of ours costs this span and not the request
-                    made = failed(error)
-            self.took_long = made is None
-            if made is None:
-                resource = resource or read_resource(group.resource, self._rules)
-                outcome = translate(span, resource, self._rules)
-                made = outcome if isinstance(outcome, Ignored | Rejected) else wire.encode(outcome)
+                self.took_long = made is None
+                if made is None:
+                    resource = resource or read_resource(group.resource, self._rules)
+                    outcome = translate(span, resource, self._rules)
+                    made = outcome if isinstance(outcome, Ignored | Rejected) else wire.encode(outcome)
+            except Exception as error:  # noqa: BLE001  as above, this span
+                made = failed(error)
             yield made

@@ -3,7 +3,7 @@
 import json
 import random
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -13,14 +13,16 @@ import pytest
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
+import receiver.fast_path
 import receiver.reading
 from receiver.explain import explain_file
 from receiver.outcome import Ignored, IgnoreReason, Outcome, Rejected, RejectReason
+from receiver.records import Records
 from receiver.rules import Rules
 from receiver.spans import MalformedRequest, TooManySpans, read_request
 from receiver.translate import read_resource, translate
 from shared.identity import hasher
-from shared.wire import decode, encode
+from shared.wire import Record, decode, encode
 from support.encoding import LOGIN, PLAIN, request_bytes, rules, span_bytes
 from support.golden import FOLDER, SENDERS, sent_by
 from support.mutation import Mutator, spans_of
@@ -36,14 +38,15 @@ RULES = [
     rules(hashed=hasher("prehashed"), infer_events=False, metadata_attributes=("*.version", "metadata.*")),
 ]
 SPANS_MAX = 50
+RECORDS = defaultdict(lambda: Records(PLAIN), {by: Records(by) for by in RULES})
 
 # What becomes of a request, span by span: a record's value, or a reason. A request that is refused has one fate.
-Fate = Mapping[str, Any] | str
-Translation = Callable[[bytes, Rules], list[Fate]]
+Fate = bytes | str
+Translation = Callable[[bytes, Rules], list[Any]]
 
 
 def reference(body: bytes, by: Rules) -> list[Fate]:
-    """The translation that the others are held against."""
+    """The long way, which the others are held against."""
     try:
         groups = read_request(body, spans_max=SPANS_MAX)
     except (MalformedRequest, TooManySpans) as refusal:
@@ -51,8 +54,18 @@ def reference(body: bytes, by: Rules) -> list[Fate]:
     return [fate_of(translate(span, read_resource(group.resource, by), by)) for group in groups for span in group.spans]
 
 
-def explained(body: bytes, by: Rules) -> list[Fate]:
-    """The same, as `explain` tells it."""
+def served(body: bytes, by: Rules) -> list[Fate]:
+    """As the service does it: the short way where that is sure, with all that it remembers of former cases."""
+    try:
+        groups = read_request(body, spans_max=SPANS_MAX)
+    except (MalformedRequest, TooManySpans) as refusal:
+        return [type(refusal).__name__]
+    made = [one for group in groups for one in RECORDS[by].of(group)]
+    return [one.value if isinstance(one, Record) else one.reason for one in made]
+
+
+def explained(body: bytes, by: Rules) -> list[Any]:
+    """As `explain` tells it; values as JSON."""
     try:
         told = explain_file(body, by, spans_max=SPANS_MAX)
     except (MalformedRequest, TooManySpans) as refusal:
@@ -60,8 +73,12 @@ def explained(body: bytes, by: Rules) -> list[Fate]:
     return [one.reason or value_of(one.table, one.columns) for one in told]
 
 
-# Any other way from bytes to fates goes in here, and must agree on every case. Those marked as slow see one in ten.
-TRANSLATIONS: list[tuple[Translation, bool]] = [(explained, True)]
+def agree(body: bytes, by: Rules, *, is_explained: bool) -> None:
+    """Every way from bytes to fates leads to the same ones. Another one goes in here."""
+    expected = reference(body, by)
+    assert served(body, by) == expected
+    if is_explained:
+        assert explained(body, by) == [json.loads(fate) if isinstance(fate, bytes) else fate for fate in expected]
 
 
 def fate_of(outcome: Outcome) -> Fate:
@@ -78,11 +95,10 @@ def fate_of(outcome: Outcome) -> Fate:
             record = encode(event)
             assert decode(record.value) == event
             assert b"\\u0000" not in record.value
-            value: dict[str, Any] = json.loads(record.value)
-            return value
+            return record.value
 
 
-def value_of(table: str | None, columns: Mapping[str, Any]) -> Fate:
+def value_of(table: str | None, columns: Mapping[str, Any]) -> dict[str, Any]:
     rest = {name: value for name, value in columns.items() if value is not None}
     timestamp, id_ = datetime.fromisoformat(rest.pop("timestamp")), rest.pop("id")
     since = timestamp - datetime.fromisoformat("1970-01-01T00:00:00+00:00")
@@ -114,7 +130,7 @@ class Found:
 
     def add(self, fates: list[Fate]) -> None:
         self.spans += len(fates)
-        self.fates.update("event" if isinstance(fate, Mapping) else fate for fate in fates)
+        self.fates.update("event" if isinstance(fate, bytes) else fate for fate in fates)
 
 
 def cases(seed: int, cpu_s: float) -> Iterator[tuple[int, random.Random]]:
@@ -136,9 +152,7 @@ def run(seed: int, cpu_s: float) -> Found:
                 body, fates = spans_case(random_, by)
             else:
                 body, fates = request_case(random_, by)
-            for translation, is_slow in TRANSLATIONS:
-                if not is_slow or number % 10 == 1:
-                    assert translation(body, by) == reference(body, by), translation.__name__
+            agree(body, by, is_explained=number % 10 == 1)
         except Exception as error:
             raise AssertionError(f"case {number} of seed {seed}, rules {RULES.index(by)}: {body.hex()}") from error
         found.cases += 1
@@ -155,8 +169,7 @@ def spans_case(random_: random.Random, by: Rules) -> tuple[bytes, list[Fate]]:
     spoilt = [mutator.span(random_.choice(REAL_SPANS)[1]) for _ in range(random_.randint(1, 3))]
     body = request_bytes((b"", [GOOD]), (resource, spoilt), (b"", [GOOD]))
     first, *fates, last = reference(body, by)
-    assert first == GOOD_VALUE
-    assert last == GOOD_VALUE
+    assert json.loads(first) == json.loads(last) == GOOD_VALUE
     assert len(fates) == len(spoilt)
     for raw, fate in zip(spoilt, fates, strict=True):
         if by is PLAIN:
@@ -206,24 +219,24 @@ def test_ten_minutes_of_wrong_requests() -> None:
 
 
 def test_a_failure_of_ours_and_a_time_that_no_column_holds_have_their_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The two that no bytes of today can reach; their neighbours, like all others, are unharmed."""
-    (resource, span), *_ = [pair for pair in REAL_SPANS if isinstance(reference(one(*pair), PLAIN)[0], Mapping)]
+    """The two that no bytes of today can reach."""
+    body = next(one for pair in REAL_SPANS if isinstance(reference(one := only(*pair), PLAIN)[0], bytes))
     monkeypatch.setattr(receiver.reading, "TIMESTAMP_US_MAX", 0)
-    for translation in (reference, *(each for each, _ in TRANSLATIONS)):
-        assert translation(one(resource, span), PLAIN) == ["invalid_timestamp"]
+    assert reference(body, PLAIN) == explained(body, PLAIN) == ["invalid_timestamp"]
     monkeypatch.undo()
 
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise RuntimeError("a bug")
 
     IS_BROKEN.add("event_metadata")
     try:
         monkeypatch.setattr(receiver.reading, "event_metadata", broken)
-        for translation in (reference, *(each for each, _ in TRANSLATIONS)):
-            assert translation(one(resource, span), PLAIN) == ["internal"]
+        assert reference(body, PLAIN) == explained(body, PLAIN) == ["internal"]
+        monkeypatch.setattr(receiver.fast_path, "event_metadata", broken)
+        assert served(body, rules()) == ["internal"]
     finally:
         IS_BROKEN.clear()
 
 
-def one(resource: bytes, span: bytes) -> bytes:
+def only(resource: bytes, span: bytes) -> bytes:
     return request_bytes((resource, [span]))

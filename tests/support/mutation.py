@@ -135,6 +135,19 @@ _TEXTS = [
     "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiI0In0.abc",
     "/a;b/%41%2f{x}:y<z>/claude-3-5-sonnet-20241022",
 ]
+_ECHOES = [
+    "health",
+    "login",
+    "export",
+    "orders",
+    "projects",
+    "google",
+    "pro",
+    "shop",
+    "backend",
+    "5f0c2f3e-9c9f",
+    "s-9",
+]
 _ODD_TEXTS = [b"", b" ", b"\t\n", b"\0", b"a\0b", b"\xff", b"caf\xc3", b"\xed\xa0\x80", b"\xf0\x9f\x98\x80" * 70]
 _INTS = [0, 1, -1, 42, 200, 999, 1000, 2**31, 2**63 - 1, -(2**63)]
 _FLOATS = [0.0, -0.0, 1.5, 1e300, -1.0, float("nan"), float("inf"), float("-inf"), 5e-324]
@@ -259,6 +272,8 @@ class Mutator:
         )
 
     def _attribute(self) -> bytes:
+        if self._random.random() < 1 / 8:  # an id that the span says elsewhere too
+            return key_value(self._random.choice(("user.id", "tenant.id")), self._random.choice(_ECHOES))
         return key_value(self._random.choice(_KEYS), self._value(0))
 
     def _value(self, depth: int) -> Any:

@@ -200,6 +200,14 @@ def test_exclusion_globs_judge_the_final_endpoint(glob: str, path: str, excluded
     assert isinstance(found, Ignored) is excluded
 
 
+def test_an_endpoint_that_names_the_user_is_judged_as_it_is_stored() -> None:
+    """`/health` of the user `health` is stored as `/{id}`, which nobody excludes."""
+    for key in ("user.id", "tenant.id"):
+        for _ in range(2):
+            assert columns({**REQUEST, "http.route": "/health", key: "health"}, kind=SERVER)["endpoint"] == "/{id}"
+    assert isinstance(outcome({**REQUEST, "http.route": "/health", "user.id": "healthy"}, kind=SERVER), Ignored)
+
+
 def test_no_exclusion_excludes_nothing() -> None:
     """An empty list must not become a pattern that matches everything."""
     found = columns({**REQUEST, "http.route": "/health"}, kind=SERVER, by=rules(endpoint_exclude=()))
