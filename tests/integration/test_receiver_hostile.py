@@ -45,7 +45,11 @@ GROUP, GROUP_END = varint(90 << 3 | 3), varint(90 << 3 | 4)
 @pytest.fixture(scope="module")
 def receiver(kafka: KafkaBroker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Receiver]:
     """One for all cases: whatever a case leaves behind, the next ones would meet."""
-    limits = {"MAX_REQUEST_BYTES": REQUEST_BYTES_MAX, "MAX_SPANS_PER_REQUEST": SPANS_MAX}
+    limits = {
+        "MAX_REQUEST_BYTES": REQUEST_BYTES_MAX,
+        "MAX_SPANS_PER_REQUEST": SPANS_MAX,
+        "PUBLISH_TIMEOUT_MS": 8000,  # half a body is waited for as long
+    }
     made = Receiver(kafka.bootstrap_servers, tmp_path_factory.mktemp("hostile"), **limits).start()
     asyncio.run(warmed(made))
     yield made
@@ -473,7 +477,7 @@ class Wire:
     name: str
     verdicts: tuple[str, ...]
     raw: Callable[[bytes], bytes]
-    seconds: float = 10.0  # for a verdict; less where there may be none
+    seconds: float = 20.0  # for a verdict; less where there may be none
 
     @property
     def is_stored(self) -> bool:

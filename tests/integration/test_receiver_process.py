@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from deploy.local.kafka import KafkaBroker
 from support.otlp import features, request, span
-from support.receiver import ROOT, Receiver, export, records_of, until
+from support.receiver import AS_SHIPPED, ROOT, Receiver, export, records_of, until
 
 SERVICE = "opentelemetry.proto.collector.trace.v1.TraceService"
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -51,7 +51,7 @@ async def test_sigterm_under_load_loses_nothing_and_gives_no_wrong_code(kafka: K
         async with receiver.channel() as channel:
             while receiver.exit_code is None:
                 sent = features(50)
-                answer = await export(channel, request(sent), timeout_s=10)
+                answer = await export(channel, request(sent))
                 codes[answer.code] += 1
                 if answer.code == "OK":
                     accepted.update(str(feature.id).encode() for feature in sent)
@@ -78,7 +78,7 @@ async def test_sigterm_under_load_loses_nothing_and_gives_no_wrong_code(kafka: K
 
 async def test_sigterm_with_a_dead_broker_ends_within_15_s(tmp_path: Path, free_broker: KafkaBroker) -> None:
     """Else the platform kills it, in the middle of whatever it does."""
-    receiver = Receiver(free_broker.bootstrap_servers, tmp_path).start()
+    receiver = Receiver(free_broker.bootstrap_servers, tmp_path, **AS_SHIPPED).start()
     try:
         await receiver.ready()
         async with receiver.channel() as channel:

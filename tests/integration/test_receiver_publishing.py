@@ -13,8 +13,9 @@ import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 
 from deploy.local.kafka import KafkaBroker
+from support.machine import Lateness
 from support.otlp import Feature, features, request
-from support.receiver import Answer, Receiver, export, records_of, until
+from support.receiver import AS_SHIPPED, Answer, Receiver, export, records_of, until
 
 SENDERS = 16
 ANSWERED_WITHIN_S = 4.5
@@ -30,7 +31,7 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaBroker]:
 
 @pytest.fixture
 async def receiver(broker: KafkaBroker, tmp_path: Path) -> AsyncIterator[Receiver]:
-    made = Receiver(broker.bootstrap_servers, tmp_path).start()
+    made = Receiver(broker.bootstrap_servers, tmp_path, **AS_SHIPPED).start()
     await made.ready()
     yield made
     made.kill()
@@ -40,6 +41,7 @@ class Load:
     """Senders who go on sending until they are told to end, each on a connection of its own."""
 
     def __init__(self, receiver: Receiver, senders: int = SENDERS, spans: int = 20) -> None:
+        self.late = Lateness()
         self.answers: list[tuple[float, Answer]] = []  # with the time when each was sent
         self.accepted: set[bytes] = set()
         self._receiver = receiver
@@ -49,6 +51,12 @@ class Load:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
+        with self.late:
+            async with self._sending():
+                yield
+
+    @asynccontextmanager
+    async def _sending(self) -> AsyncIterator[None]:
         async with asyncio.TaskGroup() as group:
             for _ in range(self._senders):
                 group.create_task(self._send())
@@ -85,7 +93,7 @@ class Load:
         """Every answer is a true one, in time, and says when to come again."""
         assert {answer.code for _, answer in self.answers} <= allowed
         for _, answer in self.answers:
-            assert answer.seconds < ANSWERED_WITHIN_S, answer
+            assert answer.seconds < ANSWERED_WITHIN_S + self.late.allowance_s, answer
             if answer.code == "UNAVAILABLE":
                 assert answer.retry_s is not None, answer
                 assert 1 <= answer.retry_s <= 30
@@ -100,38 +108,47 @@ async def stored_keys(broker: KafkaBroker, receiver: Receiver) -> set[bytes]:
 
 
 async def test_concurrent_requests_share_batches_and_each_span_is_there_once(
-    broker: KafkaBroker, receiver: Receiver
+    broker: KafkaBroker, tmp_path: Path
 ) -> None:
     """One batch a request would be 100 times the load on the broker."""
     sent = [features(20, filler="x" * random.randrange(500)) for _ in range(20 * SENDERS)]
-    async with receiver.channel() as channel:
-        before = await receiver.metric("receiver_batches_total")
-        broker.pause()  # so that they really are concurrent, however slow this machine is
-        try:
-            calls = [asyncio.create_task(export(channel, request(spans))) for spans in sent]
-            await asyncio.sleep(1)
-        finally:
-            broker.resume()
-        answers = await asyncio.gather(*calls)
-        batches = await receiver.metric("receiver_batches_total") - before
-    assert {(answer.code, answer.has_partial) for answer in answers} == {("OK", False)}
-    records = Counter(record.key for record in await records_of(broker, receiver.topic))
-    assert records == Counter(dict.fromkeys(keys_of([feature for spans in sent for feature in spans]), 1))
-    assert batches < len(sent) / 2, "each request of 20 spans meets all 4 partitions: alone it would make 4 batches"
+    # Batches stay open for long, so that requests really meet in them, however slow this machine is.
+    receiver = Receiver(broker.bootstrap_servers, tmp_path, PUBLISH_LINGER_MS=1000).start()
+    try:
+        await receiver.ready()
+        async with receiver.channel() as channel:
+            before = await receiver.metric("receiver_batches_total")
+            answers = await asyncio.gather(*(export(channel, request(spans)) for spans in sent))
+            batches = await receiver.metric("receiver_batches_total") - before
+        assert {(answer.code, answer.has_partial) for answer in answers} == {("OK", False)}
+        records = Counter(record.key for record in await records_of(broker, receiver.topic))
+        assert records == Counter(dict.fromkeys(keys_of([feature for spans in sent for feature in spans]), 1))
+        assert batches < len(sent) / 2, "each request meets all 4 partitions: alone it would make 4 batches"
+    finally:
+        receiver.kill()
 
 
 async def test_batches_that_fill_up_lose_nothing_and_wait_their_turn(broker: KafkaBroker, tmp_path: Path) -> None:
     """At the seam of two batches, and when five of them queue for a partition that stands still for a while.
 
-    Not for longer than the producer's request timeout of 3 s, or they fail: so there is little work before.
+    Not for longer than the producer's request timeout of 3 s, or they fail: a machine that is slower tries again.
     """
+    for _ in range(5):
+        if await are_queued_batches_stored(broker, tmp_path):
+            return
+    pytest.fail("the batches could not be queued within 3 s, five times over")
+
+
+async def are_queued_batches_stored(broker: KafkaBroker, folder: Path) -> bool:
+    """One try, with a topic of its own; false when it took too long."""
     sent = features(4500, filler="y" * 900)
     settings = {"KAFKA_TOPIC_PARTITIONS": 1, "PUBLISH_LINGER_MS": 1000, "PUBLISH_TIMEOUT_MS": 30_000}
-    receiver = Receiver(broker.bootstrap_servers, tmp_path, **settings).start()
+    receiver = Receiver(broker.bootstrap_servers, folder, **settings).start()
     try:
         await receiver.ready()
         async with receiver.channel() as channel:
             broker.pause()
+            frozen_at = time.monotonic()
             call = asyncio.create_task(export(channel, request(sent), timeout_s=40))
 
             async def are_queued() -> bool:
@@ -139,15 +156,19 @@ async def test_batches_that_fill_up_lose_nothing_and_wait_their_turn(broker: Kaf
 
             try:
                 await until(are_queued, 15, "body and records in flight")
-                await asyncio.sleep(0.5)
             finally:
                 broker.resume()
-            assert (await call).code == "OK"
+            frozen_s = time.monotonic() - frozen_at
+            answer = await call
+        if answer.code == "UNAVAILABLE" and frozen_s > 2:
+            return False
+        assert answer.code == "OK"
         assert await receiver.metric("receiver_batches_total") > 4
         records = await records_of(broker, receiver.topic)
         values = {record.key: json.loads(record.value) for record in records}
         assert len(records) == len(sent)
         assert values == {str(feature.id).encode(): feature.value() for feature in sent}
+        return True
     finally:
         receiver.kill()
 
@@ -179,9 +200,9 @@ async def outage(broker: KafkaBroker, receiver: Receiver, cycles: int, fault: ob
         await load.answered(5 * SENDERS)
         for _ in range(cycles):
             back_at = await fault(broker, load)  # type: ignore[operator]
-            await load.answered(1, seconds=BACK_WITHIN_S)
+            await load.answered(1)
             first_ok = min(at + a.seconds for at, a in load.answers if a.code == "OK" and at + a.seconds > back_at)
-            assert first_ok - back_at < BACK_WITHIN_S
+            assert first_ok - back_at < BACK_WITHIN_S + load.late.allowance_s
             await load.answered(SENDERS)
     load.check(allowed={"OK", "UNAVAILABLE"})
     assert load.accepted <= await stored_keys(broker, receiver)

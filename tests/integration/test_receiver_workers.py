@@ -96,7 +96,7 @@ async def test_sigterm_drains_all_workers(kafka: KafkaBroker, tmp_path: Path) ->
                 async with receiver.channel() as channel:
                     for _ in range(10):
                         sent = features(20)
-                        answer = await export(channel, request(sent), timeout_s=10)
+                        answer = await export(channel, request(sent))
                         codes[answer.code] += 1
                         if answer.code == "OK":
                             accepted.update(str(feature.id).encode() for feature in sent)
