@@ -20,6 +20,7 @@ from typing import Any, Self
 import grpc
 import psutil
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka.errors import KafkaError
 from google.rpc.error_details_pb2 import RetryInfo
 from grpc_status import rpc_status
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
@@ -230,7 +231,7 @@ async def records_of(kafka: KafkaBroker, topic: str) -> list[ConsumerRecord]:
     )
     await consumer.start()
     try:
-        found = await consumer._client.fetch_all_metadata()
+        found = await until(lambda: _metadata_of(consumer), 20, "metadata of a broker that may have just come back")
         places = [TopicPartition(topic, partition) for partition in found.partitions_for_topic(topic) or ()]
         if not places:
             return []
@@ -244,6 +245,13 @@ async def records_of(kafka: KafkaBroker, topic: str) -> list[ConsumerRecord]:
         return records
     finally:
         await consumer.stop()
+
+
+async def _metadata_of(consumer: AIOKafkaConsumer) -> Any:
+    try:
+        return await consumer._client.fetch_all_metadata()
+    except KafkaError:
+        return None
 
 
 async def until(condition: Any, seconds: float, what: str) -> Any:
