@@ -185,12 +185,17 @@ class FastPath:
                 self._text(piece)
         if endpoint is None or not endpoint.is_excluded:
             return "endpoint_usage"
+        if self._may_name_owner(endpoint, chosen):
+            raise _Declines  # `/health` of the user `health` is `/{id}`
+        return EXCLUDED_ENDPOINT
+
+    def _may_name_owner(self, endpoint: _Piece, chosen: _Chosen) -> bool:
         for owner in (chosen[_USER], chosen[_ORGANIZATION]):
             if owner is not None and owner.text is None:
                 self._text(owner)
             if owner is not None and owner.own_id and (endpoint.parts is None or owner.own_id in endpoint.parts):
-                raise _Declines  # `/health` of the user `health` is `/{id}`
-        return EXCLUDED_ENDPOINT
+                return True
+        return False
 
     def _columns(self, layout: _Layout, chosen: _Chosen, sayers: list[_Piece]) -> list[str]:
         """The table's columns; declines when a raw id of the span's may stand elsewhere in it too."""
