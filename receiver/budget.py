@@ -128,11 +128,11 @@ class Budget:
         Raises:
             BudgetFull: there was no room for that long.
         """
+        if not self._waiting and self._has_room(size):
+            self.bytes += size
+            return
         turn = asyncio.get_running_loop().create_future()
         self._waiting.append((size, turn))
-        self._admit()
-        if turn.done():
-            return
         try:
             await asyncio.wait({turn}, timeout=wait_s)
         except asyncio.CancelledError:
@@ -157,10 +157,13 @@ class Budget:
             self._waiting.remove((size, turn))
             self._admit()  # those behind it may fit
 
+    def _has_room(self, size: int) -> bool:
+        return not self.bytes or self.bytes + size <= self._bytes_max
+
     def _admit(self) -> None:
         while self._waiting:
             size, turn = self._waiting[0]
-            if self.bytes and self.bytes + size > self._bytes_max:
+            if not self._has_room(size):
                 return
             self._waiting.popleft()
             self.bytes += size

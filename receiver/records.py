@@ -18,6 +18,12 @@ class Records:
         self._fast = FastPath(rules)
         self.took_long = False  # the last span: one may cost as much as a thousand others
 
+    def sifted(self, group: ResourceSpans) -> ResourceSpans:
+        """Without spans of which the bytes alone show that they are no product event."""
+        if self._rules.is_marked(group.resource):
+            return group
+        return ResourceSpans(group.resource, self._rules.sifted(group.spans))
+
     def of(self, group: ResourceSpans) -> Iterator[wire.Record | Ignored | Rejected]:
         """One answer a span, in their order. Never raises, whatever the bytes."""
         resource = None

@@ -28,7 +28,7 @@ from receiver.outcome import Ignored, Rejected
 from receiver.publisher import Publisher, RecordTooLarge
 from receiver.records import Records
 from receiver.settings import ReceiverSettings
-from receiver.spans import MalformedRequest, TooManySpans, read_request
+from receiver.spans import MalformedRequest, ResourceSpans, TooManySpans, read_request
 from shared.errors import BrokerUnavailable, Permanent, Transient
 from shared.logs import error_facts
 from shared.wire import Record
@@ -46,6 +46,7 @@ REPLY_MARGIN_S = 0.3  # so that our reply and not the client's own deadline is w
 CANCEL_WITHIN_S = 0.05
 SLICE_S = 0.005  # a short request needs about ten rounds of the loop, and waits a slice in each
 SPANS_A_STEP = 16
+SPANS_SIFTED = 512  # at once: below a millisecond
 SHORT_SLICES = 10  # 50 ms, or about a thousand events
 RETRY_AFTER_S = (1.0, 30.0)  # bounds; the Collector gives up when a delay leads past its 300 s
 
@@ -211,26 +212,31 @@ class TraceService:
     def _work(self, body: bytes, tally: Tally) -> Iterator[None]:
         """A few spans a step, or one that takes long."""
         received_at_ms = time.time_ns() // 1_000_000
-        left = SPANS_A_STEP
         for group in read_request(body, spans_max=self._settings.max_spans_per_request):
             metrics.spans_received.inc(len(group.spans))
             if not self._settings.telemetry_enabled:
                 tally.ignored["telemetry_disabled"] += len(group.spans)
                 continue
-            for made in self._records.of(group):
-                match made:
-                    case Record():
-                        self._place(made, tally, received_at_ms)
-                    case Ignored(reason):
-                        tally.ignored[reason] += 1
-                    case Rejected(reason, fault):
-                        tally.rejected[reason] += 1
-                        if fault:  # a bug of ours: it costs this span and none of its neighbours
-                            tally.faults[fault] += 1
-                left -= 1
-                if not left or self._records.took_long:
-                    left = SPANS_A_STEP
-                    yield
+            for start in range(0, len(group.spans), SPANS_SIFTED):
+                part = ResourceSpans(group.resource, group.spans[start : start + SPANS_SIFTED])
+                sifted = self._records.sifted(part)
+                tally.ignored["not_product_event"] += len(part.spans) - len(sifted.spans)
+                yield from self._work_on(sifted, tally, received_at_ms)
+
+    def _work_on(self, group: ResourceSpans, tally: Tally, received_at_ms: int) -> Iterator[None]:
+        for count, made in enumerate(self._records.of(group)):
+            match made:
+                case Record():
+                    self._place(made, tally, received_at_ms)
+                case Ignored(reason):
+                    tally.ignored[reason] += 1
+                case Rejected(reason, fault):
+                    tally.rejected[reason] += 1
+                    if fault:  # a bug of ours: it costs this span and none of its neighbours
+                        tally.faults[fault] += 1
+            if self._records.took_long or count % SPANS_A_STEP == 0:
+                yield
+        yield
 
     def _place(self, record: Record, tally: Tally, received_at_ms: int) -> None:
         try:
