@@ -21,7 +21,7 @@ from consumer.suppressions import adopt
 from consumer.writer import Writer
 from shared.broker import KAFKA_ERRORS, RebalanceCount
 from shared.errors import BrokerUnavailable, DatabaseUnavailable, Transient, WrongTopic
-from shared.lifecycle import backoff_s, ended, wait_for
+from shared.lifecycle import background, backoff_s, ended, wait_for
 from shared.logs import error_facts
 from shared.probes import Health
 
@@ -30,6 +30,7 @@ log = structlog.get_logger("consumer.pipeline")
 IDLE_MS = 500  # how long a fetch waits for the first record, and so how late a stop is seen
 SLICE_RECORDS = 500  # decoded in one go: below 5 ms of a blocked loop
 BATCH_BYTES_MAX = 64 * 1024 * 1024
+BATCHES_AHEAD = 1  # beside the one that is written and the one that is decoded
 GROUP_COMMIT_TIMEOUT_S = 5.0
 HALTED_RETRY_S = 5.0
 INTERRUPTIONS_MAX = 3
@@ -160,10 +161,10 @@ class Pipeline:
         Raises:
             Transient: begin again at the ledger.
         """
-        batch = await self._fetch(lines)
-        while not stop.is_set():
-            ahead = asyncio.create_task(self._fetch(batch.lines_after()), name="fetch")
-            try:
+        fetched: asyncio.Queue[Batch] = asyncio.Queue(BATCHES_AHEAD)
+        async with background(self._fetch_ahead(lines, fetched), "fetch") as fetching:
+            while not stop.is_set():
+                batch = await _next(fetched, fetching)
                 # Until this returns, everything since the ledger may be redone. After it, the batch is durable.
                 written = await self._write(batch)
                 self._lines |= (batch if written.cut_at is None else batch.cut(written.cut_at)).lines_after()
@@ -173,11 +174,14 @@ class Pipeline:
                     return True
                 if self._pace:
                     await self._pace(len(batch.records))
-                batch = await ahead
-            finally:
-                ahead.cancel()
-                await asyncio.wait([ahead])
         return False
+
+    async def _fetch_ahead(self, lines: dict[int, Line], fetched: asyncio.Queue[Batch]) -> None:
+        """Fetch and decode while the database works."""
+        while True:
+            batch = await self._fetch(lines)
+            lines = batch.lines_after()
+            await fetched.put(batch)
 
     async def _load(self) -> dict[int, Line]:
         """Our lines, with the consumer sought to them. No await between the last check and the seeks."""
@@ -316,6 +320,20 @@ class Pipeline:
             await asyncio.wait([self._group_commit], timeout=1)
             self._group_commit.cancel()
         self._writer.close()
+
+
+async def _next(fetched: asyncio.Queue[Batch], fetching: asyncio.Task[None]) -> Batch:
+    """The next batch, or what ended the fetching."""
+    if fetched.empty():
+        getting = asyncio.create_task(fetched.get(), name="next")
+        try:
+            await asyncio.wait([getting, fetching], return_when=asyncio.FIRST_COMPLETED)
+            if getting.done():
+                return getting.result()
+        finally:
+            getting.cancel()
+        fetching.result()
+    return fetched.get_nowait()
 
 
 def _measure(batch: Batch, written: Written) -> None:
