@@ -1,4 +1,4 @@
-"""events -> records -> acknowledgements: one open batch a partition, which the events of all requests share.
+"""records -> acknowledgements: one open batch a partition, which the records of all requests share.
 
 `append` puts a record into its partition's open batch and gives back that batch's future, so a request of a
 thousand spans waits for a dozen futures. A batch is shipped when it is full or has lingered; its future then
