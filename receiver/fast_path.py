@@ -27,7 +27,7 @@ from receiver.rules import CATEGORY, FEATURE_NAME, METHOD_KEYS, Rules
 from shared.events import EVENT_MODELS, ProductEvent
 from shared.wire import Record
 
-# So many attributes are remembered, of up to so many bytes: 20 MB if all are as long as they may be.
+# So many attributes are remembered, of up to so many bytes: 40 MB if all are as long as they may be.
 _KNOWN_MAX = 32_768
 _KNOWN_BYTES_MAX = 256
 _PLACES_MAX = 4_096  # keys
