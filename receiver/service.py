@@ -44,10 +44,10 @@ HELD_PER_BODY_BYTE = 3
 BUDGET_WAIT_S = 1.0
 REPLY_MARGIN_S = 0.3  # so that our reply and not the client's own deadline is what the client sees
 CANCEL_WITHIN_S = 0.05
-SLICE_S = 0.005  # a short request needs about ten rounds of the loop, and waits a slice in each
+SLICE_S = 0.005  # what any request may wait for in each round
 SPANS_A_STEP = 16
 SPANS_SIFTED = 512  # at once: below a millisecond
-SHORT_SLICES = 10  # 50 ms, or about a thousand events
+MIDDLING_SLICES = 10  # 50 ms, or about two thousand events
 RETRY_AFTER_S = (1.0, 30.0)  # bounds; the Collector gives up when a delay leads past its 300 s
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -113,6 +113,7 @@ class TraceService:
         self._records = records
         self._publisher = publisher
         self._turn = asyncio.Lock()
+        self._middling_turn = asyncio.Lock()
         self._long_turn = asyncio.Lock()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -190,13 +191,16 @@ class TraceService:
             self._budget.release(held_bytes)
 
     async def _publish(self, body: bytes, tally: Tally) -> None:
-        """Put every event into a batch. Short requests overtake long ones, and long ones go one after another.
+        """Put every event into a batch. Small requests overtake larger ones, and larger ones go one after another.
 
-        Long ones that shared the loop would all be late: each answered too late to count, and sent again.
+        Had they all a share of the loop, all would be late: each answered too late to count, and sent again.
         """
         work = self._work(body, tally)
-        if await self._is_done(work, slices=range(SHORT_SLICES)):
+        if await self._is_done(work, slices=range(1)):
             return
+        async with self._middling_turn:
+            if await self._is_done(work, slices=range(MIDDLING_SLICES)):
+                return
         async with self._long_turn:
             await self._is_done(work, slices=itertools.count())
 
