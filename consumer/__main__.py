@@ -3,6 +3,7 @@
 import asyncio
 import math
 import sys
+from collections.abc import Sequence
 
 import prometheus_client
 import structlog
@@ -30,6 +31,7 @@ from shared.settings import described, load
 log = structlog.get_logger("consumer")
 
 START_TIMEOUT_S = 30.0
+STOP_GRACE_S = 5.0  # for what is under way; with STOP_TIMEOUT_S, and a second for each cut, below the 15 s promised
 STOP_TIMEOUT_S = 5.0
 
 
@@ -110,22 +112,33 @@ async def _consume(settings: ConsumerSettings, state: probes.Health, stop: async
     lifecycle.spare_garbage_collector()
     log.info("consumer_started", topic=settings.kafka_topic, group=settings.kafka_consumer_group)
     try:
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(watch.run(stop), name="watch")
-            for pipeline in pipelines:
-                tasks.create_task(pipeline.run(stop), name="pipeline")
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(watch.run(stop), name="watch")]
+            tasks += [group.create_task(pipeline.run(stop), name="pipeline") for pipeline in pipelines]
             if settings.retention_days:
                 retaining = retain_now_and_then(settings.database_url, days=settings.retention_days, stop=stop)
-                tasks.create_task(retaining, name="retain")
+                tasks.append(group.create_task(retaining, name="retain"))
             await stop.wait()
             state.block("stopping", "SIGTERM")
             log.info("consumer_stopping")
+            await _wound_up(tasks, pipelines)
     finally:
-        for pipeline in pipelines:
-            await pipeline.close()
-        await erasures.close()
-        if not await lifecycle.ended(consumer.stop(), STOP_TIMEOUT_S):
+        leaving = lifecycle.ended(consumer.stop(), STOP_TIMEOUT_S)
+        has_left, *_ = await asyncio.gather(leaving, erasures.close(), *(pipeline.close() for pipeline in pipelines))
+        if not has_left:
             log.warning("group_left_uncleanly")
+
+
+async def _wound_up(tasks: Sequence[asyncio.Task[None]], pipelines: Sequence[Pipeline]) -> None:
+    """Let the batches under way end; cut off what waits for a frozen server: the ledger tells what became of it."""
+    _, hanging = await asyncio.wait(tasks, timeout=STOP_GRACE_S)
+    if not hanging:
+        return
+    log.warning("stop_forced", tasks=sorted(task.get_name() for task in hanging))
+    await asyncio.gather(*(pipeline.close() for pipeline in pipelines))  # or a rollback would wait like the write
+    for task in hanging:
+        task.cancel()
+    await asyncio.wait(hanging, timeout=1)
 
 
 async def _joined(

@@ -91,11 +91,12 @@ def readiness(consumer: ModuleServer) -> tuple[int, str]:
 
 
 def metric(consumer: ModuleServer, name: str) -> float:
-    """The sum over the labels."""
+    """The sum over the labels, or the one series when `name` has them."""
     url = f"http://127.0.0.1:{consumer.port_of('CONSUMER_METRICS_PORT')}/metrics"
     with urllib.request.urlopen(url, timeout=3) as answer:
         lines = answer.read().decode().splitlines()
-    return sum(float(line.rpartition(" ")[2]) for line in lines if re.match(rf"{name}(\{{| )", line))
+    pattern = re.escape(name) if "{" in name else rf"{name}(\{{| )"
+    return sum(float(line.rpartition(" ")[2]) for line in lines if re.match(pattern, line))
 
 
 async def not_ready(consumer: ModuleServer, why: str) -> None:
@@ -406,18 +407,30 @@ async def test_poison_among_5000_records_costs_only_itself(stack: Stack, poison:
     assert {json.loads(letter["value"])["id"] for letter in letters} == {str(records[index].id) for index in bad}
 
 
+@pytest.mark.parametrize("is_writing", [False, True], ids=["idle", "within_a_batch"])
 async def test_sigterm_ends_the_consumer_in_time_with_both_servers_frozen(
-    stack: Stack, own_postgres: PostgresServer, own_kafka: KafkaBroker, migrate: Migrate
+    is_writing: bool, stack: Stack, own_postgres: PostgresServer, own_kafka: KafkaBroker, migrate: Migrate
 ) -> None:
     """An orchestrator kills after its grace period; a clean end must not depend on anybody's answer."""
     stack.kafka = own_kafka
     stack.database_url = await migrate(own_postgres)
     await stack.create_topic()
     consumer = stack.consumer()
-    await stack.send([(0, made(random.Random(9)).value)])
+    record = made(random.Random(9))
+    await stack.send([(record.partition(), record.value)])
     await stack.settled(1)
-    own_kafka.pause()
     own_postgres.pause()
+    if is_writing:
+        decoded = await asyncio.to_thread(metric, consumer, 'consumer_stage_seconds_count{stage="decode"}')
+        await stack.send([(record.partition(), record.value)] * 50)
+
+        async def is_at_it() -> bool:
+            now = await asyncio.to_thread(metric, consumer, 'consumer_stage_seconds_count{stage="decode"}')
+            return now > decoded
+
+        await eventually(is_at_it, 20, "a batch on its way into the frozen database")
+        await asyncio.sleep(1)  # bounded: from the decoding to the write
+    own_kafka.pause()
     pid = consumer.pid
     assert pid
     started = time.monotonic()
