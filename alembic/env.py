@@ -51,7 +51,8 @@ async def migrate_online(settings: DatabaseSettings) -> None:
 try:
     database_settings = load(DatabaseSettings)
 except WrongSetting as error:
-    sys.exit(str(error))
+    sys.stderr.write(f"alembic: {error}\n")
+    sys.exit(2)  # as the processes do
 
 if context.is_offline_mode():
     context.configure(dialect_name="postgresql", target_metadata=metadata)

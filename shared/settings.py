@@ -3,10 +3,18 @@
 Order: environment, then `.env` in the working directory, then the default. An empty variable is unset.
 """
 
-from pathlib import Path
+import re
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    FilePath,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from shared.errors import WrongSetting
@@ -22,6 +30,17 @@ def _upper(value: object) -> object:
     return value.upper() if isinstance(value, str) else value
 
 
+def _addresses(value: str) -> str:
+    parts = [part.strip() for part in value.split(",")]
+    if not all(_ADDRESS.fullmatch(part) for part in parts):
+        raise ValueError("comma-separated host:port is needed")
+    return value
+
+
+_ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+)(:\d{1,5})?")
+
+Addresses = Annotated[str, AfterValidator(_addresses)]
+TopicName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,249}$")]  # what Kafka allows
 CommaSeparated = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 CommaSeparatedSecrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split)]
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -49,9 +68,9 @@ class ProcessSettings(BaseSettings):
 class KafkaSettings(ProcessSettings):
     """How to reach the brokers, and what the topics are made like."""
 
-    kafka_bootstrap_servers: str = Field("127.0.0.1:9092", description="comma-separated host:port")
-    kafka_topic: str = Field("telemetry.events", description="topic of the events")
-    kafka_suppressions_topic: str = Field("telemetry.suppressions", description="compacted topic of erasures")
+    kafka_bootstrap_servers: Addresses = Field("127.0.0.1:9092", description="comma-separated host:port")
+    kafka_topic: TopicName = Field("telemetry.events", description="topic of the events")
+    kafka_suppressions_topic: TopicName = Field("telemetry.suppressions", description="compacted topic of erasures")
     kafka_topic_create: bool = Field(True, description="create missing topics at start")  # noqa: FBT003
     kafka_topic_partitions: int = Field(12, ge=1, le=10_000, description="partitions of a topic that we create")
     kafka_topic_replication: int = Field(1, ge=1, le=32, description="replicas; 3 in production")
@@ -73,9 +92,9 @@ class KafkaSettings(ProcessSettings):
     )
     kafka_sasl_username: str | None = Field(None, description="SASL user")
     kafka_sasl_password: SecretStr | None = Field(None, description="SASL password")
-    kafka_ssl_ca_file: Path | None = Field(None, description="PEM file of the authorities that sign brokers")
-    kafka_ssl_cert_file: Path | None = Field(None, description="PEM file of our certificate")
-    kafka_ssl_key_file: Path | None = Field(None, description="PEM file of its key")
+    kafka_ssl_ca_file: FilePath | None = Field(None, description="PEM file of the authorities that sign brokers")
+    kafka_ssl_cert_file: FilePath | None = Field(None, description="PEM file of our certificate")
+    kafka_ssl_key_file: FilePath | None = Field(None, description="PEM file of its key")
 
     @model_validator(mode="after")
     def _sasl_is_whole(self) -> Self:
@@ -83,6 +102,14 @@ class KafkaSettings(ProcessSettings):
             for name in ("kafka_sasl_mechanism", "kafka_sasl_username", "kafka_sasl_password"):
                 if getattr(self, name) is None:
                     raise ValueError(f"{name.upper()} is needed by KAFKA_SECURITY_PROTOCOL")
+        return self
+
+    @model_validator(mode="after")
+    def _topics_can_be(self) -> Self:
+        if self.kafka_topic == self.kafka_suppressions_topic:
+            raise ValueError("KAFKA_SUPPRESSIONS_TOPIC and KAFKA_TOPIC must be two topics")
+        if self.kafka_topic_create and self.kafka_topic_min_insync_replicas > self.kafka_topic_replication:
+            raise ValueError("KAFKA_TOPIC_MIN_INSYNC_REPLICAS is above KAFKA_TOPIC_REPLICATION: no write would succeed")
         return self
 
 

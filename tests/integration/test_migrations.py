@@ -112,6 +112,21 @@ def test_every_table_and_column_has_a_comment(database_url: str, postgres: Postg
     assert bare == "0"
 
 
+def test_a_bad_address_is_code_2_as_of_the_services() -> None:
+    """A deployment tells a typo, which no retry mends, from a migration that failed."""
+    done = subprocess.run(
+        [sys.executable, "-m", "alembic", "current"],
+        cwd=ROOT,
+        env={**os.environ, "ANALYTICS_DATABASE_URL": "mysql://u:hunter2@h/n"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "ANALYTICS_DATABASE_URL" in done.stderr
+    assert "hunter2" not in done.stderr
+
+
 def test_a_password_of_any_characters_works(database_url: str, postgres: PostgresServer) -> None:
     """Generated passwords hold %, @ and /, which URLs and configuration files each read in their own way."""
     postgres.query("DROP ROLE IF EXISTS odd; CREATE ROLE odd LOGIN SUPERUSER PASSWORD 'p@:/?#%ü &='")

@@ -35,6 +35,10 @@ PARTS = {"ANALYTICS_DB_USER": "u", "ANALYTICS_DB_PASS": "p", "ANALYTICS_DB_HOST"
             "postgresql://x@y/z?sslmode=require",
         ),
         ({"ANALYTICS_DATABASE_URL": "postgresql://u:p@/db?host=/f"}, "postgresql://u:p@/db?host=/f"),
+        ({"ANALYTICS_DATABASE_URL": "postgresql://u:p%40%2F%%3F@y/z"}, "postgresql://u:p%40%2F%25%3F@y/z"),
+        ({"ANALYTICS_DATABASE_URL": "postgresql://u:p@:/?#[%@y:1/z"}, "postgresql://u:p%40%3A%2F%3F%23%5B%25@y:1/z"),
+        ({"ANALYTICS_DATABASE_URL": "postgresql://u:p@y,[::1]:2/z"}, "postgresql://u:p@y,[::1]:2/z"),
+        ({"ANALYTICS_DATABASE_URL": "postgresql://y/z?user=a@b"}, "postgresql://y/z?user=a@b"),
     ],
 )
 def test_the_database_address(variables: dict[str, str], url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,6 +53,19 @@ def test_the_database_address(variables: dict[str, str], url: str, monkeypatch: 
     [
         ({}, "ANALYTICS_DATABASE_URL"),
         ({"ANALYTICS_DATABASE_URL": "mysql://x"}, "ANALYTICS_DATABASE_URL"),
+        ({"ANALYTICS_DATABASE_URL": "postgresql://u:hunter2@h:port/n"}, "ANALYTICS_DATABASE_URL"),
+        ({"ANALYTICS_DATABASE_URL": "postgresql://u:hunter2@[h/n"}, "ANALYTICS_DATABASE_URL"),
+        ({"ANALYTICS_DATABASE_URL": "postgresql://u:hunter2@h/n?sslmode=hunter2"}, "ANALYTICS_DATABASE_URL"),
+        (
+            {"ANALYTICS_DATABASE_URL": "postgresql://u@h/n?sslmode=verify-full&sslrootcert=/hunter2"},
+            "ANALYTICS_DATABASE_URL",
+        ),
+        ({**PARTS, "KAFKA_BOOTSTRAP_SERVERS": "kafka:port"}, "KAFKA_BOOTSTRAP_SERVERS"),
+        ({**PARTS, "KAFKA_BOOTSTRAP_SERVERS": ","}, "KAFKA_BOOTSTRAP_SERVERS"),
+        ({**PARTS, "KAFKA_TOPIC": "a topic"}, "KAFKA_TOPIC"),
+        ({**PARTS, "KAFKA_TOPIC": "x", "KAFKA_SUPPRESSIONS_TOPIC": "x"}, "KAFKA_SUPPRESSIONS_TOPIC"),
+        ({**PARTS, "KAFKA_TOPIC_MIN_INSYNC_REPLICAS": "2"}, "KAFKA_TOPIC_MIN_INSYNC_REPLICAS"),
+        ({**PARTS, "KAFKA_SSL_CA_FILE": "/hunter2"}, "KAFKA_SSL_CA_FILE"),
         ({**PARTS, "ANALYTICS_DB_PORT": "port"}, "ANALYTICS_DB_PORT"),
         ({**PARTS, "CONSUMER_BATCH_ROWS": "0"}, "CONSUMER_BATCH_ROWS"),
         ({**PARTS, "LOG_LEVEL": "loud"}, "LOG_LEVEL"),

@@ -92,6 +92,9 @@ def changed(**fields: Any) -> bytes:
         (changed(schema_version=0), "invalid_fields"),
         (changed(schema_version="1"), "invalid_fields"),
         (changed(schema_version=None), "invalid_fields"),
+        (changed(schema_version=True), "invalid_fields"),
+        (changed(schema_version=1.0), "invalid_fields"),
+        (changed().replace(b'"schema_version": 1, ', b""), "invalid_fields"),
         (changed(id="not-a-uuid"), "invalid_fields"),
         (changed(feature_name="x" * 101), "invalid_fields"),
         (changed(feature_name=None), "invalid_fields"),
@@ -112,6 +115,12 @@ def test_what_is_no_event_has_a_reason_that_repeats_nothing_of_it(value: bytes, 
 def test_unknown_fields_of_the_same_version_are_passed_over() -> None:
     """A sender may be newer than a reader."""
     assert decode(changed(colour="red")) == EVENTS["feature_usage"]
+
+
+def test_the_order_of_fields_and_the_space_between_them_carry_no_meaning() -> None:
+    """Another producer's JSON library writes them as it likes."""
+    fields = dict(reversed(json.loads(changed()).items()))
+    assert decode(json.dumps(fields, indent=1).encode()) == EVENTS["feature_usage"]
 
 
 def test_text_limits_count_code_points_as_the_columns_do() -> None:
