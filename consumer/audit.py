@@ -6,6 +6,7 @@ from typing import Any
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
@@ -35,7 +36,7 @@ async def audit(settings: ConsumerSettings) -> list[AuditFinding]:
         found = [AuditFinding("unreachable", settings.kafka_topic, None, str(error))]
     try:
         differences = await _schema(settings)
-    except DATABASE_ERRORS as error:
+    except (*DATABASE_ERRORS, SQLAlchemyError) as error:
         differences = [f"not compared: {type(error).__name__}"]
     return found + [AuditFinding("schema", settings.kafka_topic, None, difference) for difference in differences]
 

@@ -97,14 +97,22 @@ def _expired_until(operation: Operation) -> datetime | None:
     return datetime.now(UTC) - timedelta(days=days) if days else None
 
 
-async def unexplained(operation: Operation) -> dict[str, int]:
-    """Live rows that neither the topic nor the carrying over has brought into the shadow."""
+async def unexplained(operation: Operation, *, but_older: bool) -> dict[str, int]:
+    """Live rows that neither the topic nor the carrying over has brought into the shadow.
+
+    `but_older` leaves out those from before the topic's reach: for a rebuild that does not carry them over.
+    """
+    times = await _first_times(operation) if but_older else {}
     counts = {}
     for name in ANALYTICS_TABLES:
         counts[name] = await operation.database.fetchval(
             f"""
             SELECT count(*) FROM unseen JOIN public.{name} AS live USING (id)
-            LEFT JOIN {SHADOW}.{name} AS shadow USING (id) WHERE unseen.name = '{name}' AND shadow.id IS NULL
+            LEFT JOIN {SHADOW}.{name} AS shadow USING (id)
+            LEFT JOIN unnest($2::int[], $3::timestamptz[]) AS reach (partition, first_time)
+                ON reach.partition = unseen.partition
+            WHERE unseen.name = '{name}' AND shadow.id IS NULL
+                AND (reach.first_time IS NULL OR unseen.timestamp >= reach.first_time)
                 AND ($1::timestamptz IS NULL OR live.timestamp >= $1)
                 AND NOT EXISTS (
                     SELECT 1 FROM ingest.suppressions AS erased WHERE live.timestamp <= erased.erased_at
@@ -112,6 +120,8 @@ async def unexplained(operation: Operation) -> dict[str, int]:
                 )
             """,  # noqa: S608  our own names
             _expired_until(operation),
+            list(times.keys()),
+            list(times.values()),
         )
     return counts
 

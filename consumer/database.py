@@ -64,11 +64,11 @@ class Fate(Enum):
     BUG = "stop and alert"
 
 
-# Classes 08 connection, 53 resources, 57P0x shutdown, 58 system, 28 authorization; 40001 and 40P01
-# serialization and deadlock; 55P03 and 57014 timeouts; 25006 read-only after a failover; 3D000, 42P01, 42703,
+# Classes 08 connection, 40 serialization, deadlock, a commit of unknown end, 53 resources, 57P0x shutdown, 58
+# system, 28 authorization; 55P03 and 57014 timeouts; 25006 read-only after a failover; 3D000, 42P01, 42703,
 # 42501 not migrated or not granted yet; 0A000 a cached plan that a swap of tables has outdated; 25P03 the
 # transaction was idle for too long.
-_TRANSIENT = ("08", "53", "57P", "58", "28", "40001", "40P01", "55P03", "57014", "25006", "25P03", "25P04", "3D000")
+_TRANSIENT = ("08", "40", "53", "57P", "58", "28", "55P03", "57014", "25006", "25P03", "25P04", "3D000")
 _TRANSIENT_TOO = ("42P01", "42703", "42501", "0A000", "3F000")
 # Class 22 bad values; 23502 and 23514 constraints; 23505 another unique index; 54001 too complex, 54000 too large.
 _POISON = ("22", "23502", "23514", "23505", "54001", "54000")

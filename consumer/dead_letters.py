@@ -1,5 +1,6 @@
 """Records that can be no row: kept whole, exactly once, and the breaker that stops before they become the rule."""
 
+import asyncio
 import json
 from base64 import b64encode
 from collections import deque
@@ -65,7 +66,7 @@ async def insert(connection: Connection, topic_id: UUID, letters: Collection[Dea
                 letter.record.key,
                 letter.record.value,
                 _headers_json(letter.record.headers),
-                _EPOCH + timedelta(milliseconds=letter.record.timestamp) if letter.record.timestamp >= 0 else None,
+                _time(letter.record.timestamp),
                 letter.reason,
             )
             for letter in letters
@@ -73,8 +74,8 @@ async def insert(connection: Connection, topic_id: UUID, letters: Collection[Dea
     )
 
 
-async def mark_redriven(connection: Connection, moves: Iterable[Move], topic: str, still: Sequence[DeadLetter]) -> None:
-    """Letters that this batch read again and that are no letters any more: they became rows."""
+async def mark_redriven(connection: Connection, moves: Iterable[Move], topic: str, others: Collection[Place]) -> None:
+    """Letters that this batch read again and that became rows: all but the `others`, which it made no row of."""
     moved = list(moves)
     await connection.execute(
         """
@@ -91,9 +92,17 @@ async def mark_redriven(connection: Connection, moves: Iterable[Move], topic: st
         [move.line.partition for move in moved],
         [move.line.next_offset for move in moved],
         [move.next_offset for move in moved],
-        [letter.record.partition for letter in still],
-        [letter.record.offset for letter in still],
+        [partition for partition, _ in others],
+        [offset for _, offset in others],
     )
+
+
+def _time(timestamp_ms: int) -> datetime | None:
+    """None for what is no time: before 1970, as of a record without one, or past what a timestamp can hold."""
+    try:
+        return _EPOCH + timedelta(milliseconds=timestamp_ms) if timestamp_ms >= 0 else None
+    except OverflowError:
+        return None
 
 
 def _headers_json(headers: Iterable[tuple[str, bytes | None]]) -> str:
@@ -110,7 +119,8 @@ class Breaker:
     """Stops the consumer when dead letters become the rule: one bad deploy must not empty a topic into them.
 
     Only newly written dead letters count, so a replay over known ones does not open it. A restart closes
-    it and forgets the window.
+    it and forgets the window. Writers that share it take turns, from the judgement of dead letters to their
+    commit: or each would pass as many as all of them may.
     """
 
     def __init__(self, *, max_ratio: float, window: int) -> None:
@@ -118,6 +128,7 @@ class Breaker:
         self._is_off = max_ratio >= 1
         self._recent: deque[bool] = deque(maxlen=window)
         self._dead = 0
+        self.turn = asyncio.Lock()
         self.is_open = False
 
     def judge(self, are_dead: Sequence[bool]) -> int | None:

@@ -1,8 +1,10 @@
 """A subject's rights: erase what is stored and keep it so, export what is stored."""
 
+import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -12,12 +14,15 @@ from consumer.operation import Operation, Refused, WrongUse
 from consumer.settings import ConsumerSettings
 from consumer.suppressions import COLUMN, Kind, Subject
 from consumer.tables import ANALYTICS_TABLES
-from shared.broker import KAFKA_ERRORS, new_producer, topic_settings
-from shared.errors import BrokerUnavailable
+from shared.broker import KAFKA_ERRORS, ensure_topics, new_producer, topic_settings
+from shared.errors import BrokerUnavailable, WrongTopic
 from shared.identity import hashes_of
 from shared.lifecycle import ended
 
-PUBLISH_TIMEOUT_S = 10.0
+START_TIMEOUT_S = 10.0
+PUBLISH_TIMEOUT_S = 5.0  # writers stand still for as long; below the limit for an idle transaction
+TOPIC_ATTEMPTS = 3
+TOPIC_PAUSE_S = 1.0
 STOP_TIMEOUT_S = 5.0
 EXPIRY_MARGIN_MS = 600_000  # the broker looks for old segments every few minutes
 
@@ -53,9 +58,9 @@ class Receipt:
 async def erase(operation: Operation, subjects: Sequence[Subject], *, dry_run: bool) -> Receipt:
     """Delete the subjects' rows and dead letters, and see to it that no replay brings them back.
 
-    The suppression goes to Kafka first: should the database be restored from a backup, it is there. Then the
-    table, rows, shadow and old tables, and dead letters in one transaction, which waits for batches in flight.
-    Idempotent: a second erasure keeps the later date.
+    In one transaction, which waits for batches in flight and holds back others: the suppression goes to Kafka
+    first, so that it is there should the database be restored from a backup; then the table, rows, shadow and
+    old tables, and dead letters. Idempotent: a second erasure keeps the later date.
 
     Raises:
         Refused: this role cannot erase everywhere; nothing was done.
@@ -63,26 +68,27 @@ async def erase(operation: Operation, subjects: Sequence[Subject], *, dry_run: b
         DatabaseUnavailable: nothing was deleted yet; the suppression is published, and any consumer that
             starts will carry it out. Do it again.
     """
-    schemas = await _schemas(operation)
     expires_at = await _topic_expires_at(operation)
-    now_us = time.time_ns() // 1000
-    if not dry_run:
-        await _publish(operation.settings, subjects, now_us)
     rows = dict.fromkeys(ANALYTICS_TABLES, 0)
     letters = 0
-    transaction = operation.database.transaction()
-    await transaction.start()
-    try:
-        await suppressions.lock(operation.database)
-        for subject in subjects:
-            await suppressions.suppress(operation.database, subject, suppressions.at(now_us))
-            deleted = await suppressions.delete_subject(operation.database, subject, schemas=schemas)
-            letters += deleted.pop("dead_letters")
-            rows = {table: count + deleted[table] for table, count in rows.items()}
-    except BaseException:
-        await transaction.rollback()
-        raise
-    await (transaction.rollback() if dry_run else transaction.commit())
+    async with _publisher(operation.settings, dry_run=dry_run) as publish:
+        transaction = operation.database.transaction()
+        await transaction.start()
+        try:
+            await suppressions.lock(operation.database)
+            schemas = await _schemas(operation)
+            # Under the lock, so that all that is deleted came before, and what comes after is stored.
+            erased_at = {subject: await _erased_at_us(operation, subject) for subject in subjects}
+            await publish(erased_at)
+            for subject, erased_at_us in erased_at.items():
+                await suppressions.suppress(operation.database, subject, suppressions.at(erased_at_us))
+                deleted = await suppressions.delete_subject(operation.database, subject, schemas=schemas)
+                letters += deleted.pop("dead_letters")
+                rows = {table: count + deleted[table] for table, count in rows.items()}
+        except BaseException:
+            await transaction.rollback()
+            raise
+        await (transaction.rollback() if dry_run else transaction.commit())
     hashes = [subject.hash for subject in subjects]
     return Receipt(hashes[0], hashes, rows, letters, expires_at, dry_run)
 
@@ -102,20 +108,71 @@ def _plain(value: object) -> str:
     return value.isoformat() if isinstance(value, datetime) else str(value)
 
 
-async def _publish(settings: ConsumerSettings, subjects: Sequence[Subject], erased_at_us: int) -> None:
+async def _erased_at_us(operation: Operation, subject: Subject) -> int:
+    """Now, or the later date of an erasure before: compaction keeps the last record, whatever its date."""
+    held: datetime | None = await operation.database.fetchval(
+        "SELECT erased_at FROM ingest.suppressions WHERE kind = $1 AND hash = $2", *subject
+    )
+    now_us = time.time_ns() // 1000
+    return now_us if held is None else max(now_us, (held - suppressions.EPOCH) // timedelta(microseconds=1))
+
+
+Publish = Callable[[suppressions.Suppressions], Awaitable[None]]
+
+
+@asynccontextmanager
+async def _publisher(settings: ConsumerSettings, *, dry_run: bool) -> AsyncIterator[Publish]:
+    """A way to publish suppressions, with the broker and the topic there already; in a dry run to publish none.
+
+    Raises:
+        BrokerUnavailable: nothing was published, or who knows.
+    """
+    if dry_run:
+        yield _publish_none
+        return
     producer = new_producer(settings)
     try:
-        await producer.start()
-        for subject in subjects:
-            key, value = suppressions.encode(subject, erased_at_us)
-            sending = await producer.send(settings.kafka_suppressions_topic, value, key=key, partition=0)
-            await sending
-    except KAFKA_ERRORS as error:
+        with _as_unpublished():
+            await _ensure_topic(settings)
+            await asyncio.wait_for(producer.start(), START_TIMEOUT_S)
+
+        async def publish(erased: suppressions.Suppressions) -> None:
+            with _as_unpublished():
+                async with asyncio.timeout(PUBLISH_TIMEOUT_S):
+                    for subject, erased_at_us in erased.items():
+                        key, value = suppressions.encode(subject, erased_at_us)
+                        await producer.send_and_wait(settings.kafka_suppressions_topic, value, key=key, partition=0)
+
+        yield publish
+    finally:
+        await ended(producer.stop(), STOP_TIMEOUT_S)
+
+
+async def _publish_none(_: suppressions.Suppressions) -> None:
+    pass
+
+
+async def _ensure_topic(settings: ConsumerSettings) -> None:
+    """Made here too, should nothing have run yet: the broker's own way to make a topic would not compact it."""
+    for attempt in range(1, TOPIC_ATTEMPTS + 1):
+        try:
+            await ensure_topics(settings)
+        except BrokerUnavailable:  # perhaps just made, and not known everywhere
+            if attempt == TOPIC_ATTEMPTS:
+                raise
+            await asyncio.sleep(TOPIC_PAUSE_S)
+        else:
+            return
+
+
+@contextmanager
+def _as_unpublished() -> Iterator[None]:
+    try:
+        yield
+    except (*KAFKA_ERRORS, BrokerUnavailable, WrongTopic) as error:
         raise BrokerUnavailable(
             f"the suppression was not published, so nothing was deleted: {type(error).__name__}"
         ) from error
-    finally:
-        await ended(producer.stop(), STOP_TIMEOUT_S)
 
 
 async def _schemas(operation: Operation) -> list[str]:

@@ -19,6 +19,7 @@ from shared.lifecycle import ended
 
 CONNECT_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 5.0
+REBUILD_LOCK = 0x7E1E_0001  # advisory: a rebuild has it alone; who writes rows past the ledger shares it
 
 
 class Refused(Permanent):
@@ -105,7 +106,17 @@ async def _database_errors() -> AsyncIterator[None]:
     except DATABASE_ERRORS as error:
         if fate_of(error) is not Fate.TRANSIENT:
             raise
-        raise DatabaseUnavailable(f"Postgres: {getattr(error, 'sqlstate', None) or type(error).__name__}") from error
+        state = getattr(error, "sqlstate", None)
+        remedy = _REMEDIES.get(state or "", "")
+        raise DatabaseUnavailable(f"Postgres: {state or type(error).__name__}{remedy}") from error
+
+
+_REMEDIES = {
+    "42P01": ", a table is not there: has `alembic upgrade head` been run?",
+    "42501": ", this role may not do that: see `consumer doctor`",
+    "28P01": ", user or password are wrong",
+    "3D000": ", there is no such database",
+}
 
 
 def say(text: str) -> None:

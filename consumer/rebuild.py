@@ -14,9 +14,9 @@ from consumer import positions, suppressions
 from consumer.compare import Day, carry_over, compare, note_unseen, unexplained
 from consumer.dead_letters import Breaker
 from consumer.ledger import LIVE, Ledger
-from consumer.operation import Operation, Refused
+from consumer.operation import REBUILD_LOCK, Operation, Refused
 from consumer.pipeline import Pipeline
-from consumer.shadow import GENERATION, OLD, SHADOW, lines, refuse_what_would_be_lost, shadow_ddl
+from consumer.shadow import GENERATION, OLD, SHADOW, copy_indexes, lines, refuse_what_would_be_lost, shadow_ddl
 from consumer.swap import swap
 from consumer.tables import ANALYTICS_TABLES
 from consumer.writer import Writer
@@ -24,7 +24,6 @@ from shared.broker import RebalanceCount, new_consumer
 from shared.lifecycle import ended
 from shared.probes import Health
 
-ADVISORY_LOCK = 0x7E1E_0001  # one rebuild at a time
 CLOSE_ENOUGH_RECORDS = 20_000  # behind the live lines, for the comparison to begin
 
 
@@ -68,12 +67,13 @@ async def rebuild(operation: Operation, choices: Choices, progress: Progress) ->
     await (_check_resumable(operation) if choices.resume else _start(operation))
     async with _feeding(operation, choices.rate):
         result.records = await _caught_up(operation, progress)
+        await copy_indexes(operation)
         for table in ANALYTICS_TABLES:
             await operation.database.execute(f"ANALYZE {SHADOW}.{table}")
         await note_unseen(operation)
         if not choices.only_topic:
             result.carried_over = await carry_over(operation)
-        result.unexplained = await unexplained(operation)
+        result.unexplained = await unexplained(operation, but_older=choices.only_topic)
         result.differing = await compare(operation)
         if sum(result.unexplained.values()) and not choices.accept_unexplained and not choices.dry_run:
             result.seconds = time.monotonic() - started_at
@@ -106,8 +106,8 @@ async def drop_old(operation: Operation) -> None:
 
 
 async def _take_turn(operation: Operation) -> None:
-    if not await operation.database.fetchval("SELECT pg_try_advisory_lock($1)", ADVISORY_LOCK):
-        raise Refused("another rebuild is running")
+    if not await operation.database.fetchval("SELECT pg_try_advisory_lock($1)", REBUILD_LOCK):
+        raise Refused("another rebuild, or a redrive of dead letters, is running")
 
 
 async def _has_schema(operation: Operation, name: str) -> bool:

@@ -13,6 +13,7 @@ import asyncpg
 
 from consumer import suppressions
 from consumer.database import DATABASE_ERRORS, ENCODER_ERRORS, Fate, fate_of
+from consumer.operation import REBUILD_LOCK, Refused
 from consumer.tables import ANALYTICS_TABLES, row_of
 from shared.errors import Undecodable
 from shared.events import BaseEvent
@@ -106,7 +107,12 @@ async def redrive(
 
     Inserts only: where a row with that id is there, it stays, for it is of a later record. `rate` is letters a
     second, 0 for no limit. A letter that is still bad stays, with its reason of today.
+
+    Raises:
+        Refused: a rebuild is running.
     """
+    if not dry_run and not await connection.fetchval("SELECT pg_try_advisory_lock_shared($1)", REBUILD_LOCK):
+        raise Refused("a rebuild is running, and its swap might lose what is redriven meanwhile: wait for its end")
     done = Redriven()
     started_at, seen = time.monotonic(), 0
     async for letters in _pages(connection, chosen):

@@ -15,26 +15,34 @@ from shared.logs import error_facts
 log = structlog.get_logger("consumer.retain")
 
 EVERY_S = 3600.0
+AFTER_TROUBLE_S = 60.0
 ADVISORY_LOCK = 0x7E1E_0002
 BATCH_ROWS = 5_000
 PAUSE_S = 0.05  # between batches, so that the consumer's statements come in between
 
 
 async def retain_now_and_then(database_url: str, *, days: int, stop: asyncio.Event) -> None:
-    """Every hour, on one consumer of all: whoever gets the advisory lock. Trouble waits for the next time."""
-    while not await wait_for(stop, EVERY_S):
-        try:
-            connection = await connect(database_url, application_name="telemetry-retain")
-        except DATABASE_ERRORS as error:
-            log.warning("retention_put_off", **error_facts(error))
-            continue
-        try:
-            if await connection.fetchval("SELECT pg_try_advisory_lock($1)", ADVISORY_LOCK):
-                log.info("rows_expired", **await retain(connection, days=days))
-        except DATABASE_ERRORS as error:
-            log.warning("retention_put_off", **error_facts(error))
-        finally:
+    """At once and every hour, on one consumer of all: whoever gets the advisory lock."""
+    while True:
+        is_done = await _retain_once(database_url, days=days)
+        if await wait_for(stop, EVERY_S if is_done else AFTER_TROUBLE_S):
+            return
+
+
+async def _retain_once(database_url: str, *, days: int) -> bool:
+    """Whether it went well, or is another consumer's turn."""
+    connection = None
+    try:
+        connection = await connect(database_url, application_name="telemetry-retain")
+        if await connection.fetchval("SELECT pg_try_advisory_lock($1)", ADVISORY_LOCK):
+            log.info("rows_expired", **await retain(connection, days=days))
+    except DATABASE_ERRORS as error:
+        log.warning("retention_put_off", **error_facts(error))
+        return False
+    finally:
+        if connection is not None:
             connection.terminate()
+    return True
 
 
 async def retain(

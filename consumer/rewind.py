@@ -64,12 +64,15 @@ async def rewind(operation: Operation, target: Target, *, accept_new_topic: bool
         for partition, offset in wanted.items():
             at = lines[partition][1] if partition in lines else None
             if at is not None and offset > at and not is_new_topic:
-                raise Refused(f"partition {partition} is at {at}: a rewind never skips ahead, to {offset}")
+                if target.to_offsets:
+                    raise Refused(f"partition {partition} is at {at}: a rewind never skips ahead, to {offset}")
+                continue  # it is behind already, and comes there by itself
             done.append(Rewound(partition, at, offset, bounds[partition][1] - offset))
+        targets = {each.partition: each.to_offset for each in done}
         if not dry_run:
             reason = "adopted a new topic" if is_new_topic else "rewind"
-            await _end_lines(operation.database, operation.topic, sorted({*wanted, *gone}), reason)
-            await _restart_lines(operation.database, operation.topic, identity, wanted)
+            await _end_lines(operation.database, operation.topic, sorted({*targets, *gone}), reason)
+            await _restart_lines(operation.database, operation.topic, identity, targets)
             if gone:
                 await operation.database.execute(
                     "DELETE FROM ingest.partition_offsets WHERE generation = $1 AND topic = $2 AND partition = ANY($3)",

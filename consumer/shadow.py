@@ -37,6 +37,14 @@ async def refuse_what_would_be_lost(operation: Operation) -> None:
         SELECT 'trigger ' || tgname AS what FROM pg_trigger
             WHERE NOT tgisinternal
             AND tgrelid = ANY (SELECT to_regclass('public.' || name) FROM unnest($1::text[]) AS name)
+        UNION ALL SELECT 'column ' || attrelid::regclass || '.' || attname FROM pg_attribute
+            WHERE attnum > 0 AND NOT attisdropped AND attrelid::regclass::text || '.' || attname <> ALL ($2::text[])
+            AND attrelid = ANY (SELECT to_regclass('public.' || name) FROM unnest($1::text[]) AS name)
+        UNION ALL SELECT 'constraint ' || conname FROM pg_constraint
+            WHERE contype NOT IN ('p', 'n')
+            AND conrelid = ANY (SELECT to_regclass('public.' || name) FROM unnest($1::text[]) AS name)
+        UNION ALL SELECT 'policy ' || polname FROM pg_policy
+            WHERE polrelid = ANY (SELECT to_regclass('public.' || name) FROM unnest($1::text[]) AS name)
         UNION ALL SELECT 'publication ' || pubname FROM pg_publication_tables
             WHERE schemaname = 'public' AND tablename = ANY ($1::text[])
         UNION ALL SELECT 'materialized view ' || view.relname FROM pg_class AS view
@@ -45,10 +53,30 @@ async def refuse_what_would_be_lost(operation: Operation) -> None:
                 = ANY (SELECT to_regclass('public.' || name)::oid FROM unnest($1::text[]) AS name)
         """,
         list(ANALYTICS_TABLES),
+        [f"{name}.{column.name}" for name, table in ANALYTICS_TABLES.items() for column in table.columns],
     )
     if found:
         names = ", ".join(sorted({row["what"] for row in found}))
-        raise Refused(f"a swap would lose {names}: drop it, rebuild, and create it again")
+        raise Refused(
+            f"a swap would lose {names}: drop it, rebuild, and create it again. "
+            "A column of a later migration needs the rebuild of that version"
+        )
+
+
+async def copy_indexes(operation: Operation) -> None:
+    """Give the shadow those indexes that somebody has added to the live tables. Idempotent."""
+    missing = await operation.database.fetch(
+        """
+        SELECT replace(indexdef, ' ON public.', $3) AS statement FROM pg_indexes
+        WHERE schemaname = 'public' AND tablename = ANY ($1::text[])
+            AND indexname NOT IN (SELECT indexname FROM pg_indexes WHERE schemaname = $2)
+        """,
+        list(ANALYTICS_TABLES),
+        SHADOW,
+        f" ON {SHADOW}.",
+    )
+    for row in missing:
+        await operation.database.execute(row["statement"])
 
 
 async def lines(operation: Operation, generation: str) -> dict[int, int]:

@@ -20,7 +20,7 @@ from asyncpg import Connection
 from consumer.tables import ANALYTICS_TABLES
 from shared.broker import KAFKA_ERRORS, new_consumer
 from shared.errors import BrokerUnavailable, WrongTopic
-from shared.events import BaseEvent
+from shared.events import TIMESTAMP_US_MAX, TIMESTAMP_US_MIN, BaseEvent
 from shared.lifecycle import ended
 from shared.settings import KafkaSettings
 
@@ -42,8 +42,8 @@ Suppressions = dict[Subject, int]  # erased at, in microseconds since 1970 UTC
 
 
 def at(timestamp_us: int) -> datetime:
-    """Microseconds since 1970 as a time, exact."""
-    return EPOCH + timedelta(microseconds=timestamp_us)
+    """Microseconds since 1970 as a time: exact, or the nearest that there is."""
+    return EPOCH + timedelta(microseconds=min(max(timestamp_us, TIMESTAMP_US_MIN), TIMESTAMP_US_MAX))
 
 
 def encode(subject: Subject, erased_at_us: int) -> tuple[bytes, bytes]:

@@ -126,7 +126,8 @@ async def _views(operation: Operation) -> list[str]:
     """Statements that bind the live tables' views to the new ones; made while the old names still resolve."""
     rows = await operation.database.fetch(
         """
-        SELECT DISTINCT view.oid::regclass::text AS name, pg_get_viewdef(view.oid) AS definition
+        SELECT DISTINCT view.oid::regclass::text AS name, pg_get_viewdef(view.oid) AS definition,
+            coalesce('WITH (' || array_to_string(view.reloptions, ', ') || ')', '') AS options
         FROM pg_class AS view JOIN pg_rewrite AS rule ON rule.ev_class = view.oid
         JOIN pg_depend AS depends ON depends.objid = rule.oid
         WHERE view.relkind = 'v' AND depends.refobjid
@@ -134,22 +135,25 @@ async def _views(operation: Operation) -> list[str]:
         """,
         list(ANALYTICS_TABLES),
     )
-    return [f"CREATE OR REPLACE VIEW {row['name']} AS {row['definition']}" for row in rows]
+    return [f"CREATE OR REPLACE VIEW {row['name']} {row['options']} AS {row['definition']}" for row in rows]
 
 
 async def _grants(operation: Operation) -> list[str]:
-    """The live tables' grants, for the new ones."""
+    """The live tables' grants, on the whole and on columns, for the new ones."""
     rows = await operation.database.fetch(
         """
-        SELECT class.relname AS name, acl.privilege_type AS privilege, acl.is_grantable,
+        SELECT class.relname AS name, acl.privilege_type AS privilege, given.columns, acl.is_grantable,
             CASE acl.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(acl.grantee)) END AS grantee
-        FROM pg_class AS class CROSS JOIN aclexplode(class.relacl) AS acl
+        FROM pg_class AS class CROSS JOIN LATERAL (
+            SELECT class.relacl AS acl, '' AS columns
+            UNION ALL SELECT attacl, ' (' || quote_ident(attname) || ')' FROM pg_attribute WHERE attrelid = class.oid
+        ) AS given CROSS JOIN aclexplode(given.acl) AS acl
         WHERE class.oid = ANY (SELECT to_regclass('public.' || name)::oid FROM unnest($1::text[]) AS name)
         """,
         list(ANALYTICS_TABLES),
     )
     return [
-        f"GRANT {row['privilege']} ON public.{row['name']} TO {row['grantee']}"
+        f"GRANT {row['privilege']}{row['columns']} ON public.{row['name']} TO {row['grantee']}"
         + (" WITH GRANT OPTION" if row["is_grantable"] else "")
         for row in rows
     ]

@@ -16,7 +16,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from consumer import metrics, positions
 from consumer.database import DATABASE_ERRORS, connect, open_connections
-from consumer.ledger import Ledger, Line
+from consumer.ledger import Ledger
 from consumer.pipeline import Pipeline
 from consumer.tables import SCHEMA_REVISION
 from shared.broker import KAFKA_ERRORS
@@ -106,7 +106,11 @@ class Watch:
                 if revision_number(revision) < revision_number(SCHEMA_REVISION):
                     self._health.block("schema", f"at {revision}, needs {SCHEMA_REVISION}: run `alembic upgrade head`")
                     return
+                asked_at = {pipeline: pipeline.next_offsets() for pipeline in self._pipelines}
                 found = await self._ledger.load(self._connection, self._next_offsets())
+                for pipeline, at in asked_at.items():
+                    if pipeline.next_offsets() == at:  # else it moves, and what was found is of its past
+                        pipeline.notice(found)
                 metrics.ledger_balanced.set(await self._ledger.is_balanced(self._connection))
         except DATABASE_ERRORS as error:
             if self._connection:
@@ -116,11 +120,6 @@ class Watch:
             return
         self._health.unblock("schema")
         self._health.answered("database")
-        self._notice(found)
-
-    def _notice(self, found: dict[int, Line]) -> None:
-        for pipeline in self._pipelines:
-            pipeline.notice(found)
 
     def _next_offsets(self) -> dict[int, int]:
         return {partition: at for pipeline in self._pipelines for partition, at in pipeline.next_offsets().items()}

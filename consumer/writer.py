@@ -5,6 +5,7 @@ All of it commits or none of it does. One connection, one caller at a time.
 
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
 from typing import TypeVar
 
 import asyncpg
@@ -12,7 +13,7 @@ import asyncpg
 from consumer import dead_letters, suppressions
 from consumer.batch import Batch, Decoded, Written, by_table
 from consumer.database import DATABASE_ERRORS, Fate, connect, fate_of
-from consumer.dead_letters import Breaker
+from consumer.dead_letters import Breaker, DeadLetter, Place
 from consumer.ledger import Ledger
 from consumer.upsert import Upsert, make_stages
 from shared.errors import DatabaseUnavailable
@@ -62,7 +63,8 @@ class Writer:
         except _BreakerOpens as opens:
             written = await self.write(batch.cut(opens.cut_at)) if opens.cut_at else Written({})
             self._breaker.is_open = True
-            written.cut_at = opens.cut_at
+            if written.cut_at is None:  # else another writer's dead letters have cut it shorter meanwhile
+                written.cut_at = opens.cut_at
             return written
 
     async def using(self, act: Callable[[asyncpg.Connection], Awaitable[T]]) -> T:
@@ -95,24 +97,28 @@ class Writer:
     async def _write(self, connection: asyncpg.Connection, batch: Batch) -> Written:
         written = Written(batch.moves())
         moves = written.moves.values()
-        async with connection.transaction():
-            await self._ledger.lock(connection, (move.line for move in moves))
-            kept = await self._kept(connection, batch.records, written)
-            letters = [decoded.dead_letter for decoded in kept if decoded.dead_letter]
-            for table, rows in sorted(by_table(kept).items()):  # in one order, or concurrent writers deadlock
-                letters += await self._upsert.store(connection, table, rows, written)
-            new = await dead_letters.unknown(connection, batch.topic_id, letters)
-            are_dead = [bool(new) and decoded.place in new for decoded in batch.records]
-            if (cut_at := self._breaker.judge(are_dead)) is not None:
-                raise _BreakerOpens(cut_at)
-            if self._keeps_letters:
-                await dead_letters.insert(connection, batch.topic_id, new.values())
-                await dead_letters.mark_redriven(connection, moves, self._ledger.topic, letters)
-            written.count_letters(letters, new.values())
-            written.settle()
-            await self._ledger.move(connection, moves)
-        # Durable from here on.
-        self._breaker.settled(are_dead)
+        async with AsyncExitStack() as breaker_turn:
+            async with connection.transaction():
+                await self._ledger.lock(connection, (move.line for move in moves))
+                kept = await self._kept(connection, batch.records, written)
+                letters = [decoded.dead_letter for decoded in kept if decoded.dead_letter]
+                for table, rows in sorted(by_table(kept).items()):  # in one order, or concurrent writers deadlock
+                    letters += await self._upsert.store(connection, table, rows, written)
+                new = await dead_letters.unknown(connection, batch.topic_id, letters)
+                are_dead = [bool(new) and decoded.place in new for decoded in batch.records]
+                if new:
+                    await breaker_turn.enter_async_context(self._breaker.turn)
+                if (cut_at := self._breaker.judge(are_dead)) is not None:
+                    raise _BreakerOpens(cut_at)
+                if self._keeps_letters:
+                    await dead_letters.insert(connection, batch.topic_id, new.values())
+                    others = _rowless(batch.records, kept, letters)
+                    await dead_letters.mark_redriven(connection, moves, self._ledger.topic, others)
+                written.count_letters(letters, new.values())
+                written.settle()
+                await self._ledger.move(connection, moves)
+            # Durable from here on.
+            self._breaker.settled(are_dead)
         return written
 
     async def _kept(
@@ -135,6 +141,12 @@ class Writer:
             else:
                 written.count(fate, decoded.table, decoded.record.partition)
         return kept
+
+
+def _rowless(records: Sequence[Decoded], kept: Sequence[Decoded], letters: Sequence[DeadLetter]) -> set[Place]:
+    """Where the records stand that are letters, suppressed or expired."""
+    left_out = {each.place for each in records} - {each.place for each in kept} if len(kept) < len(records) else set()
+    return left_out | {letter.place for letter in letters}
 
 
 class _BreakerOpens(Exception):  # noqa: N818  rolls the transaction back, and is caught beside it

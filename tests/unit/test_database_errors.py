@@ -11,7 +11,7 @@ from consumer.database import Fate, fate_of
     [
         *(
             (state, Fate.TRANSIENT)
-            for state in ["08000", "08003", "08006", "40001", "40P01", "53100", "53300", "55P03"]
+            for state in ["08000", "08003", "08006", "40001", "40003", "40P01", "53100", "53300", "55P03"]
         ),
         *(
             (state, Fate.TRANSIENT)
