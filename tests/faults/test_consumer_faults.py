@@ -373,6 +373,22 @@ async def test_the_breaker_stops_before_a_bad_deploy_empties_the_topic_into_dead
     assert (await stack.ledger())[0]["next_offset"] == 100
 
 
+async def test_writers_of_one_process_share_one_breaker(stack: Stack) -> None:
+    """Or each of them would pass as many dead letters as all of them may."""
+    await stack.create_topic(partitions=4)
+    await stack.send([(index % 4, b"{}") for index in range(2_000)])
+    settings = {"DEAD_LETTER_WINDOW": "600", "DEAD_LETTER_MAX_RATIO": "0.5", "CONSUMER_WRITERS": "4"}
+    consumer = stack.consumer(is_awaited=False, CONSUMER_BATCH_ROWS="250", **settings)
+    await not_ready(consumer, "dead letters")
+
+    async def are_all_settled() -> bool:
+        lines = await stack.ledger()
+        return sum(line["next_offset"] for line in lines) == 300
+
+    await eventually(are_all_settled, 20, "exactly what the breaker lets pass")
+    assert len(await stack.fetch("SELECT 1 FROM ingest.dead_letters")) == 300
+
+
 async def test_a_single_bad_record_on_a_quiet_system_does_not_open_the_breaker(stack: Stack) -> None:
     """A ratio of one in one is no trend."""
     await stack.create_topic(partitions=1)

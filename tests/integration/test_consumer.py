@@ -134,6 +134,21 @@ async def test_bad_records_become_dead_letters_with_their_reason_and_cost_no_nei
     assert sum(line["dead_lettered"] for line in ledger) == len(bad)
 
 
+async def test_a_record_time_that_no_timestamp_can_hold_stops_nobody(stack: Stack) -> None:
+    """Brokers let it pass unless told otherwise: a producer's microseconds taken for milliseconds."""
+    far = {"message.timestamp.after.max.ms": str(2**63 - 1)}
+    good = made(random.Random(17), "feature_usage")
+    await stack.create_topic(partitions=1, **far)
+    await stack.send([(0, b"{}"), (0, good.value)], timestamp_ms=10**15)
+    await stack.fetch("INSERT INTO ingest.suppressions VALUES ('user', 'x', now())")
+    stack.consumer()
+    await stack.settled(2)
+    await assert_rows_are(stack, [good])
+    assert await stack.fetch("SELECT reason, record_time FROM ingest.dead_letters") == [
+        {"reason": "unknown_type", "record_time": None}
+    ]
+
+
 async def test_a_row_that_the_database_refuses_does_not_take_its_older_version_along(stack: Stack) -> None:
     """Of two versions in one batch the later is written; when that one is refused, the first must stand."""
     good = made(random.Random(5), "feature_usage")
