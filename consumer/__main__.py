@@ -37,14 +37,21 @@ STOP_TIMEOUT_S = 5.0
 
 @app.callback(invoke_without_command=True)
 def default(context: typer.Context) -> None:
-    """Kafka -> Postgres: decode, route by event type, upsert, with the offsets in the same transaction."""
+    """Kafka -> Postgres: decode, route by event type, upsert, with the offsets in the same transaction.
+
+    Examples: python -m consumer
+              python -m consumer status --json
+    """
     if context.invoked_subcommand is None:
         run()
 
 
 @app.command()
 def run() -> None:
-    """Run the service, which is the default. Settings come from the environment: see the README."""
+    """Run the service, which is the default. Settings come from the environment: see the README.
+
+    Example: KAFKA_BOOTSTRAP_SERVERS=kafka:9092 python -m consumer run
+    """
     settings = load(ConsumerSettings)
     logs.configure(settings.log_level, process="consumer", log_format=settings.log_format)
     log.info("settings_loaded", **described(settings))

@@ -34,7 +34,11 @@ S = TypeVar("S", bound=ConsumerSettings)
 DONE, PROBLEM, WRONG, UNREACHED = range(4)
 
 app = typer.Typer(no_args_is_help=False, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-letters = typer.Typer(no_args_is_help=True, help="Records that could not become rows: look at them, try them again.")
+letters = typer.Typer(
+    no_args_is_help=True,
+    help="Records that could not become rows: look at them, try them again.\n\n"
+    "Example: python -m consumer dead-letters list --reason invalid_fields",
+)
 app.add_typer(letters, name="dead-letters")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]

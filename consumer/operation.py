@@ -113,6 +113,7 @@ async def _database_errors() -> AsyncIterator[None]:
 
 _REMEDIES = {
     "42P01": ", a table is not there: has `alembic upgrade head` been run?",
+    "3F000": ", a schema is not there: has `alembic upgrade head` been run?",
     "42501": ", this role may not do that: see `consumer doctor`",
     "28P01": ", user or password are wrong",
     "3D000": ", there is no such database",

@@ -84,7 +84,7 @@ async def load(
         await ledger.begin(connection, identity, await _offsets(consumer.beginning_offsets, ledger.topic, missing))
         lines |= await ledger.load(connection, missing)
     for line in lines.values():
-        await _check_identity(line, identity, ledger.topic, peek)
+        await check_identity(line, identity, ledger.topic, peek)
     if identity != NO_TOPIC_ID and any(line.topic_id == NO_TOPIC_ID for line in lines.values()):
         await ledger.identify(connection, identity)
         lines = await ledger.load(connection, wanted)
@@ -100,8 +100,13 @@ async def load(
     return lines
 
 
-async def _check_identity(line: Line, identity: UUID, topic: str, peek: Peek) -> None:
-    """By the broker's id of the topic; where one side has none, by the last record that was settled."""
+async def check_identity(line: Line, identity: UUID, topic: str, peek: Peek) -> None:
+    """By the broker's id of the topic; where one side has none, by the last record that was settled.
+
+    Raises:
+        WrongTopic: it is another topic.
+        BrokerUnavailable
+    """
     if line.topic_id == identity != NO_TOPIC_ID:
         return
     if NO_TOPIC_ID not in (line.topic_id, identity):

@@ -6,7 +6,7 @@ Running consumers notice within seconds and seek; none need run.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from asyncpg import Connection
 
@@ -14,6 +14,7 @@ from consumer import positions
 from consumer.ledger import LIVE
 from consumer.operation import Operation, Refused, WrongUse
 from consumer.tables import FATES
+from shared.errors import WrongTopic
 from shared.topic_identity import NO_TOPIC_ID
 
 
@@ -52,10 +53,10 @@ async def rewind(operation: Operation, target: Target, *, accept_new_topic: bool
     end = await operation.kafka.end_offsets(operation.places(partitions))
     bounds = {place.partition: (first[place], end[place]) for place in first}
     wanted = await _offsets(operation, target, bounds)
+    is_new_topic = await _is_recreated(operation, identity, partitions)
     done = []
     async with operation.database.transaction():
         lines = await _lock_all(operation)
-        is_new_topic = any(NO_TOPIC_ID not in (id_, identity) and id_ != identity for id_, _ in lines.values())
         if is_new_topic and not accept_new_topic:
             raise Refused("the topic was recreated since; if that was meant, add --accept-new-topic")
         if is_new_topic and (missing := set(bounds) - set(wanted)):
@@ -70,6 +71,8 @@ async def rewind(operation: Operation, target: Target, *, accept_new_topic: bool
             done.append(Rewound(partition, at, offset, bounds[partition][1] - offset))
         targets = {each.partition: each.to_offset for each in done}
         if not dry_run:
+            if is_new_topic or identity != NO_TOPIC_ID:
+                await _name_old_letters(operation, uuid4() if is_new_topic else identity)
             reason = "adopted a new topic" if is_new_topic else "rewind"
             await _end_lines(operation.database, operation.topic, sorted({*targets, *gone}), reason)
             await _restart_lines(operation.database, operation.topic, identity, targets)
@@ -81,6 +84,30 @@ async def rewind(operation: Operation, target: Target, *, accept_new_topic: bool
                     sorted(gone),
                 )
     return done
+
+
+async def _is_recreated(operation: Operation, identity: UUID, partitions: Sequence[int]) -> bool:
+    """Whether any line is of another topic of this name, as far as the broker or the last record can tell."""
+    peek = positions.peek_with(operation.settings)
+    for line in (await operation.ledger.load(operation.database, partitions)).values():
+        try:
+            await positions.check_identity(line, identity, operation.topic, peek)
+        except WrongTopic:
+            return True
+    return False
+
+
+async def _name_old_letters(operation: Operation, identity: UUID) -> None:
+    """Letters from before the broker gave ids get the topic's own; those of a topic that is gone, one of theirs.
+
+    Else a replay would write them again, or a new topic's letters be taken for them.
+    """
+    await operation.database.execute(
+        "UPDATE ingest.dead_letters SET topic_id = $1 WHERE topic = $2 AND topic_id = $3",
+        identity,
+        operation.topic,
+        NO_TOPIC_ID,
+    )
 
 
 async def _offsets(operation: Operation, target: Target, bounds: Mapping[int, tuple[int, int]]) -> dict[int, int]:

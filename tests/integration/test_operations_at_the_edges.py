@@ -109,9 +109,7 @@ async def test_a_rebuild_keeps_what_was_added_to_the_tables_or_refuses(stack: St
     assert (code, "column user_activity.colour" in err) == (1, True)
     await stack.fetch("ALTER TABLE user_activity DROP COLUMN colour")
     assert (await answered(stack, "rebuild", "--rate", "0"))["swapped"]
-    [index] = await stack.fetch(
-        "SELECT indexdef FROM pg_indexes WHERE schemaname || indexname = 'publicby_action'"
-    )
+    [index] = await stack.fetch("SELECT indexdef FROM pg_indexes WHERE schemaname || indexname = 'publicby_action'")
     definition = 'ON public.feature_usage USING btree (action, "timestamp") WHERE (action IS NOT NULL)'
     assert index["indexdef"].endswith(definition)
     [view] = await stack.fetch("SELECT reloptions FROM pg_class WHERE relname = 'own'")
