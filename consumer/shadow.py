@@ -42,7 +42,8 @@ async def refuse_what_would_be_lost(operation: Operation) -> None:
             AND attrelid = ANY (SELECT to_regclass('public.' || name) FROM unnest($1::text[]) AS name)
         UNION ALL SELECT 'constraint ' || conname FROM pg_constraint
             WHERE contype NOT IN ('p', 'n')
-            AND conrelid = ANY (SELECT to_regclass('public.' || name) FROM unnest($1::text[]) AS name)
+            AND (conrelid = ANY (SELECT to_regclass('public.' || name) FROM unnest($1::text[]) AS name)
+                OR confrelid = ANY (SELECT to_regclass('public.' || name) FROM unnest($1::text[]) AS name))
         UNION ALL SELECT 'policy ' || polname FROM pg_policy
             WHERE polrelid = ANY (SELECT to_regclass('public.' || name) FROM unnest($1::text[]) AS name)
         UNION ALL SELECT 'publication ' || pubname FROM pg_publication_tables

@@ -66,7 +66,7 @@ async def light_load(stack: Stack, seed: int, pause_s: float = 0) -> AsyncIterat
         await task
 
 
-async def assert_exactly_once(stack: Stack, expected: list[Made], seconds: float = 40) -> None:
+async def assert_exactly_once(stack: Stack, expected: list[Made], seconds: float = 90) -> None:
     await stack.settled(len(expected), seconds)
     rows = {table: await stack.rows(table) for table in TABLES}
     missing = [
@@ -104,7 +104,7 @@ async def not_ready(consumer: ModuleServer, why: str) -> None:
         status, text = await asyncio.to_thread(readiness, consumer)
         return status == 503 and why in text
 
-    await eventually(says_why, 20, f"not ready: {why}")
+    await eventually(says_why, 60, f"not ready: {why}")
 
 
 async def test_a_consumer_killed_under_load_loses_and_doubles_nothing(stack: Stack) -> None:
@@ -118,7 +118,7 @@ async def test_a_consumer_killed_under_load_loses_and_doubles_nothing(stack: Sta
             async def has_moved(count: int = count) -> bool:
                 return len(acknowledged) > count + 300 and await stack.row_count() > count
 
-            await eventually(has_moved, 30, "load under way")
+            await eventually(has_moved, 60, "load under way")
             consumer.kill()
         stack.consumer()
     await assert_exactly_once(stack, acknowledged)
@@ -133,7 +133,7 @@ async def test_a_zombie_that_wakes_after_losing_its_partitions_writes_nothing(st
         async def has_begun() -> bool:
             return await stack.row_count() > 200
 
-        await eventually(has_begun, 20, "the zombie at work")
+        await eventually(has_begun, 60, "the zombie at work")
         zombie.pause()
         stack.consumer()
         count = len(acknowledged)
@@ -141,7 +141,7 @@ async def test_a_zombie_that_wakes_after_losing_its_partitions_writes_nothing(st
         async def is_taken_over() -> bool:
             return await stack.row_count() > count
 
-        await eventually(is_taken_over, 40, "the other consumer at work")
+        await eventually(is_taken_over, 60, "the other consumer at work")
         zombie.resume()
         await asyncio.sleep(3)  # bounded: the zombie's time to do harm
     await assert_exactly_once(stack, acknowledged)
@@ -171,7 +171,7 @@ async def test_added_partitions_are_read_from_their_first_record(stack: Stack) -
     await admin.create_partitions({stack.topic: NewPartitions(total_count=4)})
     await admin.close()
     await stack.send([(2 + record.partition(2), record.value) for record in expected[100:]])
-    await assert_exactly_once(stack, expected, seconds=60)
+    await assert_exactly_once(stack, expected)
 
 
 async def test_postgres_killed_under_load_costs_no_record_and_makes_no_dead_letter(
@@ -187,7 +187,7 @@ async def test_postgres_killed_under_load_costs_no_record_and_makes_no_dead_lett
             async def has_begun(count: int = len(acknowledged)) -> bool:
                 return await stack.row_count() > count
 
-            await eventually(has_begun, 30, "rows arriving")
+            await eventually(has_begun, 60, "rows arriving")
             await asyncio.to_thread(stop)
             await not_ready(consumer, "database")
             await asyncio.to_thread(own_postgres.start)
@@ -206,7 +206,7 @@ async def test_kafka_killed_under_load_costs_no_record(stack: Stack, own_kafka: 
     await not_ready(consumer, "broker")
     await asyncio.to_thread(own_kafka.start)
     await stack.send([(record.partition(), record.value) for record in expected[300:]])
-    await assert_exactly_once(stack, expected, seconds=60)
+    await assert_exactly_once(stack, expected)
     assert consumer.is_running
 
 
@@ -226,7 +226,7 @@ async def test_postgres_stopped_for_five_minutes_under_load_costs_nothing_but_ti
         async def has_begun() -> bool:
             return await stack.row_count() > 500
 
-        await eventually(has_begun, 30, "rows arriving")
+        await eventually(has_begun, 60, "rows arriving")
         rebalances = await asyncio.to_thread(metric, consumer, "consumer_rebalances_total")
         resident_mib = psutil.Process(pid).memory_info().rss // 2**20
         await asyncio.to_thread(own_postgres.stop)
@@ -259,6 +259,8 @@ async def test_a_replay_in_any_order_of_partitions_gives_the_same_tables_and_nex
     await stack.settled(4_040)
     fresh_bytes = await wal_bytes() - started_at
     before = await content()
+    for table in TABLES:  # or the first reading of fresh rows, after a checkpoint, writes whole pages for its hints
+        await stack.fetch(f"VACUUM {table}")
     started_at = await wal_bytes()
     for partition in generator.sample(range(4), 4):
         await answered(stack, "rewind", "--to-offset", f"{partition}:0")
@@ -267,7 +269,7 @@ async def test_a_replay_in_any_order_of_partitions_gives_the_same_tables_and_nex
             line = (await stack.ledger())[partition]
             return bool(line["epoch"] == 1 and line["next_offset"] > 900)
 
-        await eventually(is_replayed, 30, "the partition replayed")
+        await eventually(is_replayed, 60, "the partition replayed")
     replay_bytes = await wal_bytes() - started_at
     assert await content() == before
     assert replay_bytes < fresh_bytes / 10
@@ -332,7 +334,7 @@ async def test_a_recreated_topic_stops_the_consumer_even_when_it_has_outgrown_th
             return False
         return True
 
-    await eventually(is_created, 20, "the topic made anew")
+    await eventually(is_created, 60, "the topic made anew")
     await admin.close()
     await stack.send([(0, made(generator).value) for _ in range(200)])
     await not_ready(consumer, "recreated")
@@ -385,7 +387,7 @@ async def test_writers_of_one_process_share_one_breaker(stack: Stack) -> None:
         lines = await stack.ledger()
         return sum(line["next_offset"] for line in lines) == 300
 
-    await eventually(are_all_settled, 20, "exactly what the breaker lets pass")
+    await eventually(are_all_settled, 60, "exactly what the breaker lets pass")
     assert len(await stack.fetch("SELECT 1 FROM ingest.dead_letters")) == 300
 
 
@@ -444,16 +446,14 @@ async def test_sigterm_ends_the_consumer_in_time_with_both_servers_frozen(
             now = await asyncio.to_thread(metric, consumer, 'consumer_stage_seconds_count{stage="decode"}')
             return now > decoded
 
-        await eventually(is_at_it, 20, "a batch on its way into the frozen database")
+        await eventually(is_at_it, 60, "a batch on its way into the frozen database")
         await asyncio.sleep(1)  # bounded: from the decoding to the write
     own_kafka.pause()
     pid = consumer.pid
     assert pid
-    started = time.monotonic()
     os.kill(pid, signal.SIGTERM)
 
     async def has_ended() -> bool:
         return not consumer.is_running
 
     await eventually(has_ended, 15, "the consumer ended")
-    assert time.monotonic() - started < 15

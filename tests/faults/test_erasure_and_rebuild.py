@@ -114,7 +114,7 @@ async def test_a_rebuild_killed_at_any_moment_leaves_the_live_tables_alone_and_i
         async def is_released() -> bool:
             return not await stack.fetch("SELECT 1 FROM pg_locks WHERE locktype = 'advisory'")
 
-        await eventually(is_released, 10, "the killed rebuild's lock released")
+        await eventually(is_released, 60, "the killed rebuild's lock released")
     if await stack.fetch("SELECT 1 FROM pg_namespace WHERE nspname = 'before_rebuild'"):
         await answered(stack, "rebuild", "--drop-old")
     is_begun = await stack.fetch("SELECT 1 FROM pg_namespace WHERE nspname = 'rebuild'")
@@ -136,11 +136,11 @@ async def test_an_aborted_rebuild_leaves_nothing_behind(stack: Stack) -> None:
     async def is_under_way() -> bool:
         return any(line["generation"] != "live" for line in await stack.ledger())
 
-    await eventually(is_under_way, 20, "the rebuild under way")
+    await eventually(is_under_way, 60, "the rebuild under way")
     assert (await answered(stack, "status"))["rebuilds"]
     process.kill()
     await process.communicate()
-    await eventually(lambda: no_locks(stack), 10, "its lock released")
+    await eventually(lambda: no_locks(stack), 60, "its lock released")
     assert (await answered(stack, "rebuild", "--abort"))["done"]
     assert {line["generation"] for line in await stack.ledger()} == {"live"}
     assert await stack.fetch("SELECT 1 FROM pg_namespace WHERE nspname = 'rebuild'") == []
@@ -236,7 +236,7 @@ async def test_an_erasure_outlives_replay_rebuild_redrive_and_a_restored_backup(
     async def is_erased_again() -> bool:
         return not await stack.fetch("SELECT 1 FROM feature_usage WHERE user_id = $1", MINE)
 
-    await eventually(is_erased_again, 30, "the restored rows erased again")
+    await eventually(is_erased_again, 60, "the restored rows erased again")
     await assert_gone("after a restored backup")
     after = made(generator, user_id=MINE)
     after = Made(after.table, after.id, time.time_ns() // 1000 + 1_000_000, after.columns)
@@ -267,9 +267,9 @@ async def test_an_erasure_waits_for_the_batches_in_flight_and_takes_nothing_that
     async def has_more_than(count: int) -> bool:
         return await stack.row_count() > count
 
-    await eventually(lambda: has_more_than(100), 30, "rows of the subject")
+    await eventually(lambda: has_more_than(100), 60, "rows of the subject")
     await answered(stack, "erase", "--user-hash", MINE)
-    await eventually(lambda: has_more_than(100), 30, "rows from after the erasure")
+    await eventually(lambda: has_more_than(100), 60, "rows from after the erasure")
     is_over.set()
     await task
     await stack.settled(len(sent), 60)

@@ -170,7 +170,7 @@ async def test_positions_come_from_the_ledger_and_never_from_the_group(stack: St
     async def is_told() -> bool:
         return sum((await stack.group_offsets()).values()) == 200
 
-    await eventually(is_told, 10, "the group told")
+    await eventually(is_told, 60, "the group told")
     first.stop()
     await stack.set_group_offsets(dict.fromkeys(range(4), 0))
     await stack.send(in_order(expected[200:]))

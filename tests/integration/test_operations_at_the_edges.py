@@ -108,6 +108,10 @@ async def test_a_rebuild_keeps_what_was_added_to_the_tables_or_refuses(stack: St
     code, _, err = await command(stack, "rebuild", "--rate", "0")
     assert (code, "column user_activity.colour" in err) == (1, True)
     await stack.fetch("ALTER TABLE user_activity DROP COLUMN colour")
+    await stack.fetch("CREATE TABLE notes (id uuid CONSTRAINT of_use REFERENCES feature_usage)")
+    code, _, err = await command(stack, "rebuild", "--rate", "0")
+    assert (code, "constraint of_use" in err) == (1, True)
+    await stack.fetch("DROP TABLE notes")
     assert (await answered(stack, "rebuild", "--rate", "0"))["swapped"]
     [index] = await stack.fetch("SELECT indexdef FROM pg_indexes WHERE schemaname || indexname = 'publicby_action'")
     definition = 'ON public.feature_usage USING btree (action, "timestamp") WHERE (action IS NOT NULL)'

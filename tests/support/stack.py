@@ -155,7 +155,7 @@ class Stack:
     async def ledger(self) -> list[dict[str, Any]]:
         return await self.fetch("SELECT * FROM ingest.partition_offsets ORDER BY generation, partition")
 
-    async def settled(self, records: int, seconds: float = 30) -> None:
+    async def settled(self, records: int, seconds: float = 60) -> None:
         """Wait until the ledger covers so many records of this topic."""
 
         async def is_settled() -> bool:
