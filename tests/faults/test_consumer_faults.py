@@ -379,6 +379,10 @@ async def test_writers_of_one_process_share_one_breaker(stack: Stack) -> None:
     """Or each of them would pass as many dead letters as all of them may."""
     await stack.create_topic(partitions=4)
     await stack.send([(index % 4, b"{}") for index in range(2_000)])
+    await stack.fetch(
+        "CREATE FUNCTION slow() RETURNS trigger AS 'BEGIN PERFORM pg_sleep(0.01); RETURN NULL; END' LANGUAGE plpgsql"
+    )  # long enough between judgement and commit for all four to be judged by then
+    await stack.fetch("CREATE TRIGGER slow BEFORE INSERT ON ingest.dead_letters EXECUTE FUNCTION slow()")
     settings = {"DEAD_LETTER_WINDOW": "600", "DEAD_LETTER_MAX_RATIO": "0.5", "CONSUMER_WRITERS": "4"}
     consumer = stack.consumer(is_awaited=False, CONSUMER_BATCH_ROWS="250", **settings)
     await not_ready(consumer, "dead letters")

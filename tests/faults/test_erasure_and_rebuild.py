@@ -56,7 +56,7 @@ async def assert_tables_are(stack: Stack, expected: list[Made]) -> None:
 async def test_a_rebuild_under_live_load_gives_exactly_what_the_topic_says(stack: Stack) -> None:
     """Tables that were damaged are made good while everything goes on: no row lost, none doubled, nobody restarted."""
     await stack.create_topic()
-    consumer = stack.consumer()
+    consumer = stack.consumer(CONSUMER_WRITERS="2")
     await stack.fetch("CREATE ROLE reader_of_rebuild")
     await stack.fetch("GRANT SELECT ON feature_usage TO reader_of_rebuild")
     await stack.fetch("CREATE VIEW features AS SELECT feature_name, count(*) AS uses FROM feature_usage GROUP BY 1")

@@ -71,10 +71,11 @@ async def test_a_loop_that_hangs_with_records_before_it_is_begun_anew_and_an_idl
     )
     interrupted: list[int] = []
     interrupt, getmany = pipeline.interrupt, client.getmany
-    hangs = False
+    hangs, is_hanging = False, asyncio.Event()
 
     async def hanging(*places: Any, **options: Any) -> Any:
         if hangs and not interrupted:
+            is_hanging.set()
             await asyncio.Event().wait()  # an answer that never comes
         return await getmany(*places, **options)
 
@@ -92,12 +93,13 @@ async def test_a_loop_that_hangs_with_records_before_it_is_begun_anew_and_an_idl
         await asyncio.sleep(8)  # bounded: idle for more than twice the stall
         assert interrupted == []
         hangs = True
+        await asyncio.wait_for(is_hanging.wait(), 20)  # or the fetch that is under way would take the records
         await stack.send([(record.partition(), record.value) for record in records[30:]])
 
         async def is_over() -> bool:
             return await stack.row_count() == 60
 
-        await eventually(is_over, 30, "the loop begun anew")
+        await eventually(is_over, 60, "the loop begun anew")
         assert interrupted == [1]
     finally:
         stop.set()
