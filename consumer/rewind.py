@@ -13,7 +13,7 @@ from asyncpg import Connection
 from consumer import positions
 from consumer.ledger import LIVE
 from consumer.operation import Operation, Refused, WrongUse
-from consumer.tables import FATES
+from consumer.tables import FATES, LINE_COLUMNS
 from shared.errors import WrongTopic
 from shared.topic_identity import NO_TOPIC_ID
 
@@ -141,19 +141,7 @@ async def _lock_all(operation: Operation) -> dict[int, tuple[UUID, int]]:
 
 
 async def _end_lines(database: Connection, topic: str, partitions: Sequence[int], reason: str) -> None:
-    columns = ", ".join(
-        (
-            "generation",
-            "topic",
-            "partition",
-            "topic_id",
-            "epoch",
-            "first_offset",
-            "next_offset",
-            *FATES,
-            "last_record_hash",
-        )
-    )
+    columns = ", ".join(LINE_COLUMNS)
     await database.execute(
         f"""
         INSERT INTO ingest.ledger_history ({columns}, reason)

@@ -9,7 +9,7 @@ from consumer import suppressions
 from consumer.ledger import LIVE
 from consumer.operation import Operation, Refused, say
 from consumer.shadow import GENERATION, OLD, SHADOW, reached
-from consumer.tables import ANALYTICS_TABLES, FATES
+from consumer.tables import ANALYTICS_TABLES, LINE_COLUMNS
 
 SWAP_LOCK_TIMEOUT_S = 2.0
 SWAP_WAIT_S = 3.0
@@ -85,19 +85,7 @@ async def _lock_lines(operation: Operation, generation: str) -> dict[int, int]:
 
 async def _promote_lines(operation: Operation) -> None:
     """The live lines end, and the shadow's go on as the live ones, an epoch later: so live consumers load anew."""
-    columns = ", ".join(
-        (
-            "generation",
-            "topic",
-            "partition",
-            "topic_id",
-            "epoch",
-            "first_offset",
-            "next_offset",
-            *FATES,
-            "last_record_hash",
-        )
-    )
+    columns = ", ".join(LINE_COLUMNS)
     await operation.database.execute(
         f"""
         WITH ended AS (

@@ -159,6 +159,8 @@ partition_offsets = Table(
     comment="The ledger: moved in the transaction of the rows that it covers",
 )
 
+LINE_COLUMNS = tuple(column.name for column in partition_offsets.columns)
+
 ledger_history = Table(
     "ledger_history",
     metadata,
