@@ -2,6 +2,8 @@
 
 import random
 
+import pytest
+
 from receiver import fast_path
 from receiver.fast_path import FastPath
 from receiver.outcome import Ignored
@@ -34,18 +36,20 @@ def test_ordinary_spans_take_the_short_way() -> None:
     assert fast.record_of(health, plain) == Ignored("excluded_endpoint")
 
 
-def test_what_it_remembers_is_bounded_and_changes_nothing() -> None:
+def test_what_it_remembers_is_bounded_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A sender with a new value in each span must cost memory only up to the bound."""
+    monkeypatch.setattr(fast_path, "_KNOWN_MAX", 200)
+    monkeypatch.setattr(fast_path, "_PLACES_MAX", 100)
     fast = FastPath(PLAIN)
     plain = fast.resource(RESOURCE)
     assert plain is not None
     resource = read_resource(RESOURCE, PLAIN)
     generator = random.Random(1)
-    for _ in range(fast_path._KNOWN_MAX // 2):
+    for _ in range(1_000):
         attributes = {**FEATURE, "user.id": f"u-{generator.random()}", "metadata.x": str(generator.random())}
         raw = span_bytes({**attributes, f"metadata.{generator.randrange(10_000)}": 1})
         record = fast.record_of(raw, plain)
-        if generator.random() < 0.01:
+        if generator.random() < 0.1:
             event = translate(raw, resource, PLAIN)
             assert record == encode(event)  # type: ignore[arg-type]
     assert len(fast._known) <= fast_path._KNOWN_MAX
