@@ -21,6 +21,9 @@ from support.stack import Stack
 
 ROOT = Path(__file__).resolve().parents[1]
 
+# grpc (1.85) hooks into every fork of a process that uses it, and such a child once died before it could exec.
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
+
 
 @pytest.fixture(scope="session")
 def folder() -> Iterator[Path]:
