@@ -98,7 +98,7 @@ def figures_of(moments: Sequence[Moment]) -> dict[str, float]:
 async def measure(servers: Servers, report: Report, *, is_quick: bool, repetitions: int) -> None:
     """Fresh rows and replays, by each peer in turns, into tables of the same indexes."""
     report.aim(*GOALS)
-    rows = 120_000 if is_quick else 240_000
+    rows = 60_000 if is_quick else 80_000
     cases: list[tuple[Mix, str]] = [("events", MIXED)] if is_quick else [("events", MIXED), ("endpoints", ONE_TABLE)]
     for mix, case in cases:
         report.say(f"consumer: {case}")
