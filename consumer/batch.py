@@ -11,25 +11,41 @@ from aiokafka import ConsumerRecord
 
 from consumer.dead_letters import DeadLetter, Place
 from consumer.ledger import Line, Move
-from consumer.tables import Row, row_of
+from consumer.tables import INDEX, Row, row_of, us_of
 from shared.errors import Undecodable
-from shared.events import BaseEvent
 from shared.topic_identity import NO_TOPIC_ID
 from shared.wire import decode
 
 
 class Decoded(NamedTuple):
-    """A record and what it is: an event with its row, a dead letter, or a tombstone (neither)."""
+    """A record and what it is: an event's row, a dead letter, or a tombstone (neither).
+
+    Of the event its row is kept and nothing else: three batches of models would be memory, and work for the
+    garbage collector.
+    """
 
     record: ConsumerRecord
     table: str = ""  # of its row; empty when it has none
-    event: BaseEvent | None = None
     row: Row = ()
     dead_letter: DeadLetter | None = None
 
     @property
     def place(self) -> Place:
         return self.record.partition, self.record.offset
+
+    @property
+    def user_id(self) -> str | None:
+        hashed: str | None = self.row[INDEX[self.table]["user_id"]]
+        return hashed
+
+    @property
+    def organization_id(self) -> str | None:
+        hashed: str | None = self.row[INDEX[self.table]["organization_id"]]
+        return hashed
+
+    @property
+    def timestamp_us(self) -> int:
+        return us_of(self.row[INDEX[self.table]["timestamp"]])
 
 
 def decoded(record: ConsumerRecord) -> Decoded:
@@ -40,7 +56,7 @@ def decoded(record: ConsumerRecord) -> Decoded:
         event = decode(record.value)
     except Undecodable as undecodable:
         return Decoded(record, dead_letter=DeadLetter(record, undecodable.reason))
-    return Decoded(record, event.table, event, row_of(event))
+    return Decoded(record, event.table, row_of(event))
 
 
 def record_hash(record: ConsumerRecord) -> bytes:

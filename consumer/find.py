@@ -58,9 +58,9 @@ async def find(operation: Operation, trace_id: str, span_id: str) -> Found:
     lines = await operation.ledger.load(operation.database, [partition])
     if partition not in lines or lines[partition].next_offset <= record.offset:
         return Found(str(id_), "waiting", place)
-    event = decoded(record).event
-    erased = await suppressions.among(operation.database, [event] if event else [])
-    if event and suppressions.is_suppressed(event, record.timestamp, erased):
+    found = decoded(record)
+    erased = await suppressions.among(operation.database, [found] if found.table else [])
+    if found.table and suppressions.is_suppressed(found, record.timestamp, erased):
         return Found(str(id_), "suppressed", place)
     return Found(str(id_), "gone", place)
 

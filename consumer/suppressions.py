@@ -12,15 +12,15 @@ import asyncio
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from asyncpg import Connection
 
-from consumer.tables import ANALYTICS_TABLES
+from consumer.tables import ANALYTICS_TABLES, us_of
 from shared.broker import KAFKA_ERRORS, new_consumer
 from shared.errors import BrokerUnavailable, WrongTopic
-from shared.events import TIMESTAMP_US_MAX, TIMESTAMP_US_MIN, BaseEvent
+from shared.events import TIMESTAMP_US_MAX, TIMESTAMP_US_MIN
 from shared.lifecycle import ended
 from shared.settings import KafkaSettings
 
@@ -39,6 +39,17 @@ class Subject(NamedTuple):
 
 
 Suppressions = dict[Subject, int]  # erased at, in microseconds since 1970 UTC
+
+
+class OfSubjects(Protocol):
+    """An event, or the row of one."""
+
+    @property
+    def user_id(self) -> str | None: ...
+    @property
+    def organization_id(self) -> str | None: ...
+    @property
+    def timestamp_us(self) -> int: ...
 
 
 def at(timestamp_us: int) -> datetime:
@@ -189,7 +200,7 @@ async def delete_subject(
     return {**deleted, "dead_letters": int(status.rpartition(" ")[2])}
 
 
-async def among(connection: Connection, events: Iterable[BaseEvent]) -> Suppressions:
+async def among(connection: Connection, events: Iterable[OfSubjects]) -> Suppressions:
     """The suppressions that any of these events may fall under. Shares the table's lock until the commit."""
     if not await connection.fetchval("SELECT EXISTS (SELECT 1 FROM ingest.suppressions)"):
         return {}
@@ -202,10 +213,10 @@ async def among(connection: Connection, events: Iterable[BaseEvent]) -> Suppress
         [subject.hash for subject in subjects if subject.kind == "user"],
         [subject.hash for subject in subjects if subject.kind == "organization"],
     )
-    return {Subject(row["kind"], row["hash"]): _us(row["erased_at"]) for row in found}
+    return {Subject(row["kind"], row["hash"]): us_of(row["erased_at"]) for row in found}
 
 
-def is_suppressed(event: BaseEvent, record_time_ms: int, suppressions: Mapping[Subject, int]) -> bool:
+def is_suppressed(event: OfSubjects, record_time_ms: int, suppressions: Mapping[Subject, int]) -> bool:
     """Did this come, or happen, at or before its subject's erasure?"""
     if not suppressions:
         return False
@@ -214,7 +225,7 @@ def is_suppressed(event: BaseEvent, record_time_ms: int, suppressions: Mapping[S
     return any(earlier_us <= suppressions[subject] for subject in subjects if subject in suppressions)
 
 
-def _subjects(event: BaseEvent) -> list[Subject]:
+def _subjects(event: OfSubjects) -> list[Subject]:
     subjects = []
     if event.user_id is not None:
         subjects.append(Subject("user", event.user_id))
@@ -241,7 +252,3 @@ async def suppressed_letters(connection: Connection, records: Sequence[ConsumerR
         [at(record.timestamp * 1000) for record in records],
     )
     return {(row["partition"], row["offset"]) for row in found}
-
-
-def _us(time: datetime) -> int:
-    return (time - EPOCH) // timedelta(microseconds=1)

@@ -6,7 +6,7 @@ receiver's mapping.
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from operator import attrgetter
+from operator import itemgetter
 from typing import Any
 
 from pydantic_core import to_json
@@ -220,6 +220,9 @@ suppressions = Table(
 )
 
 Row = tuple[Any, ...]
+INDEX = {
+    name: {column.name: index for index, column in enumerate(table.columns)} for name, table in ANALYTICS_TABLES.items()
+}  # of each column in its table's rows
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -227,12 +230,12 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 def _row_maker(table: Table) -> Callable[[Any], Row]:
     """The values of an event in the order of the table's columns, two of them in the column's own form."""
     names = [column.name for column in table.columns]
-    values_of = attrgetter(*("timestamp_us" if name == "timestamp" else name for name in names))
+    values_of = itemgetter(*("timestamp_us" if name == "timestamp" else name for name in names))
     timestamp, metadata_at = names.index("timestamp"), names.index("event_metadata")
 
     def made(event: BaseEvent) -> Row:
-        values = list(values_of(event))
-        values[timestamp] = _EPOCH + timedelta(microseconds=values[timestamp])  # exact: integers all the way
+        values = list(values_of(event.__dict__))  # half the time of its attributes
+        values[timestamp] = _EPOCH + timedelta(0, 0, values[timestamp])  # exact: integers all the way
         values[metadata_at] = to_json(values[metadata_at]).decode()
         return tuple(values)
 
@@ -242,6 +245,11 @@ def _row_maker(table: Table) -> Callable[[Any], Row]:
 def row_of(event: BaseEvent) -> Row:
     """The values of the event's table, in the order of its columns."""
     return _row_makers[event.table](event)
+
+
+def us_of(timestamp: datetime) -> int:
+    """Microseconds since 1970 UTC, as the event had them: exact."""
+    return (timestamp - _EPOCH) // timedelta(microseconds=1)
 
 
 _row_makers = {name: _row_maker(table) for name, table in ANALYTICS_TABLES.items()}

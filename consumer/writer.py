@@ -105,7 +105,7 @@ class Writer:
                 for table, rows in sorted(by_table(kept).items()):  # in one order, or concurrent writers deadlock
                     letters += await self._upsert.store(connection, table, rows, written)
                 new = await dead_letters.unknown(connection, batch.topic_id, letters)
-                are_dead = [bool(new) and decoded.place in new for decoded in batch.records]
+                are_dead = [decoded.place in new for decoded in batch.records] if new else [False] * len(batch.records)
                 if new:
                     await breaker_turn.enter_async_context(self._breaker.turn)
                 if (cut_at := self._breaker.judge(are_dead)) is not None:
@@ -125,7 +125,7 @@ class Writer:
         self, connection: asyncpg.Connection, records: Sequence[Decoded], written: Written
     ) -> Sequence[Decoded]:
         """Without the records of erased subjects, and those past their retention, which are counted."""
-        erased = await suppressions.among(connection, (decoded.event for decoded in records if decoded.event))
+        erased = await suppressions.among(connection, (decoded for decoded in records if decoded.table))
         bad = [decoded.record for decoded in records if decoded.dead_letter]
         erased_letters = await suppressions.suppressed_letters(connection, bad)
         expired_until_us = self._now_us() - self._retention_us if self._retention_us else None
@@ -157,10 +157,10 @@ class _BreakerOpens(Exception):  # noqa: N818  rolls the transaction back, and i
 
 def _fate_unstored(decoded: Decoded, erased: suppressions.Suppressions, expired_until_us: int | None) -> str | None:
     """`suppressed` or `expired`; None when the record is to be stored, or kept as a dead letter."""
-    if decoded.event:
-        if suppressions.is_suppressed(decoded.event, decoded.record.timestamp, erased):
+    if decoded.table:
+        if suppressions.is_suppressed(decoded, decoded.record.timestamp, erased):
             return "suppressed"
-        happened_us = decoded.event.timestamp_us
+        happened_us = decoded.timestamp_us
     elif decoded.dead_letter:
         happened_us = decoded.record.timestamp * 1000
     else:
