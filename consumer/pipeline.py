@@ -28,7 +28,7 @@ from shared.probes import Health
 log = structlog.get_logger("consumer.pipeline")
 
 IDLE_MS = 500  # how long a fetch waits for the first record, and so how late a stop is seen
-SLICE_RECORDS = 100  # decoded in one go: 1 or 2 ms in which the writer waits for its turn
+SLICE_RECORDS = 500  # decoded in one go, while the writer waits for its turn: 5 ms; 100 would cost a tenth more CPU
 BATCH_BYTES_MAX = 64 * 1024 * 1024
 BATCHES_AHEAD = 1  # beside the one that is written and the one that is decoded
 GROUP_COMMIT_TIMEOUT_S = 5.0
