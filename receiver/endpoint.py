@@ -36,9 +36,11 @@ def endpoint_of(text: str, form: Form, *, own_ids: Collection[str]) -> str:
     `own_ids` are the span's raw user and organization id.
     """
     path = path_of(text[:JUDGED_CHARS_MAX], form)
-    if "%" in path or any(own_id in path for own_id in own_ids):
-        return _template(path, own_ids)
-    return _template_of_any(path)
+    # Each segment brings its slash, so what follows the 256th is beyond the column.
+    segments = [part.partition(";")[0] for part in path.split("/", COLUMN_CHARS + 1)[: COLUMN_CHARS + 1]]
+    if own_ids and ("%" in path or any(own_id in path for own_id in own_ids)):
+        return "/".join([_segment_template(segment, own_ids) for segment in segments])
+    return "/".join(map(_template_of_any, segments))
 
 
 def path_of(text: str, form: Form) -> str:
@@ -63,15 +65,9 @@ _ORIGIN = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*+://|//)?+[^/?#]*+")
 _ROUTE_QUERY = re.compile(r"\?[\w.~%\[\]-]++=")
 
 
-def _template(path: str, own_ids: Collection[str]) -> str:
-    # Each segment brings its slash, so what follows the 256th is beyond the column.
-    segments = path.split("/", COLUMN_CHARS + 1)[: COLUMN_CHARS + 1]
-    return "/".join([_segment_template(segment.partition(";")[0], own_ids) for segment in segments])
-
-
-@remembered(entries=8192, length_max=256)
-def _template_of_any(path: str) -> str:
-    return _template(path, ())
+@remembered(entries=8192, length_max=64)
+def _template_of_any(segment: str) -> str:
+    return _segment_template(segment, ())
 
 
 def _segment_template(segment: str, own_ids: Collection[str]) -> str:

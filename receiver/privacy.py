@@ -53,7 +53,7 @@ def clean(text: str, addresses: Addresses = "all") -> Cleaned:
 
     Of a text of more than JUDGED_CHARS_MAX the rest is left out, unread.
     """
-    if len(text) <= _HARMLESS_CHARS_MAX and text.isalnum():
+    if _is_harmless(text):
         return Cleaned(text, None, lost_query=False)
     return _clean(text[:JUDGED_CHARS_MAX], addresses)
 
@@ -75,11 +75,15 @@ def without_query(text: str) -> str:
 
 def secret_in(text: str, addresses: Addresses = "all") -> SecretRule | None:
     """Which rule finds a secret in the text, as it is or percent-decoded."""
-    rule = _secret_in(text, addresses)
+    rule = None if _is_harmless(text) else _secret_in(text, addresses)
     if rule is None and "%" in text:
         unquoted = unquote(text[:_UNQUOTED_CHARS_MAX])
         rule = None if unquoted == text else _secret_in(unquoted, addresses)
     return rule
+
+
+def _is_harmless(text: str) -> bool:
+    return len(text) <= _HARMLESS_CHARS_MAX and text.isalnum()
 
 
 def _secret_in(text: str, addresses: Addresses) -> SecretRule | None:

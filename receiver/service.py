@@ -7,7 +7,7 @@ import random
 import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import grpc
@@ -26,7 +26,7 @@ from receiver.budget import Budget, BudgetFull, Reads, SenderStalled
 from receiver.course import Course
 from receiver.outcome import Ignored, Rejected
 from receiver.publisher import Publisher, RecordTooLarge
-from receiver.records import Records
+from receiver.records import Answer, Records
 from receiver.settings import ReceiverSettings
 from receiver.spans import MalformedRequest, ResourceSpans, TooManySpans, read_request
 from shared.errors import BrokerUnavailable, Permanent, Transient
@@ -45,7 +45,6 @@ BUDGET_WAIT_S = 1.0
 REPLY_MARGIN_S = 0.3  # so that our reply and not the client's own deadline is what the client sees
 CANCEL_WITHIN_S = 0.05
 SLICE_S = 0.005  # what any request may wait for in each round
-SPANS_A_STEP = 16
 SPANS_SIFTED = 512  # at once: below a millisecond
 MIDDLING_SLICES = 10  # 50 ms, or about two thousand events
 RETRY_AFTER_S = (1.0, 30.0)  # bounds; the Collector gives up when a delay leads past its 300 s
@@ -225,22 +224,22 @@ class TraceService:
                 part = ResourceSpans(group.resource, group.spans[start : start + SPANS_SIFTED])
                 sifted = self._records.sifted(part)
                 tally.ignored["not_product_event"] += len(part.spans) - len(sifted.spans)
-                yield from self._work_on(sifted, tally, received_at_ms)
+                for answers in self._records.of(sifted):
+                    self._settle(answers, tally, received_at_ms)
+                    yield
+                yield
 
-    def _work_on(self, group: ResourceSpans, tally: Tally, received_at_ms: int) -> Iterator[None]:
-        for count, made in enumerate(self._records.of(group)):
-            match made:
+    def _settle(self, answers: Sequence[Answer], tally: Tally, received_at_ms: int) -> None:
+        for answer in answers:
+            match answer:
                 case Record():
-                    self._place(made, tally, received_at_ms)
+                    self._place(answer, tally, received_at_ms)
                 case Ignored(reason):
                     tally.ignored[reason] += 1
                 case Rejected(reason, fault):
                     tally.rejected[reason] += 1
                     if fault:  # a bug of ours: it costs this span and none of its neighbours
                         tally.faults[fault] += 1
-            if self._records.took_long or count % SPANS_A_STEP == 0:
-                yield
-        yield
 
     def _place(self, record: Record, tally: Tally, received_at_ms: int) -> None:
         try:

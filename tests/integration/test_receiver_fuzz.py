@@ -60,7 +60,7 @@ def served(body: bytes, by: Rules) -> list[Fate]:
         groups = read_request(body, spans_max=SPANS_MAX)
     except (MalformedRequest, TooManySpans) as refusal:
         return [type(refusal).__name__]
-    made = [one for group in groups for one in RECORDS[by].of(group)]
+    made = [one for group in groups for step in RECORDS[by].of(group) for one in step]
     return [one.value if isinstance(one, Record) else one.reason for one in made]
 
 

@@ -30,10 +30,10 @@ def test_ordinary_spans_take_the_short_way() -> None:
     plain = fast.resource(RESOURCE)
     assert plain is not None
     for attributes in (LOGIN, HTTP, FEATURE, {**LOGIN, "session.id": "s-1", "duration_ms": 1.5}):
-        assert isinstance(fast.record_of(span_bytes(attributes, kind=SERVER), plain), Record)
-    assert fast.record_of(span_bytes(HTTP, kind=CLIENT), plain) == Ignored("not_product_event")
+        assert isinstance(fast.records_of([span_bytes(attributes, kind=SERVER)], plain)[0], Record)
+    assert fast.records_of([span_bytes(HTTP, kind=CLIENT)], plain) == [Ignored("not_product_event")]
     health = span_bytes({**HTTP, "http.route": "/healthz"}, kind=SERVER)
-    assert fast.record_of(health, plain) == Ignored("excluded_endpoint")
+    assert fast.records_of([health], plain) == [Ignored("excluded_endpoint")]
 
 
 def test_what_it_remembers_is_bounded_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,7 +48,7 @@ def test_what_it_remembers_is_bounded_and_changes_nothing(monkeypatch: pytest.Mo
     for _ in range(1_000):
         attributes = {**FEATURE, "user.id": f"u-{generator.random()}", "metadata.x": str(generator.random())}
         raw = span_bytes({**attributes, f"metadata.{generator.randrange(10_000)}": 1})
-        record = fast.record_of(raw, plain)
+        [record] = fast.records_of([raw], plain)
         if generator.random() < 0.1:
             event = translate(raw, resource, PLAIN)
             assert record == encode(event)  # type: ignore[arg-type]
