@@ -10,6 +10,7 @@ either None or, byte for byte, that of the long way; tests compare the two over 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from operator import attrgetter, itemgetter
 from typing import Any, NamedTuple, cast
 
 import orjson
@@ -88,6 +89,9 @@ class _Piece:
     is_excluded: bool = False  # of an endpoint
 
 
+_place_of, _text_of = attrgetter("place"), attrgetter("text")
+
+
 class _Known(dict[bytes, _Piece]):
     """Attributes by their bytes. Those that nobody had for long are forgotten first."""
 
@@ -136,6 +140,7 @@ class _Plan:
     table: str
     prefix: str
     picked: list[int]  # in wire order: columns, then event_metadata
+    pick: Callable[[list[_Piece]], tuple[_Piece, ...]]
     columns: int  # so many of them
     owners: list[int]  # user and organization
     is_timed: bool  # the last column is the time from start to end
@@ -188,7 +193,7 @@ class FastPath:
         self, plan: _Plan, pieces: list[_Piece], span: otlp.PlainSpan, raw: bytes, resource: PlainResource
     ) -> list[str] | None:
         """What the span's attributes give to its record; None when it goes the long way."""
-        texts = [pieces[at].text for at in plan.picked]
+        texts = [*map(_text_of, plan.pick(pieces))]
         if None in texts:
             try:
                 for at in plan.picked:
@@ -197,13 +202,13 @@ class FastPath:
                         pieces[at] = self._known.keep(read, self._column_piece(read, pieces[at].place))
             except _Declines:
                 return None
-            texts = [pieces[at].text for at in plan.picked]
+            texts = [*map(_text_of, plan.pick(pieces))]
         for at in plan.owners:
             own_id = pieces[at].own_id
             if (
                 own_id
                 and (own_id in resource.words or raw.count(own_id) > pieces[at].own_times)
-                and _is_said(own_id, [pieces[at] for at in plan.picked], resource)
+                and _is_said(own_id, plan.pick(pieces), resource)
             ):
                 return None
         return cast("list[str]", texts)
@@ -212,7 +217,7 @@ class FastPath:
 
     def _plan_of(self, pieces: Sequence[_Piece], resource: PlainResource) -> _Plan | Ignored | None:
         """None when spans of this shape go the long way."""
-        shape = (resource, *[piece.place for piece in pieces])
+        shape = (resource, *map(_place_of, pieces))
         try:
             return self._plans[shape]
         except KeyError:
@@ -245,10 +250,12 @@ class FastPath:
             return None
         columns = [chosen[name] for name, _ in layout.columns if name in chosen]
         is_inferred_request = table == "endpoint_usage" and "category" not in chosen
+        picked = [*columns, *names.values()]  # two and more, so that itemgetter gives a tuple
         return _Plan(
             table=table,
             prefix=layout.prefix,
-            picked=[*columns, *names.values()],
+            picked=picked,
+            pick=itemgetter(*picked),
             columns=len(columns),
             owners=[chosen[name] for name in _OWNERS if name in chosen],
             is_timed=("duration_ms", False) in layout.columns and "duration_ms" not in chosen,

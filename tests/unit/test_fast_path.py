@@ -7,9 +7,11 @@ import pytest
 from receiver import fast_path
 from receiver.fast_path import FastPath
 from receiver.outcome import Ignored
+from receiver.records import Records
+from receiver.spans import ResourceSpans
 from receiver.translate import read_resource, translate
 from shared.wire import Record, encode
-from support.encoding import CLIENT, LOGIN, PLAIN, SERVER, resource_bytes, span_bytes
+from support.encoding import CLIENT, LOGIN, PLAIN, SERVER, any_value, field, resource_bytes, span_bytes
 
 RESOURCE = resource_bytes({"service.name": "shop", "telemetry.sdk.language": "python", "host.name": "a"})
 HTTP = {
@@ -40,6 +42,7 @@ def test_what_it_remembers_is_bounded_and_changes_nothing(monkeypatch: pytest.Mo
     """A sender with a new value in each span must cost memory only up to the bound."""
     monkeypatch.setattr(fast_path, "_KNOWN_MAX", 200)
     monkeypatch.setattr(fast_path, "_PLACES_MAX", 100)
+    monkeypatch.setattr(fast_path, "_PLANS_MAX", 50)
     fast = FastPath(PLAIN)
     plain = fast.resource(RESOURCE)
     assert plain is not None
@@ -52,5 +55,44 @@ def test_what_it_remembers_is_bounded_and_changes_nothing(monkeypatch: pytest.Mo
         if generator.random() < 0.1:
             event = translate(raw, resource, PLAIN)
             assert record == encode(event)  # type: ignore[arg-type]
-    assert len(fast._known) <= fast_path._KNOWN_MAX
-    assert len(fast._places) <= fast_path._PLACES_MAX
+    assert len(fast._known) + len(fast._known._older) <= fast_path._KNOWN_MAX
+    assert len(fast._known.unread) <= len(fast._places) <= fast_path._PLACES_MAX
+    assert len(fast._plans) <= fast_path._PLANS_MAX
+
+
+def test_what_is_asked_for_again_is_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a stream of new values would wash out the few that every span has."""
+    monkeypatch.setattr(fast_path, "_KNOWN_MAX", 200)
+    fast = FastPath(PLAIN)
+    plain = fast.resource(RESOURCE)
+    assert plain is not None
+    fast.records_of([span_bytes(LOGIN)], plain)
+    [read] = [piece for piece in fast._known.values() if piece.place.column == "user_id"]
+    for number in range(1_000):
+        fast.records_of([span_bytes(LOGIN), span_bytes({**FEATURE, "metadata.n": f"{number}"})], plain)
+    assert any(piece is read for piece in fast._known.values())
+
+
+def test_an_attribute_without_a_key_stands_for_no_other() -> None:
+    """Attributes of which the key cannot be told at a glance have none either, at first."""
+    records = Records(PLAIN)
+    at_a_glance = span_bytes([("", "x")] * 100 + [*LOGIN.items()])
+    method = field(1, b"http.request.method") + 2 * field(2, any_value("GET"))  # the second value counts
+    merged = span_bytes({"http.route": "/orders"}, kind=SERVER, more=field(9, method))
+    for span in (at_a_glance, merged):
+        expected = encode(translate(span, read_resource(RESOURCE, PLAIN), PLAIN))  # type: ignore[arg-type]
+        assert [*records.of(ResourceSpans(RESOURCE, [span]))][-1] == [expected]
+
+
+def test_steps_are_short_and_a_long_span_is_one_of_its_own() -> None:
+    """The service gives the loop back after each of them."""
+    plain, long = span_bytes(LOGIN), span_bytes({**LOGIN, "metadata.text": "x" * 3_000})
+    declined = span_bytes({**LOGIN, "metadata.list": [1, 2]})
+
+    def steps(spans: list[bytes]) -> list[int]:
+        return [len(step) for step in Records(PLAIN).of(ResourceSpans(RESOURCE, spans)) if step]
+
+    assert steps([plain] * 130) == [64, 64, 2]
+    assert steps([long] * 64) == [1] * 64  # cut, so that it takes the long way
+    assert steps([plain, declined, plain, plain]) == [1, 1, 2]
+    assert steps([span_bytes({**LOGIN, "unread": "x" * 1_500})] * 64) == [4] * 16
