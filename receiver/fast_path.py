@@ -68,7 +68,7 @@ class _Place:
     """Where the values of a key go. Compared by identity: the places of a span's attributes are its shape."""
 
     column: str
-    rank: int = 0  # of two keys for one column the lower wins, and the span's before the resource's
+    rank: int = 0  # of two keys for one column the lower wins
     name: str = ""  # in event_metadata; of a category, its table
     useless_values: int = 0
 
@@ -120,7 +120,7 @@ class _Known(dict[bytes, _Piece]):
 class PlainResource:
     """A resource as its spans begin with it. Compared by identity."""
 
-    columns: list[_Piece]
+    columns: list[_Piece]  # behind those of a span, which win where they have the same key
     metadata: str
     names: set[str]  # in event_metadata
     words: set[bytes]  # those of its pieces
@@ -363,16 +363,15 @@ class FastPath:
         columns, metadata = [self._deployment], []
         for raw in attributes:
             piece = self._unknown(raw)
-            place = piece.place
-            behind = _Place(place.column, place.rank + 1, place.name)  # the span's
-            if place.column == _METADATA:
+            column = piece.place.column
+            if column == _METADATA:
                 metadata.append(piece)
-            elif place.column == "category":
-                columns.append(_Piece(behind))
-            elif place.column in (_UNCLEAR, "endpoint"):  # a path would have to be searched with each span
+            elif column == "category":
+                columns.append(piece)
+            elif column in (_UNCLEAR, "endpoint"):  # a path would have to be searched with each span
                 raise _Declines
-            elif place.column != _NOWHERE:
-                columns.append(self._column_piece(raw, behind))
+            elif column != _NOWHERE:
+                columns.append(self._column_piece(raw, piece.place))
                 columns[-1].own_times = 0
         names = {piece.place.name for piece in metadata}
         if len(names) < len(metadata):
@@ -457,7 +456,7 @@ def _layout(model: type[ProductEvent]) -> _Layout:
 _USELESS, _UNCLEAR_PIECE = _Piece(_Place(_NOWHERE)), _Piece(_Place(_UNCLEAR))
 _EMPTY_SPAN = otlp.parse_span(b"")
 _LAST = 99  # the rank of a default
-_COLUMN_PLACES = {key: _Place(name, 2 * rank) for name, (of, _) in _READERS.items() for rank, key in enumerate(of)}
+_COLUMN_PLACES = {key: _Place(name, rank) for name, (of, _) in _READERS.items() for rank, key in enumerate(of)}
 # Tables of which every column is read here; a newer one goes the long way until it is taken in.
 _LAYOUTS = {
     model.model_fields["table"].default: _layout(model)

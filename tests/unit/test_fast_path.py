@@ -11,7 +11,7 @@ from receiver.records import Records
 from receiver.spans import ResourceSpans
 from receiver.translate import read_resource, translate
 from shared.wire import Record, encode
-from support.encoding import CLIENT, LOGIN, PLAIN, SERVER, any_value, field, resource_bytes, span_bytes
+from support.encoding import CLIENT, LOGIN, PLAIN, SERVER, any_value, field, outcome, resource_bytes, span_bytes
 
 RESOURCE = resource_bytes({"service.name": "shop", "telemetry.sdk.language": "python", "host.name": "a"})
 HTTP = {
@@ -76,12 +76,24 @@ def test_what_is_asked_for_again_is_not_forgotten(monkeypatch: pytest.MonkeyPatc
 def test_an_attribute_without_a_key_stands_for_no_other() -> None:
     """Attributes of which the key cannot be told at a glance have none either, at first."""
     records = Records(PLAIN)
-    at_a_glance = span_bytes([("", "x")] * 100 + [*LOGIN.items()])
+    at_a_glance = span_bytes([*(("", f"{number}") for number in range(100)), *LOGIN.items()])
     method = field(1, b"http.request.method") + 2 * field(2, any_value("GET"))  # the second value counts
     merged = span_bytes({"http.route": "/orders"}, kind=SERVER, more=field(9, method))
     for span in (at_a_glance, merged):
         expected = encode(translate(span, read_resource(RESOURCE, PLAIN), PLAIN))  # type: ignore[arg-type]
         assert [*records.of(ResourceSpans(RESOURCE, [span]))][-1] == [expected]
+
+
+def test_an_id_is_hashed_where_its_bytes_do_not_stand() -> None:
+    """In the resource, of which the short way has the text ready; and where it is what a key is replaced by."""
+    fast = FastPath(PLAIN)
+    plain = fast.resource(RESOURCE)
+    assert plain is not None
+    assert fast.records_of([span_bytes({**LOGIN, "user.id": name}) for name in ("shop", "shopper")], plain)[0] is None
+    event = outcome({**LOGIN, "user.id": "shop"}, resource={"service.name": "shop"})
+    assert event.event_metadata == {"service.name": PLAIN.hashed("shop")}  # type: ignore[union-attr]
+    event = outcome({**LOGIN, "user.id": "[redacted]", "metadata.bob@example.com": "x"})
+    assert event.event_metadata == {PLAIN.hashed("[redacted]"): "x"}  # type: ignore[union-attr]
 
 
 def test_steps_are_short_and_a_long_span_is_one_of_its_own() -> None:
