@@ -85,7 +85,7 @@ def test_an_attribute_without_a_key_stands_for_no_other() -> None:
 
 
 def test_an_id_is_hashed_where_its_bytes_do_not_stand() -> None:
-    """In the resource, of which the short way has the text ready; and where it is what a key is replaced by."""
+    """In the resource, of which the short way has the text ready; where it is what a key is replaced by; in a path."""
     fast = FastPath(PLAIN)
     plain = fast.resource(RESOURCE)
     assert plain is not None
@@ -94,6 +94,9 @@ def test_an_id_is_hashed_where_its_bytes_do_not_stand() -> None:
     assert event.event_metadata == {"service.name": PLAIN.hashed("shop")}  # type: ignore[union-attr]
     event = outcome({**LOGIN, "user.id": "[redacted]", "metadata.bob@example.com": "x"})
     assert event.event_metadata == {PLAIN.hashed("[redacted]"): "x"}  # type: ignore[union-attr]
+    encoded = {"http.request.method": "GET", "url.path": "/u/%61lice/x", "user.id": "alice"}
+    event = outcome(encoded, kind=SERVER)
+    assert event.endpoint == "/u/{id}/x"  # type: ignore[union-attr]
 
 
 def test_steps_are_short_and_a_long_span_is_one_of_its_own() -> None:
