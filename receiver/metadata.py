@@ -30,6 +30,10 @@ _WORK_MAX = 512 * 1024
 _HEAD_CHARS = 2 * TEXT_CHARS_MAX
 _TEXT_WORK = 32  # beside its characters
 _KEY_WORK = 128
+# A long key is searched to its end for the letters of secret words: 4 MiB of them take 100 ms. So the long keys of
+# one span, or of one resource, are read up to this in all, at most about 40 ms; those beyond are dropped unread.
+_LONG_KEY_BYTES = 128
+_LONG_KEYS_BYTES_MAX = 128 * 1024
 CUT = "[cut]"
 # A byte on the wire becomes at most 6 of JSON (a control character is written \u0001); `[redacted]`, hashes, nulls
 # and quotes stay below that. Attributes shorter than this cannot reach JSON_BYTES_MAX.
@@ -74,8 +78,15 @@ class Candidate(NamedTuple):
 
 
 def candidates(attributes: AttributeMap, origin: Origin, allowed: AllowList, notes: Notes) -> list[Candidate]:
+    """The allowed attributes, in order; without those whose long keys would take too long to judge."""
     found = []
+    room = _LONG_KEYS_BYTES_MAX
     for raw_key, value in attributes.items():
+        if len(raw_key) > _LONG_KEY_BYTES:
+            room -= len(raw_key)
+            if room < 0:
+                notes.dropped(raw_key, "key_too_long")
+                continue
         named = allowed(raw_key)
         if named is None:
             notes.dropped(raw_key, "not_allowed")

@@ -273,6 +273,7 @@ SPANS = [
     Span("a million elements", "span_too_large", with_login(("other", Encoded(field(5, b"\x0a\x00" * MEBIBYTE))))),
     Span("a million pairs", "span_too_large", with_login(("other", Encoded(field(6, b"\x0a\x00" * MEBIBYTE))))),
     Span("a value of 5 MiB", "span_too_large", with_login(("other", "x" * 5 * MEBIBYTE))),
+    Span("a key of 4 MiB", login(), with_login(("metadata." + "k" * (4 * MEBIBYTE - 512), "x"))),
     Span("5 MiB of no event", "not_product_event", spelt({"other": "x" * 5 * MEBIBYTE})),
     Span(
         "near misses of every secret",

@@ -1,13 +1,15 @@
 """attributes -> event_metadata: what is allowed, what is dropped, and bounds that are named where they cut."""
 
 import json
+import time
 from typing import Any
 
 import pytest
 
 from receiver.privacy import JUDGED_CHARS_MAX
+from receiver.translate import read_resource, translate
 from shared.wire import decode, encode
-from support.encoding import LOGIN, Text, metadata, outcome, pairs, rules
+from support.encoding import LOGIN, Text, metadata, outcome, pairs, resource_bytes, rules, span_bytes
 
 
 def test_only_allowed_attributes_are_kept() -> None:
@@ -313,6 +315,42 @@ def test_text_beyond_what_is_judged_does_not_come_out() -> None:
     found = metadata({**many, "metadata.z": "y" * 1020 + " bob@example.org"})
     assert found["z"] == "[redacted]"
     assert "example" not in json.dumps(found)
+
+
+MEBIBYTE = 1024 * 1024
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ["k" * 4 * MEBIBYTE + ".password"],
+        ["k" * 250 + f".{n}.password" for n in range(1000)],
+        ["k" * 4000 + f".{n}.password" for n in range(1000)],
+    ],
+)
+def test_long_keys_take_no_time_and_let_no_secret_by(keys: list[str]) -> None:
+    """What is too long to be judged is dropped. Measured: 10 to 70 ms; were every key read to its end, 100 to 450."""
+    by = rules(span_bytes_max=8 * MEBIBYTE)
+    long = {f"metadata.{key}": "hunter2" for key in keys}
+    span = span_bytes([*LOGIN.items(), *long.items(), ("metadata.plan", "pro")])
+    resource = resource_bytes(long)
+    took_s = []
+    for _ in range(3):  # a busy machine may slow one of them
+        started = time.process_time()
+        event = translate(span, read_resource(resource, by), by)
+        took_s.append(time.process_time() - started)
+    assert min(took_s) < 0.1  # what the event loop is promised
+    assert event.event_metadata == {"plan": "pro"}  # type: ignore[union-attr]
+
+
+def test_long_keys_are_kept_within_their_bound() -> None:
+    """128 KiB of them, the first in order; short keys are none of them."""
+    long = {f"metadata.{n}{'k' * 65_000}": True for n in range(3)}
+    short = {f"metadata.{'s' * 110}{n}": n for n in range(10)}
+    found = metadata(long | short)
+    assert list(found) == [f"{n}{'k' * 127}" for n in range(2)] + [f"{'s' * 110}{n}" for n in range(10)] + [
+        "_truncated"
+    ]
 
 
 def test_metadata_survives_the_topic() -> None:
