@@ -1,10 +1,13 @@
-"""The operator's commands. Exit: 0 done, 1 found a problem, 2 wrong use or setting, 3 could not reach a server."""
+"""The operator's commands. Exit: 0 done, 1 found a problem, 2 wrong use or setting, 3 could not reach a server.
+
+And 141 when whoever reads the output has left, as in `export | head`.
+"""
 
 import asyncio
 import re
 import sys
 from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Annotated, Any, TypeVar
@@ -27,6 +30,7 @@ from consumer.settings import ConsumerSettings, DoctorSettings
 from consumer.suppressions import Kind, Subject
 from shared import logs, probes
 from shared.errors import Transient, WrongSetting, WrongTopic
+from shared.output import write_out
 from shared.settings import load
 
 T = TypeVar("T")
@@ -408,9 +412,12 @@ def export(
 
     async def work() -> None:
         subjects = subjects_of(settings, user_id, user_hash, organization_id, organization_hash)
-        async with database_alone(settings, "export") as connection:
-            async for line in erasing.export(connection, subjects):
-                sys.stdout.write(line + "\n")
+        async with (
+            database_alone(settings, "export") as connection,
+            aclosing(erasing.export(connection, subjects)) as lines,
+        ):
+            async for line in lines:
+                write_out(line)
 
     run_command(work())
 

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -93,7 +93,7 @@ async def erase(operation: Operation, subjects: Sequence[Subject], *, dry_run: b
     return Receipt(hashes[0], hashes, rows, letters, expires_at, dry_run)
 
 
-async def export(operation_database: Any, subjects: Sequence[Subject]) -> AsyncIterator[str]:
+async def export(operation_database: Any, subjects: Sequence[Subject]) -> AsyncGenerator[str]:
     """The subjects' rows as JSON, one a line, oldest first within each table."""
     kind = subjects[0].kind
     async with operation_database.transaction(readonly=True):

@@ -16,6 +16,7 @@ from consumer.settings import ConsumerSettings
 from shared.broker import KAFKA_ERRORS, new_consumer
 from shared.errors import BrokerUnavailable, DatabaseUnavailable, Permanent
 from shared.lifecycle import ended
+from shared.output import write_out
 
 CONNECT_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 5.0
@@ -127,4 +128,4 @@ def say(text: str) -> None:
 
 def answer(value: Any, *, as_json: bool, text: str) -> None:
     """The command's one answer on standard output."""
-    sys.stdout.write((json.dumps(value, default=str) if as_json else text) + "\n")
+    write_out(json.dumps(value, default=str) if as_json else text)

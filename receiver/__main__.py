@@ -26,6 +26,7 @@ from receiver.settings import ReceiverSettings
 from receiver.workers import Workers, report
 from shared import identity, lifecycle, logs, probes
 from shared.errors import Permanent, WrongSetting
+from shared.output import write_out
 from shared.settings import described, load
 
 if TYPE_CHECKING:
@@ -93,10 +94,10 @@ def explain(
         typer.echo(f"receiver: {file}: {reason}", err=True)
         raise typer.Exit(2) from None
     if json_:
-        typer.echo(json.dumps({"spans": [span.as_json() for span in spans]}, default=str))
+        write_out(json.dumps({"spans": [span.as_json() for span in spans]}, default=str))
     else:
         for number, span in enumerate(spans, 1):
-            typer.echo(_told(number, span))
+            write_out(_told(number, span))
     raise typer.Exit(int(any(span.outcome == "rejected" for span in spans)))
 
 

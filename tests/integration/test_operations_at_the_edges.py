@@ -1,6 +1,8 @@
 """The operator's commands where two of them meet, or where the stack is not as it mostly is."""
 
+import asyncio
 import json
+import os
 import random
 import time
 from datetime import UTC, datetime, timedelta
@@ -200,3 +202,26 @@ async def test_a_letter_that_a_replay_only_counts_is_not_said_to_be_redriven(day
     assert (line["expired"], line["dead_lettered"]) == ((3, 0) if days == "90" else (0, 3))
     letters = await stack.fetch("SELECT redriven_at FROM ingest.dead_letters")
     assert [letter["redriven_at"] for letter in letters] == [None] * 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "read_bytes"), [(("export", "--user-hash", MINE), 100), (("dead-letters", "list", "--json"), 0)]
+)
+async def test_a_command_whose_reader_leaves_ends_without_a_word(
+    arguments: tuple[str, ...], read_bytes: int, stack: Stack
+) -> None:
+    """`export | head` is no server out of reach, which is what 3 says."""
+    await stack.fetch(
+        """
+        INSERT INTO user_activity (id, user_id, event_type, timestamp, deployment_type)
+        SELECT gen_random_uuid(), $1, 'login', now(), 'cloud' FROM generate_series(1, 5000)
+        """,
+        MINE,
+    )
+    reader, writer = os.pipe()
+    process = await started(stack, *arguments, stdout=writer)
+    os.close(writer)
+    assert len(await asyncio.to_thread(os.read, reader, read_bytes)) == read_bytes
+    os.close(reader)
+    _, err = await process.communicate()
+    assert (process.returncode, err) == (141, b"")

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -239,6 +240,16 @@ def test_explain_tells_what_becomes_of_each_span() -> None:
     assert b"invalid_trace_id" in rejected.stdout
     assert command("explain", "-", stdin=b"\xff\xff").returncode == 2
     assert command("explain", "/nowhere").returncode == 2
+
+
+def test_explain_whose_reader_leaves_ends_without_a_word() -> None:
+    """`explain | head` says neither that a span was rejected nor that something broke."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    explain = [sys.executable, "-m", "receiver", "explain", str(ROOT / "docs/example-spans.json")]
+    done = subprocess.run(explain, stdout=writer, stderr=subprocess.PIPE, cwd=ROOT, timeout=30, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
 
 
 def test_help_names_every_command() -> None:

@@ -13,14 +13,16 @@ from support.stack import Stack
 ROOT = Path(__file__).resolve().parents[2]
 
 
-async def started(stack: Stack, *arguments: str, **settings: str) -> asyncio.subprocess.Process:
+async def started(
+    stack: Stack, *arguments: str, stdout: int = subprocess.PIPE, **settings: str
+) -> asyncio.subprocess.Process:
     """`python -m consumer ...` on the test's own stack."""
     return await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "consumer", *arguments),
         cwd=ROOT,
         env={**os.environ, **stack.environment(**settings)},
         stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
+        stdout=stdout,
         stderr=subprocess.PIPE,
     )
 
