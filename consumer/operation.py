@@ -1,5 +1,6 @@
 """What every command of the operator's works with: one connection, one Kafka client, one ledger, one way to answer."""
 
+import asyncio
 import json
 import sys
 from collections.abc import AsyncIterator, Iterable
@@ -15,11 +16,14 @@ from consumer.ledger import Ledger
 from consumer.settings import ConsumerSettings
 from shared.broker import KAFKA_ERRORS, new_consumer
 from shared.errors import BrokerUnavailable, DatabaseUnavailable, Permanent
-from shared.lifecycle import ended
+from shared.lifecycle import background, ended
 from shared.output import write_out
 
 CONNECT_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 5.0
+# A statement of a command may take hours, and silence looks the same: so it is asked beside it. 24 s in all.
+PROBE_EVERY_S = 3.0
+SILENT_PROBES = 3
 REBUILD_LOCK = 0x7E1E_0001  # advisory: a rebuild has it alone; who writes rows past the ledger shares it
 
 
@@ -67,29 +71,53 @@ async def operation(settings: ConsumerSettings, name: str) -> AsyncIterator[Oper
         BrokerUnavailable, DatabaseUnavailable: one was not reached, or went away meanwhile.
     """
     kafka = new_consumer(settings, group=None)
-    database = None
     try:
         async with _kafka_errors():
             await kafka.start()
-        async with _database_errors():
-            database = await connect(settings.database_url, application_name=f"telemetry-{name}", statement_timeout_s=0)
-        async with _kafka_errors(), _database_errors():
+        async with _kafka_errors(), database_alone(settings, name) as database:
             yield Operation(settings, database, kafka, Ledger(settings.kafka_topic))
     finally:
-        if database is not None:
-            await ended(database.close(), STOP_TIMEOUT_S)
         await ended(kafka.stop(), STOP_TIMEOUT_S)
 
 
 @asynccontextmanager
 async def database_alone(settings: ConsumerSettings, name: str) -> AsyncIterator[asyncpg.Connection]:
-    """For commands that ask Kafka nothing."""
+    """For commands that ask Kafka nothing. Statements may take as long as the server is alive.
+
+    Raises:
+        DatabaseUnavailable: it was not reached, went away, or fell silent.
+    """
     async with _database_errors():
         database = await connect(settings.database_url, application_name=f"telemetry-{name}", statement_timeout_s=0)
         try:
-            yield database
+            async with background(_cut_off_when_silent(database, settings.database_url), "probes") as silence:
+                yield database
+        except DATABASE_ERRORS as error:
+            if silence.done():
+                raise DatabaseUnavailable(f"Postgres: no answer to {SILENT_PROBES} attempts to connect") from error
+            raise
         finally:
             await ended(database.close(), STOP_TIMEOUT_S)
+
+
+async def _cut_off_when_silent(database: asyncpg.Connection, database_url: str) -> None:
+    """Cut the connection once new ones go unanswered as well: who waits at it gets an error, and a rollback too."""
+    silent = 0
+    while silent < SILENT_PROBES:
+        await asyncio.sleep(PROBE_EVERY_S)
+        silent = 0 if await _answers(database_url) else silent + 1
+    database.terminate()
+
+
+async def _answers(database_url: str) -> bool:
+    try:
+        probe = await connect(database_url, application_name="telemetry-probe")
+    except asyncpg.PostgresError:  # a refusal is an answer
+        return True
+    except DATABASE_ERRORS:
+        return False
+    await ended(probe.close(), STOP_TIMEOUT_S)
+    return True
 
 
 @asynccontextmanager
