@@ -25,7 +25,7 @@ from consumer import redrive as redriving
 from consumer import retain as retaining
 from consumer import rewind as rewinding
 from consumer import status as reporting
-from consumer.operation import Refused, WrongUse, answer, database_alone, operation, say
+from consumer.operation import Refused, WrongUse, answer, database_alone, operation, say, told
 from consumer.settings import ConsumerSettings, DoctorSettings
 from consumer.suppressions import Kind, Subject
 from shared import logs, probes
@@ -153,7 +153,7 @@ def find(trace_id: str, span_id: str, *, as_json: AsJson = False) -> None:
             return await finding.find(reached, trace_id, span_id)
 
     found = run_command(work())
-    detail = "\n".join(f"  {name}: {value}" for name, value in found.detail.items())
+    detail = "\n".join(f"  {name}: {told(value)}" for name, value in found.detail.items())
     answer(asdict(found), as_json=as_json, text=f"{found.state} {found.id}\n{detail}".rstrip())
     raise typer.Exit(PROBLEM if found.state == "not_seen" else DONE)
 
@@ -308,7 +308,7 @@ def letters_show(place: str, *, as_json: AsJson = False) -> None:
             return await redriving.shown(connection, *place_of(place))
 
     found = run_command(work())
-    text = "\n\n".join("\n".join(f"{name}: {value}" for name, value in each.items()) for each in found)
+    text = "\n\n".join("\n".join(f"{name}: {told(value)}" for name, value in each.items()) for each in found)
     answer({"dead_letters": found}, as_json=as_json, text=text or "none")
     raise typer.Exit(DONE if found else PROBLEM)
 

@@ -1,5 +1,6 @@
 """Where is my span? Its row, its dead letter, or what else became of it."""
 
+import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -39,7 +40,8 @@ async def find(operation: Operation, trace_id: str, span_id: str) -> Found:
     for table in ANALYTICS_TABLES:
         row = await operation.database.fetchrow(f"SELECT * FROM public.{table} WHERE id = $1", id_)  # noqa: S608  our own name
         if row is not None:
-            return Found(str(id_), "row", {"table": table, **row})
+            columns = {**row, "event_metadata": json.loads(row["event_metadata"])}
+            return Found(str(id_), "row", {"table": table, **columns})
     letter = await operation.database.fetchrow(
         """
         SELECT partition, "offset", reason, redriven_at FROM ingest.dead_letters

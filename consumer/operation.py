@@ -157,3 +157,8 @@ def say(text: str) -> None:
 def answer(value: Any, *, as_json: bool, text: str) -> None:
     """The command's one answer on standard output."""
     write_out(json.dumps(value, default=str) if as_json else text)
+
+
+def told(value: Any) -> str:
+    """A value in a line of text: JSON where it is nested."""
+    return json.dumps(value) if isinstance(value, dict | list) else str(value)
