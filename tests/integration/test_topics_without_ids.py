@@ -1,6 +1,5 @@
 """Brokers that give a topic no id: it is known again by its last record, until the first real id comes."""
 
-import asyncio
 import hashlib
 import random
 from collections.abc import AsyncIterator
@@ -10,19 +9,10 @@ from uuid import UUID
 
 import pytest
 
-from consumer import positions, suppressions
-from consumer.dead_letters import Breaker
-from consumer.ledger import Ledger
-from consumer.pipeline import Pipeline
-from consumer.positions import peek_with
-from consumer.settings import ConsumerSettings
-from consumer.writer import Writer
-from shared.broker import RebalanceCount, ensure_topics, new_consumer
-from shared.errors import BrokerUnavailable
-from shared.probes import Health
-from shared.settings import load
+from consumer import positions
 from shared.topic_identity import NO_TOPIC_ID
 from support.command import answered, command
+from support.loop import consumer_loop
 from support.records import made
 from support.stack import Stack, eventually
 
@@ -37,50 +27,11 @@ async def no_id(_: Any, __: str) -> UUID:
 @asynccontextmanager
 async def old_broker(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
     """A consumer in this process whose request for the topic's id is answered as by an old broker."""
-    for name, value in stack.environment().items():
-        monkeypatch.setenv(name, value)
-    settings = load(ConsumerSettings)
-
-    async def are_topics() -> bool:
-        try:
-            return bool(await ensure_topics(settings))
-        except BrokerUnavailable:  # made, and not known everywhere yet
-            return False
-
-    await eventually(are_topics, 20, "the topics")
-    client, stop = new_consumer(settings, group=None), asyncio.Event()
-    await client.start()
-    client.assign([positions.TopicPartition(stack.topic, 0)])
-    ledger, erasures = Ledger(settings.kafka_topic), suppressions.Topic(settings)
-    writer = Writer(
-        database_url=settings.database_url,
-        application_name="test",
-        ledger=ledger,
-        breaker=Breaker(max_ratio=1, window=1),
-        retention_days=0,
-    )
-    pipeline = Pipeline(
-        consumer=client,
-        rebalances=RebalanceCount(lambda: None),
-        ledger=ledger,
-        writer=writer,
-        suppressions=erasures,
-        peek=peek_with(settings),
-        health=Health(),
-        batch_rows=1000,
-        linger_ms=10,
-    )
     with monkeypatch.context() as patch:
         patch.setattr(positions, "topic_id", no_id)
-        running = asyncio.create_task(pipeline.run(stop))
-        try:
+        async with consumer_loop(stack, monkeypatch, in_group=False) as loop:
+            loop.start(loop.pipeline.run(loop.stop))
             yield
-        finally:
-            stop.set()
-            await asyncio.wait([running], timeout=10)
-            await pipeline.close()
-            await erasures.close()
-            await client.stop()
 
 
 async def settled_without_ids(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
