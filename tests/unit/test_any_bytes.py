@@ -2,6 +2,7 @@
 
 import base64
 import json
+import random
 from typing import Any, get_args
 from urllib.parse import quote
 
@@ -28,6 +29,7 @@ from support.encoding import (
     span_bytes,
     translated,
 )
+from support.mutation import KEYS, Mutator
 
 REQUEST = {"http.request.method": "GET", "http.route": "/a/{id}", "http.response.status_code": 200}
 SEEDS = [
@@ -67,55 +69,16 @@ def test_any_bytes_have_an_outcome(raw: bytes, key: bytes) -> None:
     checked(span_bytes({"a": 1}, more=raw + key))
 
 
-@st.composite
-def mutated(draw: st.DrawFn) -> bytes:
-    raw = bytearray(draw(st.sampled_from(SEEDS)))
-    for _ in range(draw(st.integers(1, 4))):
-        at = draw(st.integers(0, len(raw)))
-        match draw(st.sampled_from(["set", "delete", "insert", "cut", "repeat"])):
-            case "set":
-                raw[at : at + 1] = draw(st.binary(min_size=1, max_size=1))
-            case "delete":
-                del raw[at : at + 1]
-            case "insert":
-                raw[at:at] = draw(st.binary(min_size=1, max_size=4))
-            case "cut":
-                del raw[at:]
-            case _:
-                raw += raw[at:]
-    return bytes(raw)
+DAMAGED = st.builds(lambda raw, seed: Mutator(random.Random(seed)).span(raw), st.sampled_from(SEEDS), st.integers(0))
 
 
 @QUICK
-@given(mutated())
+@given(DAMAGED)
 def test_a_damaged_span_has_an_outcome(raw: bytes) -> None:
-    """Real spans with a few bytes wrong come further into the code than random ones."""
+    """Real spans with a few bytes or fields wrong come further into the code than random ones."""
     checked(raw)
 
 
-KEYS = st.sampled_from(
-    [
-        "event.category",
-        "event.type",
-        "user.id",
-        "organization.id",
-        "session.id",
-        "feature.name",
-        "feature.action",
-        "http.request.method",
-        "http.route",
-        "url.full",
-        "http.target",
-        "http.status_code",
-        "duration_ms",
-        "deployment.type",
-        "metadata.a",
-        "metadata.b.version",
-        "metadata._c",
-        "metadata.token",
-        "service.name",
-    ]
-)
 LEAVES = (
     st.none()
     | st.booleans()
@@ -131,17 +94,18 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=10), inner, max_size=5),
     max_leaves=6,
 )
+ATTRIBUTES = st.tuples(st.sampled_from(KEYS), VALUES)
 
 
 @QUICK
-@given(st.lists(st.tuples(KEYS, VALUES), max_size=8), st.lists(st.tuples(KEYS, VALUES), max_size=3), st.integers(0, 5))
+@given(st.lists(ATTRIBUTES, max_size=8), st.lists(ATTRIBUTES, max_size=3), st.integers(0, 5))
 def test_any_attributes_have_an_outcome(span: list[Any], resource: list[Any], kind: int) -> None:
     """All types, all keys, in all places: typed JSON that the consumer reads back as it was."""
     checked(span_bytes(span, kind=kind), resource_bytes(resource))
 
 
 @settings(QUICK, max_examples=50)
-@given(st.binary(max_size=100), st.lists(mutated(), max_size=3))
+@given(st.binary(max_size=100), st.lists(DAMAGED, max_size=3))
 @example(b"", [b""])
 def test_any_request_is_read_or_refused(tail: bytes, spans: list[bytes]) -> None:
     """And its good spans are stored, whatever stands beside them."""
@@ -232,10 +196,12 @@ def test_no_canary_comes_out_of_any_place(canary: str) -> None:
             for shape in shapes(canary):
                 if place == "duration_ms" and canary.isdigit():
                     continue  # a number in a column of numbers
-                attributes = {**table, place: shape}
-                for span, resource in ((attributes, {}), ({**table, place: None}, {place: shape})):
+                ways: list[tuple[dict[str, Any], dict[str, Any]]] = [({**table, place: shape}, {})]
+                if table is LOGIN:  # a resource's attributes are read alike for each table
+                    ways.append(({**table, place: None}, {place: shape}))
+                for span, resource in ways:
                     raw, raw_resource = span_bytes(span), resource_bytes(resource)
-                    found = checked(raw, raw_resource)
+                    found = translated(raw, raw_resource)
                     if not isinstance(found, Ignored | Rejected):
                         events += 1
                         assert not hidden_in(encode(found).value, canary), (place, shape)
@@ -244,7 +210,7 @@ def test_no_canary_comes_out_of_any_place(canary: str) -> None:
                     explained = explain_file(request_bytes((raw_resource, [raw])), PLAIN)
                     text = json.dumps([one.as_json() for one in explained]).encode()
                     assert not hidden_in(text, canary), (place, shape)
-    assert events > 1000
+    assert events > 900
 
 
 @QUICK

@@ -6,6 +6,7 @@ import os
 import pty
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ log.info("receiver_stopped")
 """
 
 
+@cache
 def lines_of(log_format: str) -> list[str]:
     """What a process says whose every batch fails, and which then recovers."""
     done = subprocess.run(
