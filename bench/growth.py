@@ -81,7 +81,12 @@ async def _measure_receiver(
 
 
 async def _measure_consumer(servers: Servers, report: Report, run: Run) -> None:
-    async with database(servers) as where, ours(servers, run, where) as (moments, again):
+    async with database(servers) as where:
+        await _add_ours(servers, report, run, where)
+
+
+async def _add_ours(servers: Servers, report: Report, run: Run, where: str) -> None:
+    async with ours(servers, run, where) as (moments, again):
         figures = figures_of(moments)
         report.add(
             SUITE,
@@ -89,6 +94,7 @@ async def _measure_consumer(servers: Servers, report: Report, run: Run) -> None:
             OURS,
             a_second=figures["rows_per_s"],
             us_of_CPU=figures["us_per_row"],
+            us_of_Postgres=figures["us_per_row_of_Postgres"],
             MiB=again.resident_mib,
         )
 
@@ -105,17 +111,7 @@ async def _measure_table(servers: Servers, report: Report, run: Run, limit: Limi
                 await connection.execute(statement, timeout=PREFILL_TIMEOUT_S)
         finally:
             await connection.close()
-        async with ours(servers, run, where) as (moments, again):
-            figures = figures_of(moments)
-            report.add(
-                SUITE,
-                run.case,
-                OURS,
-                a_second=figures["rows_per_s"],
-                us_of_CPU=figures["us_per_row"],
-                us_of_Postgres=figures["us_per_row_of_Postgres"],
-                MiB=again.resident_mib,
-            )
+        await _add_ours(servers, report, run, where)
         if not rows_before:
             await limit.take_rows(where)
         copied = figures_of(await limit.copy(where))

@@ -152,6 +152,11 @@ def without(number: int, raw: Callable[[bytes], bytes]) -> Callable[[bytes], byt
     return lambda span_id: raw(span_id).replace(field(number, TRACE), varint(number << 3) + b"\x05")
 
 
+def kept(name: str, metadata: Mapping[str, Any], *attributes: tuple[str | bytes, Any]) -> Span:
+    """A login of these attributes besides its own, and what they become."""
+    return Span(name, login(event_metadata=metadata), with_login(*attributes))
+
+
 SPANS = [
     # protobuf
     Span("truncated", "malformed_span", lambda span_id: with_login()(span_id)[:-3]),
@@ -195,22 +200,14 @@ SPANS = [
     Span("bad UTF-8 in a name", login(), with_login(more=field(5, b"\xff\xfe"))),
     Span("bad UTF-8 in a status", login(), with_login(more=field(15, field(2, b"\xff")))),
     Span("bad UTF-8 in a trace state", login(), with_login(more=field(3, b"\xc0\x80"))),
-    Span(
-        "bad UTF-8 in a value",
-        login(event_metadata={"a": "x\ufffd"}),
-        with_login(("metadata.a", Text(b"x\xff"))),
-    ),
-    Span(
-        "bad UTF-8 in a key",
-        login(event_metadata={"\ufffd": 1}),
-        with_login((b"metadata.\xff", 1)),
-    ),
+    kept("bad UTF-8 in a value", {"a": "x\ufffd"}, ("metadata.a", Text(b"x\xff"))),
+    kept("bad UTF-8 in a key", {"\ufffd": 1}, (b"metadata.\xff", 1)),
     Span("NUL in a column", login(event_type="lo\ufffdgin"), spelt({**LOGIN, "event.type": "lo\0gin"})),
-    Span("NUL in metadata", login(event_metadata={"a\ufffd": "\ufffd"}), with_login(("metadata.a\0", "\0"))),
-    Span(
+    kept("NUL in metadata", {"a\ufffd": "\ufffd"}, ("metadata.a\0", "\0")),
+    kept(
         "surrogates and the last plane",
-        login(event_metadata={"a": "\ufffd\ufffd\ufffd\U0010ffff"}),
-        with_login(("metadata.a", Text(b"\xed\xa0\x80\xf4\x8f\xbf\xbf"))),
+        {"a": "\ufffd\ufffd\ufffd\U0010ffff"},
+        ("metadata.a", Text(b"\xed\xa0\x80\xf4\x8f\xbf\xbf")),
     ),
     Span(
         "column of 1 MiB",
@@ -218,53 +215,39 @@ SPANS = [
         spelt({**LOGIN, "event.type": "é" * (MEBIBYTE // 2)}),
     ),
     # values
-    Span(
+    kept(
         "every type",
-        login(event_metadata={"i": -(2**63), "d": 1e300, "n": None, "b": False, "y": "/w==", "l": [1, None, []]}),
-        with_login(
-            ("metadata.i", -(2**63)),
-            ("metadata.d", 1e300),
-            ("metadata.n", float("nan")),
-            ("metadata.u", None),
-            ("metadata.b", False),
-            ("metadata.y", b"\xff"),
-            ("metadata.l", [1, float("inf"), []]),
-        ),
+        {"i": -(2**63), "d": 1e300, "n": None, "b": False, "y": "/w==", "l": [1, None, []]},
+        ("metadata.i", -(2**63)),
+        ("metadata.d", 1e300),
+        ("metadata.n", float("nan")),
+        ("metadata.u", None),
+        ("metadata.b", False),
+        ("metadata.y", b"\xff"),
+        ("metadata.l", [1, float("inf"), []]),
     ),
-    Span(
+    kept(
         "secrets",
-        login(
-            event_metadata={
-                "a": "[redacted]",
-                "b": [{"c": "[redacted]"}],
-                "u": "https://h/p",
-                "_truncated": ["event_metadata.u"],
-            }
-        ),
-        with_login(
-            ("metadata.a", "bob@example.org"),
-            ("metadata.b", [{"c": "Bearer abcdef123456", "token": "x"}]),
-            ("metadata.password", "x"),
-            ("metadata.u", "https://h/p?key=AKIAIOSFODNN7EXAMPLE"),
-        ),
+        {
+            "a": "[redacted]",
+            "b": [{"c": "[redacted]"}],
+            "u": "https://h/p",
+            "_truncated": ["event_metadata.u"],
+        },
+        ("metadata.a", "bob@example.org"),
+        ("metadata.b", [{"c": "Bearer abcdef123456", "token": "x"}]),
+        ("metadata.password", "x"),
+        ("metadata.u", "https://h/p?key=AKIAIOSFODNN7EXAMPLE"),
     ),
-    Span(
-        "list nested 6 deep",
-        login(event_metadata={"a": [[[["[cut]"]]]], "_truncated": ["event_metadata.a"]}),
-        with_login(("metadata.a", nested(6))),
-    ),
-    Span(
+    kept("list nested 6 deep", {"a": [[[["[cut]"]]]], "_truncated": ["event_metadata.a"]}, ("metadata.a", nested(6))),
+    kept(
         "map nested 40 deep",
-        login(event_metadata={"a": {"k": {"k": {"k": {"k": "[cut]"}}}}, "_truncated": ["event_metadata.a"]}),
-        with_login(("metadata.a", nested(30, is_map=True))),
+        {"a": {"k": {"k": {"k": {"k": "[cut]"}}}}, "_truncated": ["event_metadata.a"]},
+        ("metadata.a", nested(30, is_map=True)),
     ),
     Span("nested 100 deep", "malformed_span", with_login(("other", nested(100)))),
     Span("nested 5000 deep", "malformed_span", with_login(("other", nested(5000, is_map=True)))),
-    Span(
-        "65 elements",
-        login(event_metadata={"a": [1] * 64, "_truncated": ["event_metadata.a"]}),
-        with_login(("metadata.a", [1] * 65)),
-    ),
+    kept("65 elements", {"a": [1] * 64, "_truncated": ["event_metadata.a"]}, ("metadata.a", [1] * 65)),
     Span("a million attributes", "span_too_large", with_login(more=b"\x4a\x00" * MEBIBYTE)),
     Span("1025 attributes", "span_too_large", with_login(*[(f"a{n}", 1) for n in range(1022)])),
     Span("1024 attributes", login(), with_login(*[(f"a{n}", 1) for n in range(1021)])),
@@ -275,10 +258,10 @@ SPANS = [
     Span("a value of 5 MiB", "span_too_large", with_login(("other", "x" * 5 * MEBIBYTE))),
     Span("a key of 4 MiB", login(), with_login(("metadata." + "k" * (4 * MEBIBYTE - 512), "x"))),
     Span("5 MiB of no event", "not_product_event", spelt({"other": "x" * 5 * MEBIBYTE})),
-    Span(
+    kept(
         "near misses of every secret",
-        login(event_metadata={"a": ("1:a@." * 205)[:1024], "_truncated": ["event_metadata.a"]}),
-        with_login(("metadata.a", "1:a@." * 100_000)),
+        {"a": ("1:a@." * 205)[:1024], "_truncated": ["event_metadata.a"]},
+        ("metadata.a", "1:a@." * 100_000),
     ),
     # times
     Span("time 0", login(timestamp_us=0), with_login(start_ns=0, end_ns=0)),

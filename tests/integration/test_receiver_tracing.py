@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import grpc
@@ -57,6 +58,21 @@ async def collector() -> AsyncIterator[Collector]:
     await server.stop(0)
 
 
+@asynccontextmanager
+async def receiving(
+    kafka: KafkaBroker, folder: Path, *, endpoint: str = "", ratio: float = 1, **common: str
+) -> AsyncIterator[tuple[Receiver, grpc.aio.Channel]]:
+    """A receiver that is ready, and a channel to it."""
+    tracing = {"TRACING_ENDPOINT": endpoint, "TRACING_SAMPLE_RATIO": ratio}
+    receiver = Receiver(kafka.bootstrap_servers, folder, **tracing, **common).start()
+    try:
+        await receiver.ready()
+        async with receiver.channel() as channel:
+            yield receiver, channel
+    finally:
+        receiver.kill()
+
+
 def attributes(span: Span) -> dict[str, str | int]:
     return {each.key: each.value.string_value or each.value.int_value for each in span.attributes}
 
@@ -65,15 +81,10 @@ async def test_each_request_is_a_span_with_its_stages_and_nothing_of_its_payload
     kafka: KafkaBroker, tmp_path: Path, collector: Collector
 ) -> None:
     """Where a slow reply spent its time, without becoming a second way for ids to leak."""
-    receiver = Receiver(
-        kafka.bootstrap_servers, tmp_path, TRACING_ENDPOINT=collector.endpoint, TRACING_SAMPLE_RATIO=1
-    ).start()
-    try:
-        await receiver.ready()
+    async with receiving(kafka, tmp_path, endpoint=collector.endpoint) as (receiver, channel):
         body = request(features(7, seed=1, name="canary-feature", user="canary-user"))
-        async with receiver.channel() as channel:
-            assert (await export(channel, body)).code == "OK"
-            assert (await export(channel, b"\xff\xff")).code == "INVALID_ARGUMENT"
+        assert (await export(channel, body)).code == "OK"
+        assert (await export(channel, b"\xff\xff")).code == "INVALID_ARGUMENT"
 
         async def have_come() -> bool:
             return len(collector.spans("Export")) == 2
@@ -101,67 +112,46 @@ async def test_each_request_is_a_span_with_its_stages_and_nothing_of_its_payload
         assert b"canary" not in sent
         assert b"telemetry-receiver" in sent
         assert receiver.log_lines("tracing_started")
-    finally:
-        receiver.kill()
 
 
 async def test_nothing_is_sent_unless_it_is_asked_for(kafka: KafkaBroker, tmp_path: Path, collector: Collector) -> None:
     """The variables of SDKs are often set for a whole machine, to the receiver's own address: they must not count."""
     common = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.endpoint, "OTEL_TRACES_EXPORTER": "otlp"}
-    receiver = Receiver(kafka.bootstrap_servers, tmp_path, TRACING_SAMPLE_RATIO=1, **common).start()
-    try:
-        await receiver.ready()
-        async with receiver.channel() as channel:
-            for _ in range(5):
-                assert (await export(channel, request(features(3)))).code == "OK"
+    async with receiving(kafka, tmp_path, **common) as (receiver, channel):
+        for _ in range(5):
+            assert (await export(channel, request(features(3)))).code == "OK"
         assert await receiver.stop() == 0  # which would have sent what waited
         assert collector.requests == []
-    finally:
-        receiver.kill()
 
 
 async def test_only_the_share_that_is_asked_for_is_sampled(
     kafka: KafkaBroker, tmp_path: Path, collector: Collector
 ) -> None:
     """At thousands of requests a second a span for each would be a second product."""
-    receiver = Receiver(
-        kafka.bootstrap_servers, tmp_path, TRACING_ENDPOINT=collector.endpoint, TRACING_SAMPLE_RATIO=0.5
-    ).start()
-    try:
-        await receiver.ready()
-        async with receiver.channel() as channel:
-            for _ in range(100):
-                assert (await export(channel, request(features(1)))).code == "OK"
+    async with receiving(kafka, tmp_path, endpoint=collector.endpoint, ratio=0.5) as (receiver, channel):
+        for _ in range(100):
+            assert (await export(channel, request(features(1)))).code == "OK"
         assert await receiver.stop() == 0  # sends what waits
         assert 20 <= len(collector.spans("Export")) <= 80  # outside of it once in a billion runs
-    finally:
-        receiver.kill()
 
 
 async def test_spans_that_come_back_to_their_receiver_make_no_more_of_them(
     kafka: KafkaBroker, tmp_path: Path, collector: Collector
 ) -> None:
     """A Collector that forwards to the receiver makes a ring; each turn of it would feed the next, for ever."""
-    receiver = Receiver(
-        kafka.bootstrap_servers, tmp_path, TRACING_ENDPOINT=collector.endpoint, TRACING_SAMPLE_RATIO=1
-    ).start()
-    try:
-        await receiver.ready()
-        async with receiver.channel() as channel:
-            assert (await export(channel, request(features(3)))).code == "OK"
+    async with receiving(kafka, tmp_path, endpoint=collector.endpoint) as (receiver, channel):
+        assert (await export(channel, request(features(3)))).code == "OK"
 
-            async def has_come() -> bool:
-                return bool(collector.requests)
+        async def has_come() -> bool:
+            return bool(collector.requests)
 
-            await until(has_come, 20, "a span about the first request")
-            for _ in range(20):
-                assert (await export(channel, collector.requests[0].SerializeToString())).code == "OK"
-            assert (await export(channel, request(features(3)))).code == "OK"
+        await until(has_come, 20, "a span about the first request")
+        for _ in range(20):
+            assert (await export(channel, collector.requests[0].SerializeToString())).code == "OK"
+        assert (await export(channel, request(features(3)))).code == "OK"
         assert await receiver.stop() == 0  # sends what waits
         assert len(collector.spans("Export")) == 2
         assert len(collector.spans()) == 2 * (1 + 3)  # each with its stages
-    finally:
-        receiver.kill()
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "own-name"])
@@ -207,17 +197,7 @@ async def test_a_dead_endpoint_costs_spans_about_the_receiver_and_nothing_else(
     kafka: KafkaBroker, tmp_path: Path
 ) -> None:
     """What watches the service must not be able to stop it."""
-    receiver = Receiver(
-        kafka.bootstrap_servers,
-        tmp_path,
-        TRACING_ENDPOINT=f"http://127.0.0.1:{free_port()}",
-        TRACING_SAMPLE_RATIO=1,
-    ).start()
-    try:
-        await receiver.ready()
-        async with receiver.channel() as channel:
-            for _ in range(50):
-                assert (await export(channel, request(features(3)))).code == "OK"
+    async with receiving(kafka, tmp_path, endpoint=f"http://127.0.0.1:{free_port()}") as (receiver, channel):
+        for _ in range(50):
+            assert (await export(channel, request(features(3)))).code == "OK"
         assert await receiver.stop() == 0
-    finally:
-        receiver.kill()
