@@ -41,10 +41,10 @@ chaos: setup  ## random faults under load for MINUTES, with SEED, and the figure
 	$(BIN)/python tests/faults/chaos.py --minutes $(MINUTES) --seed $(SEED)
 
 BENCH := @mkdir -p .local && $(BIN)/python -m bench --json .local/bench.json --markdown .local/bench.md --plot .local/bench.png
-bench: setup  ## figures of this machine, beside peers on the same servers: five to ten minutes
+bench: setup  ## figures of this machine, beside peers on the same servers: about five minutes
 	$(BENCH)
 
-bench-quick: setup  ## the main figures: a minute or two
+bench-quick: setup  ## the main figures: a minute
 	$(BENCH) --quick
 
 ROWS ?= 10000000

@@ -42,7 +42,7 @@ async def measure(servers: Servers, report: Report, *, is_quick: bool, repetitio
     """One receiver and one consumer under a load that is given, not found."""
     report.say("receive to row")
     report.aim(*GOALS)
-    seconds = 3.0 if is_quick else 8.0
+    seconds = 3.0 if is_quick else 5.0
     topic = await servers.topics.create("path")
     async with database(servers) as where, _both(servers, topic, where) as (receiver, consumer):
         for name, process in (("receiver", receiver), ("consumer", consumer)):
