@@ -66,10 +66,7 @@ async def listed(connection: asyncpg.Connection, chosen: Filter, *, limit: int) 
 
 
 async def shown(connection: asyncpg.Connection, partition: int, offset: int) -> list[dict[str, Any]]:
-    """Whole letters at a place: more than one when the topic was recreated.
-
-    The value is JSON where it is JSON, else text where it is text, else base64.
-    """
+    """Whole letters at a place: more than one when the topic was recreated. Text as it is, else base64."""
     rows = await connection.fetch(
         'SELECT * FROM ingest.dead_letters WHERE partition = $1 AND "offset" = $2 ORDER BY first_seen_at',
         partition,
@@ -79,23 +76,11 @@ async def shown(connection: asyncpg.Connection, partition: int, offset: int) -> 
         {
             **row,
             "key": _readable(row["key"]),
-            "value": _nested(_readable(row["value"])),
+            "value": _readable(row["value"]),
             "headers": json.loads(row["headers"]),
         }
         for row in rows
     ]
-
-
-def _nested(text: str | None) -> Any:
-    """What a JSON text says; any other text as it is."""
-    try:
-        return None if text is None else json.loads(text, parse_constant=_refused)
-    except (ValueError, RecursionError):
-        return text
-
-
-def _refused(constant: str) -> None:
-    raise ValueError(constant)  # NaN and its like are no JSON
 
 
 def _readable(content: bytes | None) -> str | None:

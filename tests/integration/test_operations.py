@@ -274,9 +274,9 @@ async def test_dead_letters_are_listed_shown_and_redriven(stack: Stack) -> None:
     assert (shown["reason"], shown["value"]) == ("not_json", "base64:/w==")
     assert (await command(stack, "dead-letters", "show", "0:4"))[0] == 1
     [shown] = (await answered(stack, "dead-letters", "show", "0:0"))["dead_letters"]
-    assert (shown["value"], shown["headers"]) == (json.loads(newer[0]), [])
+    assert (shown["value"], shown["headers"]) == (newer[0].decode(), [])
     _, text, _ = await command(stack, "dead-letters", "show", "0:0")
-    assert f"value: {json.dumps(shown['value'])}" in text
+    assert f"value: {shown['value']}\n" in text
     # What an upgrade of the consumer does to the old letters is done to the letters here.
     await stack.fetch(
         "UPDATE ingest.dead_letters SET value = convert_to(replace(convert_from(value, 'UTF8'), "
@@ -292,9 +292,6 @@ async def test_dead_letters_are_listed_shown_and_redriven(stack: Stack) -> None:
     marked = await stack.fetch('SELECT "offset" FROM ingest.dead_letters WHERE redriven_at IS NOT NULL ORDER BY 1')
     assert [row["offset"] for row in marked] == [0, 1, 2]
     assert (await answered(stack, "dead-letters", "redrive", code=1))["stored"] == 0
-    no_json = '{"a":NaN}'
-    await stack.fetch("UPDATE ingest.dead_letters SET value = $1 WHERE reason = 'not_json'", no_json.encode())
-    assert (await answered(stack, "dead-letters", "show", "0:3"))["dead_letters"][0]["value"] == no_json
 
 
 async def test_retention_deletes_old_rows_and_a_replay_does_not_bring_them_back(stack: Stack) -> None:
