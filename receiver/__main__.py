@@ -220,7 +220,8 @@ def _probes(
     try:
         return probes.serve(state, host=settings.metrics_host, port=settings.receiver_metrics_port, registry=registry)
     except OSError as error:
-        raise WrongSetting(f"RECEIVER_METRICS_PORT: {settings.receiver_metrics_port} cannot be listened on") from error
+        where = f"{settings.metrics_host}:{settings.receiver_metrics_port}"
+        raise WrongSetting(f"RECEIVER_METRICS_PORT: {where} cannot be listened on: {error.strerror}") from error
 
 
 def main() -> None:

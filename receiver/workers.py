@@ -144,4 +144,6 @@ def _check_port(settings: ReceiverSettings) -> None:
         try:
             probe.bind((settings.host, settings.port))
         except OSError as error:
-            raise WrongSetting(f"PORT: {settings.host}:{settings.port} cannot be listened on") from error
+            raise WrongSetting(
+                f"PORT: {settings.host}:{settings.port} cannot be listened on: {error.strerror}"
+            ) from error

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -60,12 +60,13 @@ def is_free(port: int) -> bool:
         return True
 
 
-def free_port(preferred: int | None = None) -> int:
-    """The preferred port if it is free, else a random free one below the ephemeral range."""
-    if preferred is not None and is_free(preferred):
+def free_port(preferred: int | None = None, *, besides: Collection[int] = ()) -> int:
+    """The preferred port if it is free, else a random free one below the ephemeral range; none of `besides`."""
+    if preferred is not None and preferred not in besides and is_free(preferred):
         return preferred
     for _ in range(200):
-        if is_free(port := secrets.choice(_PORTS)):
+        port = secrets.choice(_PORTS)
+        if port not in besides and is_free(port):
             return port
     raise StackError(f"No free port found between {_PORTS.start} and {_PORTS.stop}. End what listens there.")
 
@@ -128,7 +129,9 @@ class Server(ABC):
         self.folder.mkdir(parents=True, exist_ok=True)
         for attempts_left in reversed(range(_PORT_ATTEMPTS)):
             if not self._has_started:
-                self._ports = {name: free_port(port) for name, port in self._wanted_ports.items()}
+                self._ports = {}
+                for name, port in self._wanted_ports.items():
+                    self._ports[name] = free_port(port, besides=self._ports.values())
             try:
                 self._launch()
                 self._wait_until_it_answers()

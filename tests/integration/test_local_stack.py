@@ -103,9 +103,16 @@ def test_losing_the_race_for_a_port_does_not_fail_the_start(tmp_path: Path, monk
     """Between looking for a free port and listening on it, somebody else may be quicker."""
     with _taken_port() as taken:
         choices = iter([taken, server.free_port()])
-        monkeypatch.setattr(server, "free_port", lambda preferred=None: next(choices))
+        monkeypatch.setattr(server, "free_port", lambda preferred=None, *, besides=(): next(choices))  # noqa: ARG005
         with PostgresServer(tmp_path / "postgres") as postgres:
             assert postgres.port != taken
+
+
+def test_two_ports_of_a_server_are_never_the_same() -> None:
+    """It would be the first to take its own second port."""
+    port = server.free_port()
+    assert server.free_port(port) == port
+    assert server.free_port(port, besides=[port]) != port
 
 
 def test_a_folder_in_use_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
