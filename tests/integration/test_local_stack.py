@@ -103,7 +103,7 @@ def test_losing_the_race_for_a_port_does_not_fail_the_start(tmp_path: Path, monk
     """Between looking for a free port and listening on it, somebody else may be quicker."""
     with _taken_port() as taken:
         choices = iter([taken, server.free_port()])
-        monkeypatch.setattr(server, "free_port", lambda preferred=None, *, besides=(): next(choices))  # noqa: ARG005
+        monkeypatch.setattr(server, "free_port", lambda preferred=None, *, besides=(): next(choices))
         with PostgresServer(tmp_path / "postgres") as postgres:
             assert postgres.port != taken
 
