@@ -47,6 +47,7 @@ async def test_a_command_whose_statement_freezes_with_postgres_says_so(stack: St
         blocking.terminate()
 
 
+@pytest.mark.long
 async def test_a_rebuild_under_which_postgres_freezes_says_so(stack: Stack) -> None:
     """It has two connections more, those of its writer, which wait as well."""
     await stack.create_topic(partitions=1)
