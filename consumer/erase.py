@@ -20,6 +20,7 @@ from shared.identity import hashes_of
 from shared.lifecycle import ended
 
 START_TIMEOUT_S = 10.0
+READER_PAUSE_MAX = "1h"  # of who pages through an export, in Postgres's words
 PUBLISH_TIMEOUT_S = 5.0  # writers stand still for as long; below the limit for an idle transaction
 TOPIC_ATTEMPTS = 3
 TOPIC_PAUSE_S = 1.0
@@ -97,6 +98,7 @@ async def export(operation_database: Any, subjects: Sequence[Subject]) -> AsyncG
     """The subjects' rows as JSON, one a line, oldest first within each table."""
     kind = subjects[0].kind
     async with operation_database.transaction(readonly=True):
+        await operation_database.execute(f"SET LOCAL idle_in_transaction_session_timeout = '{READER_PAUSE_MAX}'")
         for table in ANALYTICS_TABLES:
             sql = f"SELECT * FROM public.{table} WHERE {COLUMN[kind]} = ANY($1::text[]) ORDER BY timestamp, id"  # noqa: S608  our own names
             async for row in operation_database.cursor(sql, [subject.hash for subject in subjects]):

@@ -7,8 +7,9 @@ from asyncio.subprocess import Process
 import asyncpg
 import pytest
 
-from consumer import operation
+from consumer import erase, operation
 from consumer.settings import ConsumerSettings
+from consumer.suppressions import Subject
 from support.command import started
 from support.records import made
 from support.stack import Stack, eventually
@@ -74,3 +75,25 @@ async def test_a_statement_may_take_long_while_postgres_answers(stack: Stack, mo
         database = stack.database_url.rpartition("/")[2]
         await asyncio.to_thread(stack.postgres.query, f"ALTER DATABASE {database} ALLOW_CONNECTIONS false")
         await connection.execute("SELECT pg_sleep(2)")
+
+
+async def test_an_export_waits_for_its_reader(stack: Stack) -> None:
+    """`export | less`: a transaction that does nothing for seconds is cut elsewhere, so that no zombie holds a lock."""
+    await stack.fetch(
+        """
+        INSERT INTO user_activity (id, user_id, event_type, timestamp, deployment_type)
+        SELECT gen_random_uuid(), $1, 'login', now(), 'cloud' FROM generate_series(1, 200)
+        """,
+        MINE,
+    )
+    connection = await asyncpg.connect(
+        stack.database_url, server_settings={"idle_in_transaction_session_timeout": "200ms"}
+    )
+    try:
+        lines = erase.export(connection, [Subject("user", MINE)])
+        read = [await anext(lines)]
+        await asyncio.sleep(0.6)
+        read += [line async for line in lines]
+    finally:
+        await connection.close()
+    assert len(read) == 200
