@@ -114,8 +114,11 @@ def test_nothing_tracked_names_this_machine_or_a_registry() -> None:
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     paths = [ROOT / name for name in listed.split("\0") if name and (ROOT / name).is_file()]
     assert len(paths) > 50
-    tell_tales = re.compile(rb"--(?:extra-)?index-url|--find-links|https?://[^ \"']+/simple\b|/root/\.")
-    found = [path for path in paths if path != Path(__file__) and tell_tales.search(path.read_bytes())]
+    # Put together from parts, so that this file holds none of it either.
+    options = "|".join("--" + name for name in ("(?:extra-)?index-url", "find-links"))
+    address, home = r"https?:{}[^ \"']+/{}\b".format("//", "simple"), r"/{}/\.".format("root")
+    tell_tales = re.compile(f"{options}|{address}|{home}".encode())
+    found = [path for path in paths if tell_tales.search(path.read_bytes())]
     assert found == []
 
 
