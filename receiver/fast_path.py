@@ -311,11 +311,13 @@ class FastPath:
     def _metadata_piece(self, raw: bytes, place: _Place) -> _Piece:
         """One attribute's part of event_metadata; an empty text where it has none, but takes its name."""
         pair, notes, name = _pair(raw), Notes(), place.name.encode()
-        found = candidates({pair.key: pair.value}, "span", self._rules.allowed, notes)
-        made = event_metadata(found, [], notes=notes, is_small=True)
         # It may say an id where the id does not stand in its bytes, or stands there and is not the whole.
         is_opaque = name not in raw or pair.value.WhichOneof("value") in ("bytes_value", "array_value", "kvlist_value")
-        if notes.cuts or is_opaque:
+        if is_opaque:
+            return _UNCLEAR_PIECE
+        found = candidates({pair.key: pair.value}, "span", self._rules.allowed, notes)
+        made = event_metadata(found, [], notes=notes, is_small=True)
+        if notes.cuts:
             return _UNCLEAR_PIECE
         text = f"{to_json(made)[1:-1].decode()}," if made else ""
         return _Piece(place, text, words=(name, pair.value.string_value))
