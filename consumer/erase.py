@@ -13,7 +13,7 @@ from consumer import suppressions
 from consumer.operation import Operation, Refused, WrongUse
 from consumer.settings import ConsumerSettings
 from consumer.suppressions import COLUMN, Kind, Subject
-from consumer.tables import ANALYTICS_TABLES
+from consumer.tables import ANALYTICS_TABLES, us_of
 from shared.broker import KAFKA_ERRORS, ensure_topics, new_producer, topic_settings
 from shared.errors import BrokerUnavailable, WrongTopic
 from shared.identity import hashes_of
@@ -116,7 +116,7 @@ async def _erased_at_us(operation: Operation, subject: Subject) -> int:
         "SELECT erased_at FROM ingest.suppressions WHERE kind = $1 AND hash = $2", *subject
     )
     now_us = time.time_ns() // 1000
-    return now_us if held is None else max(now_us, (held - suppressions.EPOCH) // timedelta(microseconds=1))
+    return now_us if held is None else max(now_us, us_of(held))
 
 
 Publish = Callable[[suppressions.Suppressions], Awaitable[None]]

@@ -11,13 +11,13 @@ sees it.
 import asyncio
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, Literal, NamedTuple, Protocol
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from asyncpg import Connection
 
-from consumer.tables import ANALYTICS_TABLES, us_of
+from consumer.tables import ANALYTICS_TABLES, EPOCH, us_of
 from shared.broker import KAFKA_ERRORS, new_consumer
 from shared.errors import BrokerUnavailable, WrongTopic
 from shared.events import TIMESTAMP_US_MAX, TIMESTAMP_US_MIN
@@ -28,7 +28,6 @@ Kind = Literal["user", "organization"]
 COLUMN: dict[Kind, str] = {"user": "user_id", "organization": "organization_id"}
 READ_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 5.0
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Subject(NamedTuple):

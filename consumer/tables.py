@@ -224,7 +224,7 @@ INDEX = {
     name: {column.name: index for index, column in enumerate(table.columns)} for name, table in ANALYTICS_TABLES.items()
 }  # of each column in its table's rows
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def _row_maker(table: Table) -> Callable[[Any], Row]:
@@ -235,7 +235,7 @@ def _row_maker(table: Table) -> Callable[[Any], Row]:
 
     def made(event: BaseEvent) -> Row:
         values = list(values_of(event.__dict__))  # half the time of its attributes
-        values[timestamp] = _EPOCH + timedelta(0, 0, values[timestamp])  # exact: integers all the way
+        values[timestamp] = EPOCH + timedelta(0, 0, values[timestamp])  # exact: integers all the way
         values[metadata_at] = to_json(values[metadata_at]).decode()
         return tuple(values)
 
@@ -249,7 +249,7 @@ def row_of(event: BaseEvent) -> Row:
 
 def us_of(timestamp: datetime) -> int:
     """Microseconds since 1970 UTC, as the event had them: exact."""
-    return (timestamp - _EPOCH) // timedelta(microseconds=1)
+    return (timestamp - EPOCH) // timedelta(microseconds=1)
 
 
 _row_makers = {name: _row_maker(table) for name, table in ANALYTICS_TABLES.items()}
