@@ -73,6 +73,8 @@ def _template_of_any(segment: str) -> str:
 def _segment_template(segment: str, own_ids: Collection[str]) -> str:
     if not segment:
         return segment
+    if segment.isdigit():
+        return ID
     plain = unquote(segment[:_UNQUOTED_CHARS_MAX]) if "%" in segment else segment
     if plain in own_ids or secret_in(segment) or (plain is not segment and secret_in(plain)):
         return ID
