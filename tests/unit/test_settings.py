@@ -37,7 +37,8 @@ PARTS = {"ANALYTICS_DB_USER": "u", "ANALYTICS_DB_PASS": "p", "ANALYTICS_DB_HOST"
         ({"ANALYTICS_DATABASE_URL": "postgresql://u:p@/db?host=/f"}, "postgresql://u:p@/db?host=/f"),
         ({"ANALYTICS_DATABASE_URL": "postgresql://u:p%40%2F%%3F@y/z"}, "postgresql://u:p%40%2F%25%3F@y/z"),
         ({"ANALYTICS_DATABASE_URL": "postgresql://u:p@:/?#[%@y:1/z"}, "postgresql://u:p%40%3A%2F%3F%23%5B%25@y:1/z"),
-        ({"ANALYTICS_DATABASE_URL": "postgresql://u:p@y,[::1]:2/z"}, "postgresql://u:p@y,[::1]:2/z"),
+        ({"ANALYTICS_DATABASE_URL": "postgresql://u:p@[::1]:2/z"}, "postgresql://u:p@[::1]:2/z"),
+        ({"ANALYTICS_DATABASE_URL": "postgresql://u:p@y,x:2/z"}, "postgresql://u:p@y,x:2/z"),
         ({"ANALYTICS_DATABASE_URL": "postgresql://y/z?user=a@b"}, "postgresql://y/z?user=a@b"),
     ],
 )
