@@ -8,6 +8,7 @@ says whether every in-sync replica has it. Callers who leave take nothing along:
 import asyncio
 import contextlib
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,10 +41,6 @@ FLUSH_TIMEOUT_S = 3.5  # this, the next and the server's stop fit into 15 s
 STOP_TIMEOUT_S = 3.0
 
 
-class RecordTooLarge(Exception):  # noqa: N818  a fate of one span, not of the request
-    """The record would exceed what the broker takes in one batch."""
-
-
 @dataclass(slots=True, eq=False)
 class Batch:
     """Records on their way to one partition. `acknowledged` is True once every in-sync replica has them."""
@@ -53,6 +50,16 @@ class Batch:
     opened_at: float
     bytes: int = 0
     is_due: bool = False
+
+    def add(self, record: Record, size: int, received_at_ms: int) -> bool:
+        """Whether there was room."""
+        added = self.builder.append(
+            timestamp=received_at_ms, key=record.key, value=record.value, headers=HEADERS[record.table]
+        )
+        if added is None:
+            return False
+        self.bytes += size
+        return True
 
 
 @dataclass(slots=True, eq=False)
@@ -73,6 +80,15 @@ class Connection:
     lanes: list[Lane]
 
 
+@dataclass(slots=True)
+class Placed:
+    """Where records are on their way: their batches' futures, and how many there are of each table."""
+
+    batches: set[asyncio.Future[bool]] = field(default_factory=set)
+    tables: Counter[str] = field(default_factory=Counter)
+    too_large: int = 0  # not on their way, as no batch can hold them
+
+
 class Publisher:
     """Keeps a producer alive and publishes through it. `run` must be running for anything to be published."""
 
@@ -86,33 +102,35 @@ class Publisher:
         self._connection: Connection | None = None
         self._shipping: set[asyncio.Task[None]] = set()
 
-    def append(self, record: Record, *, received_at_ms: int) -> asyncio.Future[bool]:
-        """Put one record into its partition's open batch; the future is the batch's.
+    def append(self, records: Iterable[Record], *, received_at_ms: int) -> Placed:
+        """Put records into their partitions' open batches.
 
-        The bytes count towards the budget until the batch is settled.
+        Their bytes count towards the budget until their batch is settled.
 
         Raises:
             BrokerUnavailable: no broker has been reached yet, or none is now.
-            RecordTooLarge: no batch can hold this record.
         """
         connection = self._connection
         if connection is None:
             raise BrokerUnavailable("not connected")
-        size = len(record.key) + len(record.value) + RECORD_OVERHEAD_BYTES
-        if size > RECORD_BYTES_MAX:  # an empty batch would take it, and the broker would refuse everybody's
-            raise RecordTooLarge
-        lanes = connection.lanes
-        lane = lanes[record.partition(len(lanes))]
-        headers = HEADERS[record.table]
-        batch = lane.open or self._opened(connection, lane)
-        while (
-            batch.builder.append(timestamp=received_at_ms, key=record.key, value=record.value, headers=headers) is None
-        ):  # full
-            self._ship(connection, lane)
-            batch = self._opened(connection, lane)
-        batch.bytes += size
-        self._budget.charge(size)
-        return batch.acknowledged
+        lanes, placed, charged = connection.lanes, Placed(), 0
+        try:
+            for record in records:
+                size = len(record.key) + len(record.value) + RECORD_OVERHEAD_BYTES
+                if size > RECORD_BYTES_MAX:  # an empty batch would take it, and the broker would refuse everybody's
+                    placed.too_large += 1
+                    continue
+                lane = lanes[record.partition(len(lanes))]
+                batch = lane.open or self._opened(connection, lane)
+                while not batch.add(record, size, received_at_ms):
+                    self._ship(connection, lane)
+                    batch = self._opened(connection, lane)
+                charged += size
+                placed.batches.add(batch.acknowledged)
+                placed.tables[record.table] += 1
+        finally:
+            self._budget.charge(charged)
+        return placed
 
     async def acknowledged(self, batches: Iterable[asyncio.Future[bool]]) -> None:
         """Return once every in-sync replica has every one of these batches.

@@ -25,7 +25,7 @@ from receiver.auth import Keys
 from receiver.budget import Budget, BudgetFull, Reads, SenderStalled
 from receiver.course import Course
 from receiver.outcome import Ignored, Rejected
-from receiver.publisher import Publisher, RecordTooLarge
+from receiver.publisher import Publisher
 from receiver.records import Answer, Records
 from receiver.settings import ReceiverSettings
 from receiver.spans import MalformedRequest, ResourceSpans, TooManySpans, read_request
@@ -230,23 +230,23 @@ class TraceService:
                 yield
 
     def _settle(self, answers: Sequence[Answer], tally: Tally, received_at_ms: int) -> None:
+        records = []
         for answer in answers:
             match answer:
                 case Record():
-                    self._place(answer, tally, received_at_ms)
+                    records.append(answer)
                 case Ignored(reason):
                     tally.ignored[reason] += 1
                 case Rejected(reason, fault):
                     tally.rejected[reason] += 1
                     if fault:  # a bug of ours: it costs this span and none of its neighbours
                         tally.faults[fault] += 1
-
-    def _place(self, record: Record, tally: Tally, received_at_ms: int) -> None:
-        try:
-            tally.batches.add(self._publisher.append(record, received_at_ms=received_at_ms))
-            tally.published[record.table] += 1
-        except RecordTooLarge:
-            tally.rejected["span_too_large"] += 1
+        if records:
+            placed = self._publisher.append(records, received_at_ms=received_at_ms)
+            tally.batches |= placed.batches
+            tally.published.update(placed.tables)
+            if placed.too_large:
+                tally.rejected["span_too_large"] += placed.too_large
 
     def _refusal(self, error: Exception) -> grpc.Status:
         known = next((REPLIES[kind] for kind in type(error).__mro__ if kind in REPLIES), None)
