@@ -13,6 +13,7 @@ import structlog
 import typer
 import uvloop
 
+from receiver import speedups
 from receiver.auth import Keys
 from receiver.budget import Budget, Reads
 from receiver.course import Course
@@ -158,7 +159,7 @@ async def serve(settings: ReceiverSettings, *, is_worker: bool = False) -> None:
             if is_worker:
                 running.append(tasks.create_task(report(state, stop), name="report"))
             lifecycle.spare_garbage_collector()
-            log.info("receiver_started", host=settings.host, port=settings.port)
+            log.info("receiver_started", host=settings.host, port=settings.port, speedups=speedups.are_there())
             await stop.wait()
             log.info("receiver_stopping")
             await server.stop()

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from receiver import fast_path
+from receiver import fast_path, pieces
 from receiver.fast_path import FastPath
 from receiver.outcome import Ignored
 from receiver.records import Records
@@ -40,10 +40,11 @@ def test_ordinary_spans_take_the_short_way() -> None:
 
 def test_what_it_remembers_is_bounded_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A sender with a new value in each span must cost memory only up to the bound."""
-    monkeypatch.setattr(fast_path, "_KNOWN_MAX", 200)
-    monkeypatch.setattr(fast_path, "_PLACES_MAX", 100)
+    monkeypatch.setattr(pieces, "_KNOWN_MAX", 200)
+    monkeypatch.setattr(pieces, "_PLACES_MAX", 100)
     monkeypatch.setattr(fast_path, "_PLANS_MAX", 50)
     fast = FastPath(PLAIN)
+    fast.speedups = None
     plain = fast.resource(RESOURCE)
     assert plain is not None
     resource = read_resource(RESOURCE, PLAIN)
@@ -55,22 +56,24 @@ def test_what_it_remembers_is_bounded_and_changes_nothing(monkeypatch: pytest.Mo
         if generator.random() < 0.1:
             event = translate(raw, resource, PLAIN)
             assert record == encode(event)  # type: ignore[arg-type]
-    assert len(fast._known) + len(fast._known._older) <= fast_path._KNOWN_MAX
-    assert len(fast._known.unread) <= len(fast._places) <= fast_path._PLACES_MAX
+    known = fast.pieces.known
+    assert len(known) + len(known._older) <= pieces._KNOWN_MAX
+    assert len(known.unread) <= len(fast.pieces._places) <= pieces._PLACES_MAX
     assert len(fast._plans) <= fast_path._PLANS_MAX
 
 
 def test_what_is_asked_for_again_is_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else a stream of new values would wash out the few that every span has."""
-    monkeypatch.setattr(fast_path, "_KNOWN_MAX", 200)
+    monkeypatch.setattr(pieces, "_KNOWN_MAX", 200)
     fast = FastPath(PLAIN)
+    fast.speedups = None
     plain = fast.resource(RESOURCE)
     assert plain is not None
     fast.records_of([span_bytes(LOGIN)], plain)
-    [read] = [piece for piece in fast._known.values() if piece.place.column == "user_id"]
+    [read] = [piece for piece in fast.pieces.known.values() if piece.place.column == "user_id"]
     for number in range(1_000):
         fast.records_of([span_bytes(LOGIN), span_bytes({**FEATURE, "metadata.n": f"{number}"})], plain)
-    assert any(piece is read for piece in fast._known.values())
+    assert any(piece is read for piece in fast.pieces.known.values())
 
 
 def test_an_attribute_without_a_key_stands_for_no_other() -> None:

@@ -1,0 +1,567 @@
+/* Spans made of nothing but what was seen before -> their records. Called by speedups.py, of which this is the inside.
+
+   Nothing is decided here. The short way (fast_path.py) tells what an attribute became and what follows from a span's
+   shape; this remembers both by their bytes and repeats them. A span of which any part is new, odd or in doubt is left
+   undecided. Never reads beyond a span, writes beyond `out`, or fails: whatever the bytes are. */
+
+#define _GNU_SOURCE /* memmem */
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { WAYS = 8, ATTRIBUTES_MAX = 64, ATTRIBUTE_BYTES_MAX = 256, TAG_MAX = 0x3FFF };
+/* Verdicts; what is not below zero is a table's number. */
+enum { UNDECIDED = -1, UNKNOWN = -2, UNREAD = -3, UNPLANNED = -4, NOT_PRODUCT_EVENT = -5, EXCLUDED_ENDPOINT = -6 };
+enum { SPAN_KIND_SERVER = 2 };
+
+typedef struct {
+    const uint8_t *at;
+    size_t size;
+} Bytes;
+
+/* What an attribute became. */
+typedef struct {
+    uint32_t place;
+    int32_t text_size; /* -1: there is no text yet */
+    uint32_t own_size, own_times;
+    uint32_t is_excluded; /* an endpoint */
+    uint32_t is_path;     /* of a key: digits between slashes are the same as any other */
+    uint8_t bytes[];      /* the text, then the raw id */
+} Piece;
+
+/* A part of a record: the text of that attribute of the span; if that is -1, bytes of the plan's own. */
+typedef struct {
+    int32_t attribute;
+    uint32_t at, size;
+} Part;
+
+/* What follows from a shape. Its parts: the beginning; columns; metadata; the end; owners' ids; words that may be ids.
+   Behind them stand the plan's own bytes. */
+typedef struct {
+    int32_t verdict;
+    int32_t endpoint; /* the attribute that may exclude the span, or -1 */
+    uint32_t is_timed;
+    uint32_t columns, metadata, owners, words;
+    Part parts[];
+} Plan;
+
+/* What a span became. `wanted` has a bit for each attribute that is unknown, or unread. */
+typedef struct {
+    uint64_t wanted;
+    int32_t verdict;
+    uint32_t id_at, at, size; /* of the record in `out` */
+} Answer;
+
+/* ---- memory: keys -> values, so many at most; of eight in a set, one that was not asked for lately goes first */
+
+typedef struct {
+    uint64_t hash;
+    uint8_t *block; /* the value, then the key; NULL: free */
+    uint32_t key_at, key_size;
+    bool is_recent;
+} Slot;
+
+typedef struct {
+    Slot *slots;
+    uint64_t sets, seed; /* sets: a power of two */
+} Cache;
+
+typedef struct {
+    Cache pieces, of_keys, of_paths, plans;
+} Memory;
+
+static uint64_t hash_of(Bytes key, uint64_t seed) {
+    uint64_t hash = seed ^ key.size * 0x9E3779B97F4A7C15u, word;
+    while (key.size) {
+        size_t taken = key.size < 8 ? key.size : 8;
+        word = 0;
+        memcpy(&word, key.at, taken);
+        hash = (hash ^ word) * 0xD6E8FEB86659FD93u;
+        hash ^= hash >> 32;
+        key.at += taken, key.size -= taken;
+    }
+    return hash * 0x9E3779B97F4A7C15u;
+}
+
+static Slot *slots_of(const Cache *cache, uint64_t hash) { return cache->slots + (hash >> 32 & (cache->sets - 1)) * WAYS; }
+
+static Slot *slot_of(const Cache *cache, Bytes key, uint64_t hash) {
+    Slot *slot = slots_of(cache, hash);
+    for (Slot *end = slot + WAYS; slot < end; slot++)
+        if (slot->hash == hash && slot->block && slot->key_size == key.size &&
+            !memcmp(slot->block + slot->key_at, key.at, key.size))
+            return slot;
+    return NULL;
+}
+
+static const void *find(const Cache *cache, Bytes key) {
+    Slot *slot = slot_of(cache, key, hash_of(key, cache->seed));
+    if (!slot)
+        return NULL;
+    slot->is_recent = true;
+    return slot->block;
+}
+
+static Slot *room_in(Slot *set) {
+    for (int way = 0; way < WAYS; way++)
+        if (!set[way].block)
+            return set + way;
+    for (int way = 0; way < WAYS; way++)
+        if (!set[way].is_recent)
+            return set + way;
+    for (int way = 0; way < WAYS; way++)
+        set[way].is_recent = false;
+    return set + (set->hash & (WAYS - 1));
+}
+
+static void put(Cache *cache, Bytes key, Bytes value) {
+    uint64_t hash = hash_of(key, cache->seed);
+    uint8_t *block = malloc(value.size + key.size + 1);
+    if (!block)
+        return;
+    memcpy(block, value.at, value.size);
+    memcpy(block + value.size, key.at, key.size);
+    Slot *slot = slot_of(cache, key, hash);
+    if (!slot)
+        slot = room_in(slots_of(cache, hash));
+    free(slot->block);
+    *slot = (Slot){hash, block, (uint32_t)value.size, (uint32_t)key.size, true};
+}
+
+/* ---- protobuf, as far as plain spans use it; false where they do not */
+
+static bool read_varint(Bytes *from, uint64_t *number) {
+    *number = 0;
+    for (int shift = 0; shift < 35; shift += 7) {
+        if (!from->size)
+            return false;
+        uint8_t byte = *from->at;
+        from->at++, from->size--;
+        *number |= (uint64_t)(byte & 0x7F) << shift;
+        if (byte < 0x80)
+            return true;
+    }
+    return false;
+}
+
+static bool take(Bytes *from, uint64_t size, Bytes *taken) {
+    if (size > from->size)
+        return false;
+    *taken = (Bytes){from->at, size};
+    from->at += size, from->size -= size;
+    return true;
+}
+
+typedef struct {
+    Bytes trace_id, span_id, attributes[ATTRIBUTES_MAX];
+    uint64_t kind, start_ns, end_ns;
+    int count;
+} Span;
+
+static uint64_t fixed64(Bytes from) { /* as it stands on the wire: the least byte first */
+    uint64_t number = 0;
+    for (int at = 7; at >= 0; at--)
+        number = number << 8 | from.at[at];
+    return number;
+}
+
+static bool read_span(Bytes from, Span *span) {
+    *span = (Span){.count = 0};
+    while (from.size) {
+        uint64_t tag, size = 0;
+        Bytes held;
+        if (!read_varint(&from, &tag) || !(tag >> 3) || tag > TAG_MAX)
+            return false;
+        switch (tag & 7) {
+        case 0:
+            if (!read_varint(&from, &size))
+                return false;
+            break;
+        case 1:
+            if (!take(&from, 8, &held))
+                return false;
+            break;
+        case 2:
+            if (!read_varint(&from, &size) || !take(&from, size, &held))
+                return false;
+            break;
+        case 5:
+            if (!take(&from, 4, &held))
+                return false;
+            break;
+        default:
+            return false;
+        }
+        switch (tag) {
+        case 1 << 3 | 2:
+            span->trace_id = held;
+            break;
+        case 2 << 3 | 2:
+            span->span_id = held;
+            break;
+        case 6 << 3 | 0:
+            span->kind = size & 0xFFFFFFFF;
+            break;
+        case 7 << 3 | 1:
+            span->start_ns = fixed64(held);
+            break;
+        case 8 << 3 | 1:
+            span->end_ns = fixed64(held);
+            break;
+        case 9 << 3 | 2:
+            if (span->count == ATTRIBUTES_MAX)
+                return false;
+            span->attributes[span->count++] = held;
+            break;
+        default: /* passed over; but not one of those above in another dress */
+            if (tag >> 3 == 1 || tag >> 3 == 2 || (tag >> 3 >= 6 && tag >> 3 <= 9))
+                return false;
+        }
+    }
+    return true;
+}
+
+/* Whether bytes are a well-formed value: a text with a length of one byte, an int of up to nine, or a double. */
+static bool is_scalar(const uint8_t *value, size_t size) {
+    switch (value[0]) {
+    case 1 << 3 | 2:
+        return value[1] == size - 2;
+    case 3 << 3 | 0:
+        for (size_t at = 1; at < size - 1; at++)
+            if (value[at] < 0x80)
+                return false;
+        return size <= 10 && value[size - 1] < 0x80;
+    default:
+        return value[0] == (4 << 3 | 1) && size == 9;
+    }
+}
+
+/* The key of an attribute of which the value is such; empty for any other. As in fast_path.py. */
+static Bytes key_of_scalar(Bytes raw) {
+    const uint8_t *at = raw.at;
+    if (raw.size >= 2 && at[0] == 0x0A && at[1] + 6u <= raw.size) {
+        size_t value_at = at[1] + 2u, size = raw.size - value_at - 2;
+        if (value_at < 0x80 && size < 0x80 && at[value_at] == 0x12 && at[value_at + 1] == size &&
+            is_scalar(at + value_at + 2, size))
+            return (Bytes){at + 2, at[1]};
+    }
+    return (Bytes){at, 0};
+}
+
+/* A key with its size, and a text with one 0 for all digits that stand alone between slashes. */
+static Bytes without_numbers(Bytes key, Bytes raw, uint8_t into[ATTRIBUTE_BYTES_MAX]) {
+    const uint8_t *start = key.at + key.size + 4, *end = raw.at + raw.size, *from = start, *after;
+    uint8_t *to = into + 1 + key.size;
+    memcpy(into, key.at - 1, 1 + key.size);
+    while (from < end) {
+        for (after = from; from > start && from[-1] == '/' && after < end && *after >= '0' && *after <= '9'; after++)
+            ;
+        bool is_number = after > from && (after == end || *after == '/');
+        *to++ = is_number ? '0' : *from;
+        from = is_number ? after : from + 1;
+    }
+    return (Bytes){into, (size_t)(to - into)};
+}
+
+/* ---- records */
+
+typedef struct {
+    uint8_t *at;
+    size_t room;
+    bool is_full;
+} Out;
+
+static void write_bytes(Out *out, const void *from, size_t size) {
+    if (size > out->room) {
+        out->is_full = true;
+        return;
+    }
+    memcpy(out->at, from, size);
+    out->at += size, out->room -= size;
+}
+
+#define WRITE(out, literal) write_bytes(out, literal, sizeof literal - 1)
+
+static void write_number(Out *out, uint64_t number, int digits_min) {
+    uint8_t digits[20], *at = digits + sizeof digits;
+    do
+        *--at = (uint8_t)('0' + number % 10), number /= 10, digits_min--;
+    while (number || digits_min > 0);
+    write_bytes(out, at, (size_t)(digits + sizeof digits - at));
+}
+
+/* The shortest text of the double nearest to so many milliseconds: up to 15 digits it is the decimal number itself. */
+static bool write_duration(Out *out, uint64_t duration_ns) {
+    if ((duration_ns && duration_ns < 100) || duration_ns >= 1000000000000000u)
+        return false;
+    uint64_t fraction = duration_ns % 1000000;
+    int digits = 6;
+    while (digits > 1 && fraction % 10 == 0)
+        fraction /= 10, digits--;
+    WRITE(out, ",\"duration_ms\":");
+    write_number(out, duration_ns / 1000000, 1);
+    WRITE(out, ".");
+    write_number(out, fraction, digits);
+    return true;
+}
+
+static const uint32_t SHA256_ROUNDS[64] = {
+    0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5, 0x3956c25b, 0x59f111f1, 0x923f82a4, 0xab1c5ed5, 0xd807aa98, 0x12835b01,
+    0x243185be, 0x550c7dc3, 0x72be5d74, 0x80deb1fe, 0x9bdc06a7, 0xc19bf174, 0xe49b69c1, 0xefbe4786, 0x0fc19dc6, 0x240ca1cc,
+    0x2de92c6f, 0x4a7484aa, 0x5cb0a9dc, 0x76f988da, 0x983e5152, 0xa831c66d, 0xb00327c8, 0xbf597fc7, 0xc6e00bf3, 0xd5a79147,
+    0x06ca6351, 0x14292967, 0x27b70a85, 0x2e1b2138, 0x4d2c6dfc, 0x53380d13, 0x650a7354, 0x766a0abb, 0x81c2c92e, 0x92722c85,
+    0xa2bfe8a1, 0xa81a664b, 0xc24b8b70, 0xc76c51a3, 0xd192e819, 0xd6990624, 0xf40e3585, 0x106aa070, 0x19a4c116, 0x1e376c08,
+    0x2748774c, 0x34b0bcb5, 0x391c0cb3, 0x4ed8aa4a, 0x5b9cca4f, 0x682e6ff3, 0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208,
+    0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2};
+
+static uint32_t turned(uint32_t word, int by) { return word >> by | word << (32 - by); }
+
+/* FIPS 180-4, of the 24 bytes of trace and span id: one block. The first 16 bytes of the digest. */
+static void sha256_of_ids(const uint8_t *trace_id, const uint8_t *span_id, uint8_t digest[16]) {
+    static const uint32_t start[8] = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a,
+                                      0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
+    uint8_t block[64] = {[24] = 0x80, [63] = 24 * 8};
+    uint32_t w[64];
+    memcpy(block, trace_id, 16);
+    memcpy(block + 16, span_id, 8);
+    for (int i = 0; i < 16; i++)
+        w[i] = (uint32_t)block[4 * i] << 24 | block[4 * i + 1] << 16 | block[4 * i + 2] << 8 | block[4 * i + 3];
+    for (int i = 16; i < 64; i++)
+        w[i] = w[i - 16] + (turned(w[i - 15], 7) ^ turned(w[i - 15], 18) ^ w[i - 15] >> 3) + w[i - 7] +
+               (turned(w[i - 2], 17) ^ turned(w[i - 2], 19) ^ w[i - 2] >> 10);
+    uint32_t a = start[0], b = start[1], c = start[2], d = start[3];
+    uint32_t e = start[4], f = start[5], g = start[6], h = start[7];
+    for (int i = 0; i < 64; i++) {
+        uint32_t first =
+            h + (turned(e, 6) ^ turned(e, 11) ^ turned(e, 25)) + ((e & f) ^ (~e & g)) + SHA256_ROUNDS[i] + w[i];
+        uint32_t second = (turned(a, 2) ^ turned(a, 13) ^ turned(a, 22)) + ((a & b) ^ (a & c) ^ (b & c));
+        h = g, g = f, f = e, e = d + first;
+        d = c, c = b, b = a, a = first + second;
+    }
+    uint32_t words[4] = {a + start[0], b + start[1], c + start[2], d + start[3]};
+    for (int i = 0; i < 16; i++)
+        digest[i] = (uint8_t)(words[i / 4] >> (24 - 8 * (i % 4)));
+}
+
+/* The text of `event_id`: a UUID of version 8. */
+static void write_id(Out *out, const Span *span) {
+    static const char hex[] = "0123456789abcdef";
+    uint8_t digest[16], text[36], *at = text;
+    sha256_of_ids(span->trace_id.at, span->span_id.at, digest);
+    digest[6] = (digest[6] & 0x0F) | 0x80;
+    digest[8] = (digest[8] & 0x3F) | 0x80;
+    for (int i = 0; i < 16; i++) {
+        if (i == 4 || i == 6 || i == 8 || i == 10)
+            *at++ = '-';
+        *at++ = (uint8_t)hex[digest[i] >> 4];
+        *at++ = (uint8_t)hex[digest[i] & 0xF];
+    }
+    write_bytes(out, text, sizeof text);
+}
+
+static bool is_id(Bytes id, size_t size) {
+    static const uint8_t none[16];
+    return id.size == size && memcmp(id.at, none, size);
+}
+
+/* Whether an id stands in the bytes more often than so. */
+static bool is_more_often(Bytes id, Bytes in, uint32_t times) {
+    const uint8_t *end = in.at + in.size;
+    for (const uint8_t *at = in.at; (at = memmem(at, (size_t)(end - at), id.at, id.size)); at += id.size)
+        if (!times--)
+            return true;
+    return false;
+}
+
+static Bytes own_bytes(const Plan *plan, Part part) {
+    const Part *end = plan->parts + plan->columns + plan->metadata + plan->owners + plan->words + 2;
+    return (Bytes){(const uint8_t *)end + part.at, part.size};
+}
+
+static Bytes text_of(const Plan *plan, Part part, const Piece *const *pieces) {
+    if (part.attribute < 0)
+        return own_bytes(plan, part);
+    const Piece *piece = pieces[part.attribute];
+    return (Bytes){piece->bytes, (size_t)piece->text_size};
+}
+
+/* Whether an owner's id may stand elsewhere in the span, or in its resource. */
+static bool is_owner_in_doubt(const Plan *plan, const Piece *const *pieces, Bytes raw) {
+    const Part *owners = plan->parts + plan->columns + plan->metadata + 2, *words = owners + plan->owners;
+    for (const Part *owner = owners; owner < words; owner++) {
+        const Piece *piece = owner->attribute < 0 ? NULL : pieces[owner->attribute];
+        Bytes id = piece ? (Bytes){piece->bytes + piece->text_size, piece->own_size} : own_bytes(plan, *owner);
+        if (!id.size)
+            continue;
+        if (is_more_often(id, raw, piece ? piece->own_times : 0))
+            return true;
+        for (const Part *word = words; word < words + plan->words; word++)
+            if (word->size == id.size && !memcmp(own_bytes(plan, *word).at, id.at, id.size))
+                return true;
+    }
+    return false;
+}
+
+/* The attributes that the plan needs the text or the id of, and that have none yet. */
+static uint64_t without_text(const Plan *plan, const Piece *const *pieces) {
+    uint64_t unread = 0;
+    const Part *end = plan->parts + plan->columns + plan->metadata + plan->owners + 2;
+    for (const Part *part = plan->parts; part < end; part++)
+        if (part->attribute >= 0 && pieces[part->attribute]->text_size < 0)
+            unread |= (uint64_t)1 << part->attribute;
+    return unread;
+}
+
+static bool write_record(Out *out, const Plan *plan, const Piece *const *pieces, const Span *span, Answer *answer) {
+    const Part *part = plan->parts, *metadata = part + 1 + plan->columns, *end = metadata + plan->metadata;
+    Bytes text = text_of(plan, *part++, pieces);
+    write_bytes(out, text.at, text.size);
+    answer->id_at = (uint32_t)text.size;
+    write_id(out, span);
+    WRITE(out, "\",\"timestamp_us\":");
+    write_number(out, span->start_ns / 1000, 1);
+    for (; part < metadata; part++) {
+        text = text_of(plan, *part, pieces);
+        write_bytes(out, text.at, text.size);
+    }
+    bool is_timed = plan->is_timed && span->end_ns && span->end_ns >= span->start_ns;
+    if (is_timed && !write_duration(out, span->end_ns - span->start_ns))
+        return false;
+    WRITE(out, ",\"event_metadata\":{");
+    for (; part < end; part++) {
+        text = text_of(plan, *part, pieces);
+        write_bytes(out, text.at, text.size);
+    }
+    text = own_bytes(plan, *end);
+    if (!text.size && !out->is_full && out->at[-1] == ',')
+        out->at--, out->room++;
+    write_bytes(out, text.at, text.size);
+    WRITE(out, "}}");
+    return !out->is_full;
+}
+
+static const Piece *piece_of(const Memory *memory, Bytes raw) {
+    const Piece *piece = find(&memory->pieces, raw), *of_path = NULL;
+    Bytes key;
+    if (piece || !(key = key_of_scalar(raw)).size)
+        return piece;
+    piece = find(&memory->of_keys, key);
+    if (piece && piece->is_path) {
+        uint8_t path[ATTRIBUTE_BYTES_MAX];
+        of_path = find(&memory->of_paths, without_numbers(key, raw, path));
+    }
+    return of_path ? of_path : piece;
+}
+
+static Answer answer_of(const Memory *memory, uint64_t resource, Bytes raw, Out *out) {
+    Answer answer = {.verdict = UNDECIDED};
+    Span span;
+    const Piece *pieces[ATTRIBUTES_MAX];
+    struct {
+        uint64_t resource;
+        uint32_t places[ATTRIBUTES_MAX];
+    } shape = {.resource = resource};
+    if (!read_span(raw, &span))
+        return answer;
+    for (int at = 0; at < span.count; at++) {
+        pieces[at] = piece_of(memory, span.attributes[at]);
+        if (pieces[at])
+            shape.places[at] = pieces[at]->place;
+        else
+            answer.wanted |= (uint64_t)1 << at;
+    }
+    if (answer.wanted) {
+        answer.verdict = UNKNOWN;
+        return answer;
+    }
+    const Plan *plan = find(&memory->plans, (Bytes){(uint8_t *)&shape, sizeof resource + 4 * (size_t)span.count});
+    if (!plan) {
+        answer.verdict = UNPLANNED;
+        return answer;
+    }
+    if (plan->verdict < 0 || (plan->endpoint >= 0 && span.kind != SPAN_KIND_SERVER)) {
+        answer.verdict = plan->verdict < 0 ? plan->verdict : NOT_PRODUCT_EVENT;
+        return answer;
+    }
+    if ((answer.wanted = without_text(plan, pieces))) {
+        answer.verdict = UNREAD;
+        return answer;
+    }
+    if (is_owner_in_doubt(plan, pieces, raw))
+        return answer;
+    if (plan->endpoint >= 0 && pieces[plan->endpoint]->is_excluded) {
+        answer.verdict = EXCLUDED_ENDPOINT;
+        return answer;
+    }
+    Out record = *out;
+    if (!is_id(span.trace_id, 16) || !is_id(span.span_id, 8) || !write_record(&record, plan, pieces, &span, &answer))
+        return answer;
+    answer.verdict = plan->verdict;
+    answer.size = (uint32_t)(record.at - out->at);
+    *out = record;
+    return answer;
+}
+
+/* ---- what speedups.py calls */
+
+/* The hash of this file, as it was when it was compiled. */
+const char *speedups_source(void) { return SOURCE; }
+
+static bool make(Cache *cache, uint64_t slots, uint64_t seed) {
+    *cache = (Cache){calloc(slots, sizeof(Slot)), slots / WAYS, seed};
+    return cache->slots;
+}
+
+static void forget(Cache *cache) {
+    for (uint64_t at = 0; cache->slots && at < cache->sets * WAYS; at++)
+        free(cache->slots[at].block);
+    free(cache->slots);
+}
+
+void speedups_free(Memory *memory) {
+    forget(&memory->pieces), forget(&memory->of_keys), forget(&memory->of_paths), forget(&memory->plans);
+    free(memory);
+}
+
+/* Numbers of slots are powers of two from 8 on. NULL: no memory. */
+Memory *speedups_new(uint64_t pieces, uint64_t keys, uint64_t paths, uint64_t plans, uint64_t seed) {
+    Memory *memory = calloc(1, sizeof *memory);
+    if (memory && make(&memory->pieces, pieces, seed) && make(&memory->of_keys, keys, seed) &&
+        make(&memory->of_paths, paths, seed) && make(&memory->plans, plans, seed))
+        return memory;
+    if (memory)
+        speedups_free(memory);
+    return NULL;
+}
+
+void speedups_know(Memory *memory, const uint8_t *raw, size_t raw_size, const uint8_t *piece, size_t size) {
+    put(&memory->pieces, (Bytes){raw, raw_size}, (Bytes){piece, size});
+}
+
+void speedups_know_key(Memory *memory, const uint8_t *key, size_t key_size, const uint8_t *piece, size_t size) {
+    put(&memory->of_keys, (Bytes){key, key_size}, (Bytes){piece, size});
+}
+
+/* A path with its key, as `without_numbers` has them. */
+void speedups_know_path(Memory *memory, const uint8_t *path, size_t path_size, const uint8_t *piece, size_t size) {
+    put(&memory->of_paths, (Bytes){path, path_size}, (Bytes){piece, size});
+}
+
+/* A shape: the resource's number, then those of the places. */
+void speedups_know_shape(Memory *memory, const uint8_t *shape, size_t shape_size, const uint8_t *plan, size_t size) {
+    put(&memory->plans, (Bytes){shape, shape_size}, (Bytes){plan, size});
+}
+
+/* One answer for each of the spans, which stand one after another. Gives how much of `out` their records take. */
+size_t speedups_records(const Memory *memory, uint64_t resource, const uint8_t *spans, const uint32_t *sizes,
+                        size_t count, uint8_t *out, size_t room, Answer *answers) {
+    Out rest = {out, room, false};
+    for (size_t span = 0; span < count; spans += sizes[span++]) {
+        uint8_t *at = rest.at;
+        answers[span] = answer_of(memory, resource, (Bytes){spans, sizes[span]}, &rest);
+        answers[span].at = (uint32_t)(at - out);
+        answers[span].id_at += answers[span].at;
+    }
+    return (size_t)(rest.at - out);
+}

@@ -1,0 +1,189 @@
+"""Spans made of what was seen before -> their records, by speedups.c. Without a C compiler at installing there is none.
+
+It repeats what the short way has found out: what an attribute became, and what follows from a span's shape. So it has
+no rules of its own, and what it cannot repeat it leaves to the one who told it. Bounded in memory.
+"""
+
+import ctypes
+import re
+import secrets
+from array import array
+from collections.abc import Callable, Sequence
+from hashlib import sha256
+from pathlib import Path
+from struct import Struct, pack
+from typing import Any, Literal, NamedTuple, cast
+from weakref import finalize
+
+from receiver.outcome import EXCLUDED_ENDPOINT, NOT_PRODUCT_EVENT, Ignored
+from receiver.pieces import Piece
+from shared.events import TABLES, Table
+from shared.wire import Record
+
+SOURCE, LIBRARY = (Path(__file__).with_name(name) for name in ("speedups.c", "_speedups.so"))
+
+# How many are remembered: powers of two, from 8 on. 64 MiB if all attributes are as long as they may be.
+_PIECES = 65_536
+_KEYS = 4_096
+_PATHS = 8_192
+_PLANS = 2_048
+_RAW_BYTES_MAX = 256  # of an attribute
+_TEXT_BYTES_MAX = 512  # of what it became
+_OUT_BYTES = 256 * 1024  # for the records of one call; what does not fit is left undecided
+_ID_CHARS = 36
+_ATTRIBUTES_MAX = 64
+
+# As speedups.c has them.
+_ANSWER, _PIECE, _PLAN, _PART = Struct("=QiIII"), Struct("=IiIIII"), Struct("=iiIIIII"), Struct("=iII")
+_NUMBERS = {NOT_PRODUCT_EVENT: -5, EXCLUDED_ENDPOINT: -6}
+_IGNORED = {number: ignored for ignored, number in _NUMBERS.items()}
+_WANTS: dict[int, Literal["pieces", "texts", "plan"]] = {-2: "pieces", -3: "texts", -4: "plan"}
+
+_NUMBERS_OF_PATH = re.compile(rb"/[0-9]++(?=/|\Z)")
+
+
+class Want(NamedTuple):
+    """What would decide on a span: pieces of attributes, or only their texts; or the plan of its shape."""
+
+    what: Literal["pieces", "texts", "plan"]
+    attributes: list[int]
+
+
+Part = int | str | bytes  # the text of an attribute, by its position; or what stands there in each record
+
+
+class Plan(NamedTuple):
+    """What follows from a shape that gives records."""
+
+    table: str
+    is_timed: bool
+    endpoint: int | None  # the attribute by which a span may be excluded
+    prefix: str
+    columns: Sequence[Part]
+    metadata: Sequence[Part]
+    suffix: str
+    owners: Sequence[Part]
+    words: Sequence[bytes]  # of the resource, which no owner's id may be
+
+
+class Speedups:
+    """For one thread."""
+
+    def __init__(self) -> None:
+        self._memory = _library.speedups_new(_PIECES, _KEYS, _PATHS, _PLANS, secrets.randbits(64))
+        if not self._memory:
+            raise MemoryError
+        finalize(self, _library.speedups_free, self._memory)
+        self._out = ctypes.create_string_buffer(_OUT_BYTES)
+
+    def records_of(
+        self, raws: Sequence[bytes], which: Sequence[int], resource: int, made: list[Record | Ignored | None]
+    ) -> dict[int, Want]:
+        """Fill in what becomes of these spans, where that is decided; and what would decide others, by position."""
+        spans = [raws[at] for at in which]
+        answers = ctypes.create_string_buffer(_ANSWER.size * len(spans))
+        sizes = array("I", map(len, spans)).tobytes()
+        taken = _library.speedups_records(
+            self._memory, resource, b"".join(spans), sizes, len(spans), self._out, _OUT_BYTES, answers
+        )
+        out = ctypes.string_at(self._out, taken)
+        wants = {}
+        for span, (wanted, verdict, id_at, at, size) in zip(which, _ANSWER.iter_unpack(answers), strict=True):
+            if verdict >= 0:
+                made[span] = Record(TABLES[verdict], out[id_at : id_at + _ID_CHARS], out[at : at + size])
+            elif verdict in _IGNORED:
+                made[span] = _IGNORED[verdict]
+            elif verdict in _WANTS:
+                wants[span] = Want(_WANTS[verdict], [bit for bit in range(_ATTRIBUTES_MAX) if wanted >> bit & 1])
+        return wants
+
+    def know(self, raw: bytes, piece: Piece) -> None:
+        """Remember an attribute."""
+        self._know(_library.speedups_know, raw, piece)
+
+    def know_key(self, key: bytes, piece: Piece) -> None:
+        """Remember what scalars of this key become that are not known themselves: they are not read, or not yet."""
+        self._know(_library.speedups_know_key, key, piece)
+
+    def know_path(self, raw: bytes, piece: Piece) -> None:
+        """Remember a scalar whose value is a path, and all that differ from it in nothing but numbers of segments."""
+        key, value = raw[1 : 2 + raw[1]], raw[2 + raw[1] + 4 :]
+        self._know(_library.speedups_know_path, key + _NUMBERS_OF_PATH.sub(b"/0", value), piece)
+
+    def know_ignored(self, resource: int, places: Sequence[int], ignored: Ignored) -> None:
+        """Remember that nothing comes of attributes with these places in this order."""
+        self._know_shape(resource, places, _PLAN.pack(_NUMBERS[ignored], -1, 0, 0, 0, 0, 0))
+
+    def know_plan(self, resource: int, places: Sequence[int], plan: Plan) -> None:
+        """Remember what comes of them."""
+        self._know_shape(resource, places, _packed_plan(plan))
+
+    def _know(self, remember: Callable[..., None], raw: bytes, piece: Piece) -> None:
+        text = b"" if piece.text is None else piece.text.encode()
+        if len(raw) > _RAW_BYTES_MAX or len(text) > _TEXT_BYTES_MAX:
+            return
+        packed = _PIECE.pack(
+            piece.place.number,
+            -1 if piece.text is None else len(text),
+            len(piece.own_id),
+            piece.own_times,
+            piece.is_excluded,
+            piece.place.column == "endpoint",
+        )
+        packed += text + piece.own_id
+        remember(self._memory, raw, len(raw), packed, len(packed))
+
+    def _know_shape(self, resource: int, places: Sequence[int], packed: bytes) -> None:
+        shape = pack(f"=Q{len(places)}I", resource, *places)
+        _library.speedups_know_shape(self._memory, shape, len(shape), packed, len(packed))
+
+
+def _packed_plan(plan: Plan) -> bytes:
+    packed, own = [], b""
+    for part in (plan.prefix, *plan.columns, *plan.metadata, plan.suffix, *plan.owners, *plan.words):
+        if isinstance(part, int):
+            packed.append(_PART.pack(part, 0, 0))
+        else:
+            text = part.encode() if isinstance(part, str) else part
+            packed.append(_PART.pack(-1, len(own), len(text)))
+            own += text
+    counts = [len(each) for each in (plan.columns, plan.metadata, plan.owners, plan.words)]
+    endpoint = -1 if plan.endpoint is None else plan.endpoint
+    head = _PLAN.pack(TABLES.index(cast("Table", plan.table)), endpoint, plan.is_timed, *counts)
+    return b"".join((head, *packed, own))
+
+
+def _loaded() -> Any:
+    """None where it was not compiled, or from another source than stands beside this file."""
+    try:
+        library = ctypes.CDLL(str(LIBRARY))
+        library.speedups_source.restype = ctypes.c_char_p
+        if library.speedups_source() != sha256(SOURCE.read_bytes()).hexdigest().encode():
+            return None
+    except (OSError, AttributeError):
+        return None
+    pointer, size, number = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint64
+    known = (pointer, pointer, size, pointer, size)
+    for name, result, arguments in (
+        ("new", pointer, (number,) * 5),
+        ("free", None, (pointer,)),
+        ("know", None, known),
+        ("know_key", None, known),
+        ("know_path", None, known),
+        ("know_shape", None, known),
+        ("records", size, (pointer, number, pointer, pointer, size, pointer, size, pointer)),
+    ):
+        function = getattr(library, f"speedups_{name}")  # the same object each time
+        function.restype, function.argtypes = result, arguments
+    return library
+
+
+_library = _loaded()
+
+
+def are_there() -> bool:
+    return _library is not None
+
+
+def new() -> Speedups | None:
+    return Speedups() if are_there() else None

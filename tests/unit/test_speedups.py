@@ -1,0 +1,333 @@
+"""What repeats the short way: that it is there, that it decides, that it is never wrong, and that it forgets."""
+
+import contextlib
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf.message import DecodeError
+from psutil import Process
+
+from hatch_build import command
+from receiver import speedups
+from receiver.fast_path import FastPath, PlainResource
+from receiver.outcome import Ignored, Rejected
+from receiver.pieces import Piece, Place
+from receiver.records import Records
+from receiver.rules import Rules
+from receiver.spans import ResourceSpans
+from receiver.translate import read_resource, translate
+from shared.wire import Record, encode
+from support.encoding import CLIENT, LOGIN, PLAIN, SERVER, field, key_value, resource_bytes, rules, span_bytes
+from support.mutation import Mutator
+
+ROOT = Path(__file__).parents[2]
+RESOURCE = resource_bytes({"service.name": "shop", "host.name": "a", "deployment.type": "cloud"})
+HTTP = {
+    "http.request.method": "GET",
+    "url.path": "/orders/17",
+    "http.response.status_code": 200,
+    "user_agent.original": "curl",
+    "server.port": 8080,
+    "load": 0.5,
+    "user.id": "user-17",
+    "organization.id": "acme",
+}
+FEATURE = {"feature.name": "export", "feature.action": "created", "metadata.plan": "pro", "metadata.rows": 17}
+needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler: there are no speedups here")
+pytestmark = needs_compiler
+
+
+class Ways:
+    """Spans of one resource by the long way, and by speedups once they were told."""
+
+    def __init__(self, resource: bytes = RESOURCE, by: Rules = PLAIN) -> None:
+        self.resource, self.by = resource, by
+        self.records = Records(by)
+        self.fast = self.records._fast
+        plain = self.fast.resource(resource)
+        assert plain is not None
+        self.plain: PlainResource = plain
+
+    def served(self, *raws: bytes) -> list[Any]:
+        return [*chain.from_iterable(self.records.of(ResourceSpans(self.resource, list(raws))))]
+
+    def tell(self, *raws: bytes) -> None:
+        for _ in range(4):
+            self.served(*raws)
+
+    def decided(self, *raws: bytes) -> list[Record | Ignored | None]:
+        made: list[Record | Ignored | None] = [None] * len(raws)
+        assert self.fast.speedups
+        self.fast.speedups.records_of(raws, range(len(raws)), self.plain.number, made)
+        return made
+
+    def expected(self, raw: bytes) -> Any:
+        found = translate(raw, read_resource(self.resource, self.by), self.by)
+        return found if isinstance(found, Ignored | Rejected) else encode(found)
+
+
+@pytest.mark.parametrize("library", [b"", b"no library", None])
+def test_without_a_library_that_fits_there_are_none(
+    library: bytes | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """After a pull without an install, say: its memory would be read by other rules."""
+    if library is None:
+        source = tmp_path / "speedups.c"
+        source.write_bytes(speedups.SOURCE.read_bytes() + b"\n")
+        monkeypatch.setattr(speedups, "SOURCE", source)
+    else:
+        (tmp_path / "library.so").write_bytes(library)
+        monkeypatch.setattr(speedups, "LIBRARY", tmp_path / "library.so")
+    assert speedups._loaded() is None
+    monkeypatch.setattr(speedups, "_library", None)
+    raw, ways = span_bytes(LOGIN), Ways()
+    assert ways.fast.speedups is None
+    assert ways.served(raw, raw) == [ways.expected(raw)] * 2
+
+
+def test_where_there_is_a_compiler_there_are_speedups() -> None:
+    """Else all that follows would be about nothing, and the receiver slow."""
+    assert speedups.new() is not None
+
+
+@pytest.mark.parametrize(
+    ("attributes", "kind"),
+    [(LOGIN, CLIENT), (HTTP, SERVER), (FEATURE, CLIENT), (HTTP, CLIENT), ({**HTTP, "url.path": "/healthz"}, SERVER)],
+)
+def test_what_was_told_is_repeated(attributes: dict[str, Any], kind: int) -> None:
+    """With other ids and times, which are all that no two spans share."""
+    ways, generator = Ways(), random.Random(1)
+    ways.tell(span_bytes(attributes, kind=kind))
+    for _ in range(200):
+        start_ns = generator.randrange(2**64)
+        raw = span_bytes(
+            attributes,
+            kind=kind,
+            trace_id=generator.randbytes(16),
+            span_id=generator.randbytes(8),
+            start_ns=start_ns,
+            end_ns=min(2**64 - 1, start_ns + round(10 ** generator.uniform(2, 14))),
+        )
+        assert ways.decided(raw) == [ways.expected(raw)]
+
+
+@pytest.mark.parametrize("duration_ns", [-(10**18), -1, 0, 100, 999, 1_000_000, 1_500_000, 10**9, 10**15 - 1])
+def test_a_duration_reads_as_it_does_elsewhere(duration_ns: int) -> None:
+    ways, start_ns = Ways(), 10**18
+    ways.tell(span_bytes(HTTP, kind=SERVER))
+    raw = span_bytes(HTTP, kind=SERVER, start_ns=start_ns, end_ns=start_ns + duration_ns)
+    assert ways.decided(raw) == [ways.expected(raw)]
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        span_bytes(HTTP, kind=SERVER, start_ns=10**18, end_ns=10**18 + 99),  # in other digits
+        span_bytes(HTTP, kind=SERVER, start_ns=10**18, end_ns=10**18 + 10**15),
+        span_bytes(HTTP, kind=SERVER, trace_id=bytes(16)),
+        span_bytes(HTTP, kind=SERVER, span_id=b"short"),
+        span_bytes({**HTTP, "url.path": "/user-17"}, kind=SERVER),  # the owner's id
+        span_bytes({**HTTP, "metadata.note": "user-17"}, kind=SERVER),
+        span_bytes({**HTTP, "user.id": "shop"}, kind=SERVER),  # the resource says it
+        span_bytes([*HTTP.items(), *((f"k{number}", 1) for number in range(60))], kind=SERVER),
+        span_bytes(HTTP, kind=SERVER, more=b"\x0b\x0c"),  # a group
+        span_bytes(HTTP, kind=SERVER, more=b"\x08\x01"),  # a trace id that is a number
+        span_bytes(HTTP, kind=SERVER, more=b"\x00"),
+        span_bytes(HTTP, kind=SERVER, more=b"\xe0\xde\xfc\xe6\x33\x01"),  # a tag of more than 32 bits
+        span_bytes(HTTP, kind=SERVER)[:-1],
+    ],
+)
+def test_what_is_in_doubt_is_left_to_others(raw: bytes) -> None:
+    """They may find that it is nothing special, or that it is somebody's secret."""
+    ways = Ways()
+    ways.tell(span_bytes(HTTP, kind=SERVER), raw)
+    assert ways.decided(raw) == [None]
+
+
+# Attributes of "url.path" whose values are malformed, or of no kind that is passed over unread.
+STRANGE = [
+    b"\x12" + (field(1, b"url.path") + field(2, field(1, b"/a")))[1:],
+    *(
+        field(1, b"url.path") + value
+        for value in (
+            b"",
+            b"\x12",
+            b"\x12\x00",
+            b"\x12\x01",
+            b"\x12\x01\x0a",
+            field(2, b"\x0a"),
+            field(2, b"\x0a\x05/a"),
+            field(2, b"\x0a\x01/a"),
+            field(2, b"\x0a\x02/a\x80"),
+            field(2, b"\x18"),
+            field(2, b"\x18\x80"),
+            field(2, b"\x18\x01\x80"),
+            field(2, b"\x18\x01\x01"),
+            field(2, b"\x18" + b"\xff" * 9 + b"\x01"),
+            field(2, b"\x18" + b"\xff" * 10 + b"\x01"),
+            field(2, b"\x21" + bytes(7)),
+            field(2, b"\x21" + bytes(9)),
+            b"\x12\x05" + field(1, b"/a"),
+            b"\x12\x03" + field(1, b"/a"),
+            b"\x22" + field(2, field(1, b"/a"))[1:],
+            field(2, b"\x10\x80"),
+            field(2, b"\x32\x01\x0a"),
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize("attribute", STRANGE)
+def test_what_is_not_read_has_to_be_well_formed_all_the_same(attribute: bytes) -> None:
+    """With a route the path is not needed, and known by its key alone; and a malformed span is rejected."""
+    ways, routed = Ways(), {"http.route": "/a", "http.request.method": "GET"}
+
+    def with_path(attribute: bytes) -> bytes:
+        return span_bytes(routed, kind=SERVER, more=field(9, attribute))
+
+    for value in ("/a", 5, 0.5):
+        ways.tell(with_path(key_value("url.path", value)))
+        [made] = ways.decided(with_path(key_value("url.path", value)))
+        assert isinstance(made, Record)
+    raw = with_path(attribute)
+    assert ways.decided(raw) == [None]
+    for _ in range(4):
+        assert ways.served(raw) == [ways.expected(raw)]
+
+
+def test_paths_that_differ_in_numbers_are_one() -> None:
+    """Of senders without routes each path is new."""
+    ways = Ways()
+    for path in ("/a/1/b/23", "/a/0x/b/8"):
+        ways.tell(span_bytes({**HTTP, "url.path": path}, kind=SERVER))
+
+    def decided(path: str) -> Record | Ignored | None:
+        raw = span_bytes({**HTTP, "url.path": path}, kind=SERVER)
+        [made] = ways.decided(raw)
+        assert made in (None, ways.expected(raw))
+        return made
+
+    assert isinstance(decided("/a/4567/b/8"), Record)
+    for other in ("/a/b/b/8", "/a/4/b/8/", "/a/4/c/8", "/a/4x/b/8", "/a//b/8", "a/4/b/8", "/a/4/b", "/a/4/b/8?c"):
+        assert decided(other) is None
+
+
+def test_a_path_out_of_order_stands_for_no_other() -> None:
+    """Value before key: read as if it were the other way around, it would be the path of somebody else."""
+    ways = Ways()
+    key, value = field(1, b"url.path"), field(2, field(1, b"/secret/1"))
+    others = [("http.request.method", "GET"), ("user.id", "user-17")]
+    strange = span_bytes(others, kind=SERVER, more=field(9, value + key))
+    ways.tell(span_bytes([*others, ("url.path", "/orders/1")], kind=SERVER), strange)
+    for path in ("/orders/2", "/secret/2"):
+        raw = span_bytes([*others, ("url.path", path)], kind=SERVER)
+        assert ways.decided(raw)[0] in (None, ways.expected(raw))
+
+
+def test_what_does_not_fit_is_left_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The records of one call have so much room."""
+    monkeypatch.setattr(speedups, "_OUT_BYTES", 700)
+    ways, raw = Ways(), span_bytes(LOGIN)
+    ways.tell(raw)
+    record = ways.expected(raw)
+    made = ways.decided(*[raw] * 5)
+    fit = 700 // len(record.value)
+    assert made == [record] * fit + [None] * (5 - fit)
+    assert ways.fast.records_of([raw] * 5, ways.plain) == [record] * 5
+
+
+def test_it_forgets_what_is_not_asked_for_and_stays_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Senders with a new value in each span: eight places are shared by a thousand, and the frequent ones stay."""
+    for name in ("_PIECES", "_KEYS", "_PATHS", "_PLANS"):
+        monkeypatch.setattr(speedups, name, 16)
+    ways, generator = Ways(), random.Random(2)
+    for number in range(1_000):
+        raws = [
+            span_bytes({**LOGIN, "user.id": f"user-{generator.randrange(300)}", "metadata.n": number % 50}),
+            span_bytes({**HTTP, f"k{generator.randrange(30)}": "x", "url.path": f"/a{number % 30}/5"}, kind=SERVER),
+            span_bytes(LOGIN),
+        ]
+        assert ways.served(*raws) == [ways.expected(raw) for raw in raws]
+    assert ways.decided(span_bytes(LOGIN)) == [ways.expected(span_bytes(LOGIN))]
+
+
+def test_what_is_forgotten_is_given_back() -> None:
+    """A leak of an attribute a span would fill the memory within the hour."""
+    memory, process = speedups.new(), Process()
+    assert memory
+
+    def tell(attributes: int) -> int:
+        for number in range(attributes):
+            memory.know(key_value("k", f"{number:0200}"), Piece(Place("event_metadata"), "x" * 200))
+        return process.memory_info().rss
+
+    full = tell(2 * speedups._PIECES)
+    assert tell(2 * speedups._PIECES) - full < 8 * 1024 * 1024
+
+
+def damaged(seed: int, spans: int) -> Iterator[bytes]:
+    generator = random.Random(seed)
+    seeds = [span_bytes(LOGIN), span_bytes(HTTP, kind=SERVER), span_bytes(FEATURE), span_bytes(HTTP, kind=CLIENT)]
+    for _ in range(spans):
+        raw = generator.choice(seeds)
+        yield Mutator(generator).span(raw) if generator.random() < 0.5 else raw[: generator.randrange(len(raw) + 1)]
+
+
+@pytest.mark.parametrize("by", [PLAIN, rules(infer_events=False), rules(span_bytes_max=150, span_attributes_max=8)])
+def test_damaged_spans_are_as_by_the_long_way(by: Rules) -> None:
+    """Each is told, and asked for again."""
+    ways = Ways(by=by)
+    for raw in damaged(3, 500):
+        for _ in range(4):
+            assert ways.served(raw) == [ways.expected(raw)]
+
+
+def test_no_bytes_make_it_read_or_write_elsewhere(tmp_path: Path) -> None:
+    """Under AddressSanitizer and UndefinedBehaviorSanitizer, which end the process at the first such access."""
+    library = tmp_path / "speedups.so"
+    sanitize = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+    subprocess.run(command("cc", library, *sanitize), check=True)
+    runtime = subprocess.run(["cc", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True).stdout
+    environment = {
+        **os.environ,
+        "LD_PRELOAD": runtime.strip(),
+        "ASAN_OPTIONS": "detect_leaks=0",  # Python's own
+        "PYTHONMALLOC": "malloc",  # so that a read beyond a bytes object shows
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+    }
+    script = [sys.executable, __file__, str(library)]
+    done = subprocess.run(script, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "clean\n"), done.stderr
+
+
+def _repeat_under(library: str) -> None:
+    speedups.LIBRARY = Path(library)
+    speedups._library = speedups._loaded()
+    for name in ("_PIECES", "_KEYS", "_PATHS", "_PLANS"):
+        setattr(speedups, name, 64)
+    speedups._OUT_BYTES = 1_500
+    fast = FastPath(PLAIN)
+    plain = fast.resource(RESOURCE)
+    assert plain is not None
+    assert fast.speedups
+    generator = random.Random(4)
+    strange = [span_bytes(HTTP, kind=SERVER, more=field(9, attribute)) for attribute in STRANGE]
+    paths = [span_bytes({**HTTP, "url.path": "/1" * length}, kind=SERVER) for length in range(1, 90, 3)]
+    wide = [span_bytes([*LOGIN.items(), *[("k", "v")] * more], kind=SERVER) for more in range(59, 65)]
+    for raw in (*strange, *paths, *wide, *damaged(5, 2_000)):
+        for _ in range(3):
+            with contextlib.suppress(DecodeError):
+                fast.records_of([raw] * generator.randint(1, 8), plain)
+    print("clean")  # noqa: T201  for the test above
+
+
+if __name__ == "__main__":
+    _repeat_under(sys.argv[1])
