@@ -56,77 +56,95 @@ typedef struct {
 /* ---- memory: keys -> values, so many at most; of eight in a set, one that was not asked for lately goes first */
 
 typedef struct {
-    uint64_t hash;
-    uint8_t *block; /* the value, then the key; NULL: free */
-    uint32_t key_at, key_size;
-    bool is_recent;
-} Slot;
+    uint32_t key_size, value_at;
+    uint8_t bytes[]; /* the key; on the next multiple of eight the value */
+} Entry;
 
 typedef struct {
-    Slot *slots;
-    uint64_t sets, seed; /* sets: a power of two */
+    uint32_t tags[WAYS]; /* parts of hashes, so that few entries are looked at */
+    bool are_recent[WAYS];
+    Entry *entries[WAYS]; /* NULL: free */
+} Set;
+
+typedef struct {
+    Set *sets;
+    uint64_t size, seed; /* size: a power of two */
 } Cache;
 
 typedef struct {
     Cache pieces, of_keys, of_paths, plans;
 } Memory;
 
-static uint64_t hash_of(Bytes key, uint64_t seed) {
-    uint64_t hash = seed ^ key.size * 0x9E3779B97F4A7C15u, word;
-    while (key.size) {
-        size_t taken = key.size < 8 ? key.size : 8;
+/* Where a key is, if it is there. */
+typedef struct {
+    Set *set;
+    Bytes key;
+    uint32_t tag;
+} Probe;
+
+static Probe probe(const Cache *cache, Bytes key) {
+    uint64_t hash = cache->seed ^ key.size * 0x9E3779B97F4A7C15u, word;
+    for (size_t at = 0, taken; at < key.size; at += taken) {
+        taken = key.size - at < 8 ? key.size - at : 8;
         word = 0;
-        memcpy(&word, key.at, taken);
+        memcpy(&word, key.at + at, taken);
         hash = (hash ^ word) * 0xD6E8FEB86659FD93u;
         hash ^= hash >> 32;
-        key.at += taken, key.size -= taken;
     }
-    return hash * 0x9E3779B97F4A7C15u;
+    hash *= 0x9E3779B97F4A7C15u;
+    return (Probe){cache->sets + (hash >> 32 & (cache->size - 1)), key, (uint32_t)hash};
 }
 
-static Slot *slots_of(const Cache *cache, uint64_t hash) { return cache->slots + (hash >> 32 & (cache->sets - 1)) * WAYS; }
+static int way_of(const Probe *probe) {
+    for (int way = 0; way < WAYS; way++) {
+        const Entry *entry = probe->set->entries[way];
+        if (probe->set->tags[way] == probe->tag && entry && entry->key_size == probe->key.size &&
+            !memcmp(entry->bytes, probe->key.at, probe->key.size))
+            return way;
+    }
+    return -1;
+}
 
-static Slot *slot_of(const Cache *cache, Bytes key, uint64_t hash) {
-    Slot *slot = slots_of(cache, hash);
-    for (Slot *end = slot + WAYS; slot < end; slot++)
-        if (slot->hash == hash && slot->block && slot->key_size == key.size &&
-            !memcmp(slot->block + slot->key_at, key.at, key.size))
-            return slot;
-    return NULL;
+static const void *found(const Probe *probe) {
+    int way = way_of(probe);
+    if (way < 0)
+        return NULL;
+    probe->set->are_recent[way] = true;
+    return (const uint8_t *)probe->set->entries[way] + probe->set->entries[way]->value_at;
 }
 
 static const void *find(const Cache *cache, Bytes key) {
-    Slot *slot = slot_of(cache, key, hash_of(key, cache->seed));
-    if (!slot)
-        return NULL;
-    slot->is_recent = true;
-    return slot->block;
+    Probe at = probe(cache, key);
+    return found(&at);
 }
 
-static Slot *room_in(Slot *set) {
+static int room_in(Set *set) {
     for (int way = 0; way < WAYS; way++)
-        if (!set[way].block)
-            return set + way;
+        if (!set->entries[way])
+            return way;
     for (int way = 0; way < WAYS; way++)
-        if (!set[way].is_recent)
-            return set + way;
-    for (int way = 0; way < WAYS; way++)
-        set[way].is_recent = false;
-    return set + (set->hash & (WAYS - 1));
+        if (!set->are_recent[way])
+            return way;
+    memset(set->are_recent, false, sizeof set->are_recent);
+    return (int)(set->tags[0] % WAYS);
 }
 
 static void put(Cache *cache, Bytes key, Bytes value) {
-    uint64_t hash = hash_of(key, cache->seed);
-    uint8_t *block = malloc(value.size + key.size + 1);
-    if (!block)
+    Probe at = probe(cache, key);
+    size_t value_at = (sizeof(Entry) + key.size + 7) / 8 * 8;
+    Entry *entry = malloc(value_at + value.size);
+    if (!entry)
         return;
-    memcpy(block, value.at, value.size);
-    memcpy(block + value.size, key.at, key.size);
-    Slot *slot = slot_of(cache, key, hash);
-    if (!slot)
-        slot = room_in(slots_of(cache, hash));
-    free(slot->block);
-    *slot = (Slot){hash, block, (uint32_t)value.size, (uint32_t)key.size, true};
+    *entry = (Entry){(uint32_t)key.size, (uint32_t)value_at};
+    memcpy(entry->bytes, key.at, key.size);
+    memcpy((uint8_t *)entry + value_at, value.at, value.size);
+    int way = way_of(&at);
+    if (way < 0)
+        way = room_in(at.set);
+    free(at.set->entries[way]);
+    at.set->entries[way] = entry;
+    at.set->tags[way] = at.tag;
+    at.set->are_recent[way] = true;
 }
 
 /* ---- protobuf, as far as plain spans use it; false where they do not */
@@ -441,9 +459,9 @@ static bool write_record(Out *out, const Plan *plan, const Piece *const *pieces,
     return !out->is_full;
 }
 
-static const Piece *piece_of(const Memory *memory, Bytes raw) {
-    const Piece *piece = find(&memory->pieces, raw), *of_path = NULL;
-    Bytes key;
+static const Piece *piece_of(const Memory *memory, const Probe *known) {
+    const Piece *piece = found(known), *of_path = NULL;
+    Bytes raw = known->key, key;
     if (piece || !(key = key_of_scalar(raw)).size)
         return piece;
     piece = find(&memory->of_keys, key);
@@ -458,6 +476,7 @@ static Answer answer_of(const Memory *memory, uint64_t resource, Bytes raw, Out 
     Answer answer = {.verdict = UNDECIDED};
     Span span;
     const Piece *pieces[ATTRIBUTES_MAX];
+    Probe known[ATTRIBUTES_MAX];
     struct {
         uint64_t resource;
         uint32_t places[ATTRIBUTES_MAX];
@@ -465,7 +484,12 @@ static Answer answer_of(const Memory *memory, uint64_t resource, Bytes raw, Out 
     if (!read_span(raw, &span))
         return answer;
     for (int at = 0; at < span.count; at++) {
-        pieces[at] = piece_of(memory, span.attributes[at]);
+        known[at] = probe(&memory->pieces, span.attributes[at]);
+        __builtin_prefetch(known[at].set->tags);
+        __builtin_prefetch(known[at].set->entries + WAYS - 1);
+    }
+    for (int at = 0; at < span.count; at++) {
+        pieces[at] = piece_of(memory, &known[at]);
         if (pieces[at])
             shape.places[at] = pieces[at]->place;
         else
@@ -508,15 +532,15 @@ static Answer answer_of(const Memory *memory, uint64_t resource, Bytes raw, Out 
 /* The hash of this file, as it was when it was compiled. */
 const char *speedups_source(void) { return SOURCE; }
 
-static bool make(Cache *cache, uint64_t slots, uint64_t seed) {
-    *cache = (Cache){calloc(slots, sizeof(Slot)), slots / WAYS, seed};
-    return cache->slots;
+static bool make(Cache *cache, uint64_t entries, uint64_t seed) {
+    *cache = (Cache){calloc(entries / WAYS, sizeof(Set)), entries / WAYS, seed};
+    return cache->sets;
 }
 
 static void forget(Cache *cache) {
-    for (uint64_t at = 0; cache->slots && at < cache->sets * WAYS; at++)
-        free(cache->slots[at].block);
-    free(cache->slots);
+    for (uint64_t at = 0; cache->sets && at < cache->size * WAYS; at++)
+        free(cache->sets[at / WAYS].entries[at % WAYS]);
+    free(cache->sets);
 }
 
 void speedups_free(Memory *memory) {
@@ -524,7 +548,7 @@ void speedups_free(Memory *memory) {
     free(memory);
 }
 
-/* Numbers of slots are powers of two from 8 on. NULL: no memory. */
+/* Numbers of entries are powers of two from 8 on. NULL: no memory. */
 Memory *speedups_new(uint64_t pieces, uint64_t keys, uint64_t paths, uint64_t plans, uint64_t seed) {
     Memory *memory = calloc(1, sizeof *memory);
     if (memory && make(&memory->pieces, pieces, seed) && make(&memory->of_keys, keys, seed) &&
