@@ -1,48 +1,25 @@
 """What repeats the short way: that it is there, that it decides, that it is never wrong, and that it forgets."""
 
-import contextlib
-import os
 import random
 import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pytest
-from google.protobuf.message import DecodeError
-from psutil import Process
 
-from hatch_build import command
 from receiver import speedups
-from receiver.fast_path import FastPath, PlainResource
+from receiver.fast_path import PlainResource
 from receiver.outcome import Ignored, Rejected
-from receiver.pieces import Piece, Place
 from receiver.records import Records
 from receiver.rules import Rules
 from receiver.spans import ResourceSpans
 from receiver.translate import read_resource, translate
 from shared.wire import Record, encode
-from support.encoding import CLIENT, LOGIN, PLAIN, SERVER, field, key_value, resource_bytes, rules, span_bytes
-from support.mutation import Mutator
+from support.encoding import CLIENT, LOGIN, PLAIN, SERVER, field, key_value, rules, span_bytes
+from support.repeated import FEATURE, HTTP, RESOURCE, STRANGE, damaged
 
-ROOT = Path(__file__).parents[2]
-RESOURCE = resource_bytes({"service.name": "shop", "host.name": "a", "deployment.type": "cloud"})
-HTTP = {
-    "http.request.method": "GET",
-    "url.path": "/orders/17",
-    "http.response.status_code": 200,
-    "user_agent.original": "curl",
-    "server.port": 8080,
-    "load": 0.5,
-    "user.id": "user-17",
-    "organization.id": "acme",
-}
-FEATURE = {"feature.name": "export", "feature.action": "created", "metadata.plan": "pro", "metadata.rows": 17}
-needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler: there are no speedups here")
-pytestmark = needs_compiler
+pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler: there are no speedups here")
 
 
 class Ways:
@@ -152,39 +129,6 @@ def test_what_is_in_doubt_is_left_to_others(raw: bytes) -> None:
     assert ways.decided(raw) == [None]
 
 
-# Attributes of "url.path" whose values are malformed, or of no kind that is passed over unread.
-STRANGE = [
-    b"\x12" + (field(1, b"url.path") + field(2, field(1, b"/a")))[1:],
-    *(
-        field(1, b"url.path") + value
-        for value in (
-            b"",
-            b"\x12",
-            b"\x12\x00",
-            b"\x12\x01",
-            b"\x12\x01\x0a",
-            field(2, b"\x0a"),
-            field(2, b"\x0a\x05/a"),
-            field(2, b"\x0a\x01/a"),
-            field(2, b"\x0a\x02/a\x80"),
-            field(2, b"\x18"),
-            field(2, b"\x18\x80"),
-            field(2, b"\x18\x01\x80"),
-            field(2, b"\x18\x01\x01"),
-            field(2, b"\x18" + b"\xff" * 9 + b"\x01"),
-            field(2, b"\x18" + b"\xff" * 10 + b"\x01"),
-            field(2, b"\x21" + bytes(7)),
-            field(2, b"\x21" + bytes(9)),
-            b"\x12\x05" + field(1, b"/a"),
-            b"\x12\x03" + field(1, b"/a"),
-            b"\x22" + field(2, field(1, b"/a"))[1:],
-            field(2, b"\x10\x80"),
-            field(2, b"\x32\x01\x0a"),
-        )
-    ),
-]
-
-
 @pytest.mark.parametrize("attribute", STRANGE)
 def test_what_is_not_read_has_to_be_well_formed_all_the_same(attribute: bytes) -> None:
     """With a route the path is not needed, and known by its key alone; and a malformed span is rejected."""
@@ -259,28 +203,6 @@ def test_it_forgets_what_is_not_asked_for_and_stays_right(monkeypatch: pytest.Mo
     assert ways.decided(span_bytes(LOGIN)) == [ways.expected(span_bytes(LOGIN))]
 
 
-def test_what_is_forgotten_is_given_back() -> None:
-    """A leak of an attribute a span would fill the memory within the hour."""
-    memory, process = speedups.new(), Process()
-    assert memory
-
-    def tell(attributes: int) -> int:
-        for number in range(attributes):
-            memory.know(key_value("k", f"{number:0200}"), Piece(Place("event_metadata"), "x" * 200))
-        return process.memory_info().rss
-
-    full = tell(2 * speedups._PIECES)
-    assert tell(2 * speedups._PIECES) - full < 8 * 1024 * 1024
-
-
-def damaged(seed: int, spans: int) -> Iterator[bytes]:
-    generator = random.Random(seed)
-    seeds = [span_bytes(LOGIN), span_bytes(HTTP, kind=SERVER), span_bytes(FEATURE), span_bytes(HTTP, kind=CLIENT)]
-    for _ in range(spans):
-        raw = generator.choice(seeds)
-        yield Mutator(generator).span(raw) if generator.random() < 0.5 else raw[: generator.randrange(len(raw) + 1)]
-
-
 @pytest.mark.parametrize("by", [PLAIN, rules(infer_events=False), rules(span_bytes_max=150, span_attributes_max=8)])
 def test_damaged_spans_are_as_by_the_long_way(by: Rules) -> None:
     """Each is told, and asked for again."""
@@ -288,46 +210,3 @@ def test_damaged_spans_are_as_by_the_long_way(by: Rules) -> None:
     for raw in damaged(3, 500):
         for _ in range(4):
             assert ways.served(raw) == [ways.expected(raw)]
-
-
-def test_no_bytes_make_it_read_or_write_elsewhere(tmp_path: Path) -> None:
-    """Under AddressSanitizer and UndefinedBehaviorSanitizer, which end the process at the first such access."""
-    library = tmp_path / "speedups.so"
-    sanitize = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-    subprocess.run(command("cc", library, *sanitize), check=True)
-    runtime = subprocess.run(["cc", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True).stdout
-    environment = {
-        **os.environ,
-        "LD_PRELOAD": runtime.strip(),
-        "ASAN_OPTIONS": "detect_leaks=0",  # Python's own
-        "PYTHONMALLOC": "malloc",  # so that a read beyond a bytes object shows
-        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
-    }
-    script = [sys.executable, __file__, str(library)]
-    done = subprocess.run(script, env=environment, capture_output=True, text=True, check=False, timeout=120)
-    assert (done.returncode, done.stdout) == (0, "clean\n"), done.stderr
-
-
-def _repeat_under(library: str) -> None:
-    speedups.LIBRARY = Path(library)
-    speedups._library = speedups._loaded()
-    for name in ("_PIECES", "_KEYS", "_PATHS", "_PLANS"):
-        setattr(speedups, name, 64)
-    speedups._OUT_BYTES = 1_500
-    fast = FastPath(PLAIN)
-    plain = fast.resource(RESOURCE)
-    assert plain is not None
-    assert fast.speedups
-    generator = random.Random(4)
-    strange = [span_bytes(HTTP, kind=SERVER, more=field(9, attribute)) for attribute in STRANGE]
-    paths = [span_bytes({**HTTP, "url.path": "/1" * length}, kind=SERVER) for length in range(1, 90, 3)]
-    wide = [span_bytes([*LOGIN.items(), *[("k", "v")] * more], kind=SERVER) for more in range(59, 65)]
-    for raw in (*strange, *paths, *wide, *damaged(5, 2_000)):
-        for _ in range(3):
-            with contextlib.suppress(DecodeError):
-                fast.records_of([raw] * generator.randint(1, 8), plain)
-    print("clean")  # noqa: T201  for the test above
-
-
-if __name__ == "__main__":
-    _repeat_under(sys.argv[1])
