@@ -22,13 +22,13 @@ from shared.wire import Record
 
 SOURCE, LIBRARY = (Path(__file__).with_name(name) for name in ("speedups.c", "_speedups.so"))
 
-# How many are remembered: powers of two, from 8 on. 64 MiB if all attributes are as long as they may be.
+# How many are remembered: powers of two, from 8 on. 40 MiB if all are as long as they may be.
 _PIECES = 65_536
 _KEYS = 4_096
 _PATHS = 8_192
 _PLANS = 2_048
 _RAW_BYTES_MAX = 256  # of an attribute
-_TEXT_BYTES_MAX = 512  # of what it became
+_BYTES_MAX = 512  # of it and of what it became
 _OUT_BYTES = 256 * 1024  # for the records of one call; what does not fit is left undecided
 _ID_CHARS = 36
 _ATTRIBUTES_MAX = 64
@@ -120,8 +120,6 @@ class Speedups:
 
     def _know(self, remember: Callable[..., None], raw: bytes, piece: Piece) -> None:
         text = b"" if piece.text is None else piece.text.encode()
-        if len(raw) > _RAW_BYTES_MAX or len(text) > _TEXT_BYTES_MAX:
-            return
         packed = _PIECE.pack(
             piece.place.number,
             -1 if piece.text is None else len(text),
@@ -131,7 +129,8 @@ class Speedups:
             piece.place.column == "endpoint",
         )
         packed += text + piece.own_id
-        remember(self._memory, raw, len(raw), packed, len(packed))
+        if len(raw) <= _RAW_BYTES_MAX and len(raw) + len(packed) <= _BYTES_MAX:
+            remember(self._memory, raw, len(raw), packed, len(packed))
 
     def _know_shape(self, resource: int, places: Sequence[int], packed: bytes) -> None:
         shape = pack(f"=Q{len(places)}I", resource, *places)

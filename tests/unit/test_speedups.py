@@ -115,6 +115,8 @@ def test_a_duration_reads_as_it_does_elsewhere(duration_ns: int) -> None:
         span_bytes({**HTTP, "metadata.note": "user-17"}, kind=SERVER),
         span_bytes({**HTTP, "user.id": "shop"}, kind=SERVER),  # the resource says it
         span_bytes([*HTTP.items(), *((f"k{number}", 1) for number in range(60))], kind=SERVER),
+        span_bytes({**HTTP, "metadata.note": "x" * 260}, kind=SERVER),  # too long to be remembered
+        span_bytes({**HTTP, "metadata.note": "x" * 235}, kind=SERVER),  # together with what it becomes
         span_bytes(HTTP, kind=SERVER, more=b"\x0b\x0c"),  # a group
         span_bytes(HTTP, kind=SERVER, more=b"\x08\x01"),  # a trace id that is a number
         span_bytes(HTTP, kind=SERVER, more=b"\x00"),
