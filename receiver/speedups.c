@@ -63,6 +63,7 @@ typedef struct {
 typedef struct {
     uint32_t tags[WAYS]; /* parts of hashes, so that few entries are looked at */
     bool are_recent[WAYS];
+    uint8_t next; /* to be forgotten, unless it is recent */
     Entry *entries[WAYS]; /* NULL: free */
 } Set;
 
@@ -122,11 +123,9 @@ static int room_in(Set *set) {
     for (int way = 0; way < WAYS; way++)
         if (!set->entries[way])
             return way;
-    for (int way = 0; way < WAYS; way++)
-        if (!set->are_recent[way])
-            return way;
-    memset(set->are_recent, false, sizeof set->are_recent);
-    return (int)(set->tags[0] % WAYS);
+    while (set->are_recent[set->next % WAYS]) /* asked for since it was last come by: it stays for another round */
+        set->are_recent[set->next++ % WAYS] = false;
+    return set->next++ % WAYS;
 }
 
 static void put(Cache *cache, Bytes key, Bytes value) {
@@ -144,7 +143,6 @@ static void put(Cache *cache, Bytes key, Bytes value) {
     free(at.set->entries[way]);
     at.set->entries[way] = entry;
     at.set->tags[way] = at.tag;
-    at.set->are_recent[way] = true;
 }
 
 /* ---- protobuf, as far as plain spans use it; false where they do not */
