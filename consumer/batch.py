@@ -11,7 +11,7 @@ from aiokafka import ConsumerRecord
 
 from consumer.dead_letters import DeadLetter, Place
 from consumer.ledger import Line, Move
-from consumer.tables import INDEX, Row, row_of, us_of
+from consumer.tables import INDEX, Row, row_of
 from shared.errors import Undecodable
 from shared.topic_identity import NO_TOPIC_ID
 from shared.wire import decode
@@ -45,7 +45,8 @@ class Decoded(NamedTuple):
 
     @property
     def timestamp_us(self) -> int:
-        return us_of(self.row[INDEX[self.table]["timestamp"]])
+        happened_us: int = self.row[INDEX[self.table]["timestamp"]]
+        return happened_us
 
 
 def decoded(record: ConsumerRecord) -> Decoded:

@@ -1,14 +1,12 @@
 """events <-> record values: what is in a topic today must be readable for ever."""
 
 import json
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import pytest
 
-from consumer.tables import row_of
 from shared.errors import Undecodable
 from shared.events import EVENT_MODELS, EndpointUsage, FeatureUsage, UserActivity, event_id, partition_of, text_limits
 from shared.wire import HEADERS, decode, encode
@@ -139,12 +137,3 @@ def test_the_id_is_the_documented_function_of_trace_and_span() -> None:
 def test_the_partition_is_the_last_four_bytes_modulo_the_partitions() -> None:
     """Every producer must agree, or two versions of a span race each other."""
     assert partition_of(UUID("e2681862-d99e-887f-8991-ca7edf58cbce"), 12) == 0xDF58CBCE % 12
-
-
-@pytest.mark.parametrize(
-    "timestamp_us", [-62_135_596_800_000_000, -1, 0, 1_795_460_000_123_457, 253_402_300_799_999_999]
-)
-def test_a_timestamp_is_exact_to_the_microsecond(timestamp_us: int) -> None:
-    """Floats are wrong in one of twelve random stamps."""
-    row = row_of(EVENTS["feature_usage"].model_copy(update={"timestamp_us": timestamp_us}))
-    assert (row[5] - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1) == timestamp_us
