@@ -11,6 +11,7 @@ from aiokafka import ConsumerRecord
 
 from consumer.dead_letters import DeadLetter, Place
 from consumer.ledger import Line, Move
+from consumer.short_way import plain_row
 from consumer.tables import INDEX, Row, row_of
 from shared.errors import Undecodable
 from shared.topic_identity import NO_TOPIC_ID
@@ -53,6 +54,8 @@ def decoded(record: ConsumerRecord) -> Decoded:
     """One record -> one row, or why it is none. Never raises for any bytes."""
     if record.value is None:
         return Decoded(record)
+    if plain := plain_row(record.value):
+        return Decoded(record, *plain)
     try:
         event = decode(record.value)
     except Undecodable as undecodable:
