@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
+from operator import attrgetter
 from typing import NamedTuple
 from uuid import UUID
 
@@ -63,6 +64,10 @@ def decoded(record: ConsumerRecord) -> Decoded:
     return Decoded(record, event.table, row_of(event))
 
 
+partition_of = attrgetter("record.partition")
+_partition_and_record = attrgetter("record.partition", "record")
+
+
 def record_hash(record: ConsumerRecord) -> bytes:
     """By which a topic is known again where the broker gives it no id: SHA-256 of the value."""
     return sha256(record.value or b"").digest()
@@ -77,7 +82,7 @@ class Batch:
     last: dict[int, ConsumerRecord] = field(init=False)  # of each partition that has records here
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "last", {each.record.partition: each.record for each in self.records})
+        object.__setattr__(self, "last", dict(map(_partition_and_record, self.records)))
 
     def cut(self, length: int) -> "Batch":
         """The first `length` records."""

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import asyncpg
 from sqlalchemy import Table
 
-from consumer.batch import Decoded, Written
+from consumer.batch import Decoded, Written, partition_of
 from consumer.database import DATABASE_ERRORS, ENCODER_ERRORS, Fate, fate_of
 from consumer.dead_letters import DeadLetter
 from consumer.tables import ANALYTICS_TABLES
@@ -61,7 +61,7 @@ class Upsert:
             middle = len(rows) // 2
             refused = await self.store(connection, table, rows[:middle], written, is_part=True)
             return refused + await self.store(connection, table, rows[middle:], written, is_part=True)
-        for partition, records in Counter([decoded.record.partition for decoded in rows]).items():
+        for partition, records in Counter(map(partition_of, rows)).items():
             written.count("stored", table, partition, new_rows[partition])
             written.count("duplicates", table, partition, records - new_rows[partition])
         return []
@@ -91,7 +91,7 @@ class Upsert:
                 raise
             self._staged_left[table] = STAGED_SETS
             return None
-        return Counter([each.record.partition for each in latest.values()])
+        return Counter(map(partition_of, latest.values()))
 
     async def _upsert(self, connection: asyncpg.Connection, table: str, rows: Sequence[Decoded]) -> Counter[int]:
         """How many rows are new, by partition. Of two versions of a row in `rows` the later one is written."""
