@@ -2,9 +2,8 @@
 
 import json
 import random
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -46,10 +45,11 @@ def held_against_the_long_way(value: bytes) -> bool:
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
 def test_what_our_encoder_writes_takes_the_short_way(path: Path) -> None:
     """Were it declined, everything would still be right, and half as fast."""
-    event = decode(path.read_bytes()).model_copy(update={"timestamp_us": 1_795_460_000_123_456})
-    plain = {name: None for name, field in type(event).model_fields.items() if not field.is_required()}
-    for same in (event, event.model_copy(update={**plain, "schema_version": 1, "table": event.table})):
-        assert held_against_the_long_way(encode(same).value)
+    event = decode(path.read_bytes())
+    fields = {name: value for name, value in event if name not in ("schema_version", "table", "timestamp_us")}
+    required = {name: value for name, value in fields.items() if type(event).model_fields[name].is_required()}
+    for chosen in (fields, required):
+        assert held_against_the_long_way(encode(type(event)(timestamp_us=1_795_460_000_123_456, **chosen)).value)
     assert held_against_the_long_way(ORDINARY)
 
 
@@ -222,24 +222,45 @@ class Defaulted(FeatureUsage):
     action: Annotated[str, Field(max_length=100)] | None = "viewed"
 
 
+class Renewed(FeatureUsage):
+    """Of a later version, which the encoder writes and the reader takes beside the earlier one."""
+
+    schema_version: Literal[1, 2] = 2  # type: ignore[assignment]
+
+
 class Widened(FeatureUsage):
     """With a column that the table has not got."""
 
     colour: Annotated[str, Field(max_length=10)] | None = None
 
 
-@pytest.mark.parametrize("model", [Validated, Ruled, Trimmed, Defaulted, Widened])
+class Renamed(FeatureUsage):
+    """Read under another name."""
+
+    feature_name: Annotated[str, Field(max_length=100)] = Field(validation_alias="feature")
+
+
+class Keyed(FeatureUsage):
+    """With limits on the names of metadata."""
+
+    event_metadata: dict[Annotated[str, Field(max_length=3)], Any]  # type: ignore[assignment]
+
+
+class Lax(FeatureUsage):
+    """With a number for a text."""
+
+    feature_name: Annotated[str, Field(max_length=100, coerce_numbers_to_str=True)]
+
+
+@pytest.mark.parametrize("model", [Validated, Ruled, Trimmed, Defaulted, Widened, Renamed, Keyed, Lax])
 def test_a_table_that_it_cannot_stand_for_goes_the_long_way(model: type[BaseEvent]) -> None:
     """Whoever adds a rule to a model must not have to know of this module."""
-    assert short_way._way(Plain) is not None
+    assert short_way._way(Plain).table == "feature_usage"
+    assert short_way._way(Renewed).beginning == b'{"schema_version":2,"table":"feature_usage",'
     with pytest.raises(short_way._Unknown):
         short_way._way(model)
 
 
 def test_every_table_has_its_way() -> None:
-    """The tables that there are today, that is."""
-
-    def tables() -> Iterator[str]:
-        yield from (way.table for way in short_way._WAYS)
-
-    assert [*tables()] == [model.model_fields["table"].default for model in EVENT_MODELS]
+    """Lost by a change of a model, or of pydantic, it would cost time and nothing else would show it."""
+    assert [way.table for way in short_way._WAYS] == [model.model_fields["table"].default for model in EVENT_MODELS]
