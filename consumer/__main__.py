@@ -31,6 +31,7 @@ from shared.settings import described, load
 log = structlog.get_logger("consumer")
 
 START_TIMEOUT_S = 30.0
+YOUNG_OBJECTS = 400_000  # above the six a record of four batches in flight, which a collection would look at in vain
 STOP_GRACE_S = 5.0  # for what is under way; with STOP_TIMEOUT_S, and a second for each cut, below the 15 s promised
 STOP_TIMEOUT_S = 5.0
 
@@ -116,7 +117,7 @@ async def _consume(settings: ConsumerSettings, state: probes.Health, stop: async
         peek=peek_with(settings),
         retention_s=retention_ms / 1000 if retention_ms >= 0 else math.inf,
     )
-    lifecycle.spare_garbage_collector()
+    lifecycle.spare_garbage_collector(young_objects=YOUNG_OBJECTS)
     log.info("consumer_started", topic=settings.kafka_topic, group=settings.kafka_consumer_group)
     try:
         async with asyncio.TaskGroup() as group:

@@ -11,14 +11,14 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-def spare_garbage_collector() -> None:
+def spare_garbage_collector(*, young_objects: int = 100_000) -> None:
     """To be called once all is constructed: what is there stays, and need not be looked at again and again.
 
-    Records and requests go with their last reference. What cycles there are may wait for 100,000 objects.
+    Records and requests go with their last reference. What cycles there are may wait for so many objects more.
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(100_000, 20, 50)
+    gc.set_threshold(young_objects, 20, 50)
 
 
 def stop_event() -> asyncio.Event:
