@@ -106,7 +106,9 @@ def _way(model: type[BaseEvent]) -> _Way:
     conversions: dict[str, Convert] = {}
     for name, field in _fields(model).items():
         match field:
-            case {"type": "default", "default": constant, "schema": {"type": "literal"}} if not names:
+            case {"type": "default", "default": constant, "schema": {"type": "literal", "expected": expected}} if (
+                constant in expected and not names
+            ):
                 constants.append(f'"{name}":{to_json(constant).decode()},')
                 continue
             case {"type": "default", "schema": {"type": "nullable", "schema": schema, **inner}, **outer} if (

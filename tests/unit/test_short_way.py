@@ -16,6 +16,7 @@ from consumer.tables import row_of
 from shared.errors import Undecodable
 from shared.events import EVENT_MODELS, TIMESTAMP_US_MAX, TIMESTAMP_US_MIN, BaseEvent, FeatureUsage, UserActivity
 from shared.wire import decode, encode
+from support.golden import SENDERS, fates_of
 
 GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("*.json"))
 ORDINARY = (
@@ -40,6 +41,14 @@ def held_against_the_long_way(value: bytes) -> bool:
     assert short == (event.table, row_of(event))
     assert [*map(type, short[1])] == [*map(type, row_of(event))]  # 1 and 1.0 are equal, and are not the same
     return True
+
+
+@pytest.mark.parametrize("sender", SENDERS)
+def test_what_the_original_senders_sent_takes_the_short_way(sender: str) -> None:
+    """Real traffic, of which the rows are written down by hand."""
+    records = [json.dumps(fate, separators=(",", ":")).encode() for fate in fates_of(sender) if isinstance(fate, dict)]
+    assert records
+    assert all(map(held_against_the_long_way, records))
 
 
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
@@ -228,6 +237,12 @@ class Renewed(FeatureUsage):
     schema_version: Literal[1, 2] = 2  # type: ignore[assignment]
 
 
+class Misnamed(FeatureUsage):
+    """With a default that the reader refuses."""
+
+    schema_version: Literal[1] = 2  # type: ignore[assignment]
+
+
 class Widened(FeatureUsage):
     """With a column that the table has not got."""
 
@@ -252,7 +267,7 @@ class Lax(FeatureUsage):
     feature_name: Annotated[str, Field(max_length=100, coerce_numbers_to_str=True)]
 
 
-@pytest.mark.parametrize("model", [Validated, Ruled, Trimmed, Defaulted, Widened, Renamed, Keyed, Lax])
+@pytest.mark.parametrize("model", [Validated, Ruled, Trimmed, Defaulted, Misnamed, Widened, Renamed, Keyed, Lax])
 def test_a_table_that_it_cannot_stand_for_goes_the_long_way(model: type[BaseEvent]) -> None:
     """Whoever adds a rule to a model must not have to know of this module."""
     assert short_way._way(Plain).table == "feature_usage"
