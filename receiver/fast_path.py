@@ -239,19 +239,23 @@ class FastPath:
     def _tell(self, want: Want, span: otlp.PlainSpan, pieces: Sequence[Piece], resource: PlainResource) -> None:
         if want.what == "pieces":
             for at in want.attributes:
-                self._tell_piece(span.attributes[at], pieces[at])
+                if not self._tell_key(span.attributes[at]) or pieces[at].text is not None:
+                    self._tell_piece(span.attributes[at], pieces[at])
         elif want.what == "plan":
             self._tell_plan(pieces, len(span.attributes), resource)
 
     def _tell_piece(self, raw: bytes, piece: Piece) -> None:
-        """What an attribute became, and what others of its key do that are not read."""
+        assert self.speedups
+        is_path = piece.place.column == "endpoint" and key_of_scalar(raw)
+        (self.speedups.know_path if is_path else self.speedups.know)(raw, piece)
+
+    def _tell_key(self, raw: bytes) -> bool:
+        """What becomes of an attribute's like that is not read."""
         assert self.speedups
         unread = self.pieces.known.unread.get(key_of_scalar(raw))
         if unread:
             self.speedups.know_key(raw[2 : 2 + raw[1]], unread)
-        if piece is not unread:
-            is_path = unread and piece.place.column == "endpoint"
-            (self.speedups.know_path if is_path else self.speedups.know)(raw, piece)
+        return unread is not None
 
     def _tell_plan(self, pieces: Sequence[Piece], attributes: int, resource: PlainResource) -> None:
         assert self.speedups

@@ -35,6 +35,8 @@ _UNQUOTED_CHARS_MAX = 16_384
 _KEY_CHARS_JUDGED = 256
 # Shorter than the shortest card number, and all letters and digits: nothing below can be in it.
 _HARMLESS_CHARS_MAX = 12
+# Nothing but a card number can be in this.
+_HEX_ID = re.compile("[0-9a-f-]{1,64}")
 # A text with more near misses than this is taken for a hit; else near misses could be made to cost seconds.
 _CANDIDATES_MAX = 1000
 
@@ -83,7 +85,10 @@ def secret_in(text: str, addresses: Addresses = "all") -> SecretRule | None:
 
 
 def _is_harmless(text: str) -> bool:
-    return len(text) <= _HARMLESS_CHARS_MAX and text.isalnum()
+    """At a glance, for what comes most: short words, and the hexadecimal ids of sessions and the like."""
+    if len(text) <= _HARMLESS_CHARS_MAX and text.isalnum():
+        return True
+    return _HEX_ID.fullmatch(text) is not None and not _has_card(text)
 
 
 def _secret_in(text: str, addresses: Addresses) -> SecretRule | None:

@@ -10,7 +10,7 @@ from receiver.attributes import Attributes, BadId, Found, Keys, decoded, raw_id_
 from receiver.endpoint import FORMS, endpoint_of
 from receiver.metadata import Candidate, candidates, event_metadata
 from receiver.outcome import EXCLUDED_ENDPOINT, NOT_PRODUCT_EVENT, Ignored, RejectReason, Unfit
-from receiver.privacy import REDACTED, clean
+from receiver.privacy import REDACTED, Cleaned, clean
 from receiver.rules import CATEGORY, FEATURE_NAME, METHOD_KEYS, Rules
 from shared.events import (
     EVENT_MODELS,
@@ -159,9 +159,10 @@ class Reading:
         raw = text_of(self._attributes.first(SESSION_KEYS, "session_id"))
         if raw is None:
             return None
-        rule = "own_id" if raw in self.own_ids else clean(raw).rule
+        cleaned = clean(raw)
+        rule = "own_id" if raw in self.own_ids else cleaned.rule
         if rule is None:
-            return self._storable("session_id", raw)
+            return self._noted("session_id", cleaned)
         self._notes.redacted("session_id", rule)
         return self._rules.hashed(raw)
 
@@ -216,7 +217,9 @@ class Reading:
         return None if text is None else self._storable(column, text)
 
     def _storable(self, column: str, text: str) -> str:
-        cleaned = clean(text)
+        return self._noted(column, clean(text))
+
+    def _noted(self, column: str, cleaned: Cleaned) -> str:
         if cleaned.rule:
             self._notes.redacted(column, cleaned.rule)
         if cleaned.lost_query:
