@@ -253,7 +253,7 @@ static bool is_scalar(const uint8_t *value, size_t size) {
     }
 }
 
-/* The key of an attribute of which the value is such; empty for any other. As in fast_path.py. */
+/* The key of an attribute of which the value is such; empty for any other. As in pieces.py. */
 static Bytes key_of_scalar(Bytes raw) {
     const uint8_t *at = raw.at;
     if (raw.size >= 2 && at[0] == 0x0A && at[1] + 6u <= raw.size) {
@@ -265,7 +265,9 @@ static Bytes key_of_scalar(Bytes raw) {
     return (Bytes){at, 0};
 }
 
-/* A key with its size, and a text with one 0 for all digits that stand alone between slashes. */
+static bool is_text_of(Bytes key) { return key.at[key.size + 2] == (1 << 3 | 2); }
+
+/* A key with its size, and its text with one 0 for all digits that stand alone between slashes. */
 static Bytes without_numbers(Bytes key, Bytes raw, uint8_t into[ATTRIBUTE_BYTES_MAX]) {
     const uint8_t *start = key.at + key.size + 4, *end = raw.at + raw.size, *from = start, *after;
     uint8_t *to = into + 1 + key.size;
@@ -463,7 +465,7 @@ static const Piece *piece_of(const Memory *memory, const Probe *known) {
     if (piece || !(key = key_of_scalar(raw)).size)
         return piece;
     piece = find(&memory->of_keys, key);
-    if (piece && piece->is_path) {
+    if (piece && piece->is_path && is_text_of(key)) {
         uint8_t path[ATTRIBUTE_BYTES_MAX];
         of_path = find(&memory->of_paths, without_numbers(key, raw, path));
     }

@@ -2,6 +2,7 @@
 
 import random
 import shutil
+import struct
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,16 @@ def test_a_path_out_of_order_stands_for_no_other() -> None:
     for path in ("/orders/2", "/secret/2"):
         raw = span_bytes([*others, ("url.path", path)], kind=SERVER)
         assert ways.decided(raw)[0] in (None, ways.expected(raw))
+
+
+def test_a_number_is_no_path() -> None:
+    """Its bytes may say one."""
+    ways = Ways()
+    ways.tell(span_bytes({**HTTP, "url.path": "/a/1/bc"}, kind=SERVER))
+    [number] = struct.unpack("<d", b"?/a/2/bc")
+    raw = span_bytes({**HTTP, "url.path": number}, kind=SERVER)
+    assert ways.decided(raw) == [None]
+    assert ways.served(raw) == [ways.expected(raw)]
 
 
 def test_what_does_not_fit_is_left_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
