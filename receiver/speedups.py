@@ -31,7 +31,6 @@ _RAW_BYTES_MAX = 256  # of an attribute
 _BYTES_MAX = 512  # of it and of what it became
 _OUT_BYTES = 256 * 1024  # for the records of one call; what does not fit is left undecided
 _ID_CHARS = 36
-_ATTRIBUTES_MAX = 64
 
 # As speedups.c has them.
 _ANSWER, _PIECE, _PLAN, _PART = Struct("=QiIII"), Struct("=IiIIII"), Struct("=iiIIIII"), Struct("=iII")
@@ -94,7 +93,7 @@ class Speedups:
             elif verdict in _IGNORED:
                 made[span] = _IGNORED[verdict]
             elif verdict in _WANTS:
-                wants[span] = Want(_WANTS[verdict], [bit for bit in range(_ATTRIBUTES_MAX) if wanted >> bit & 1])
+                wants[span] = Want(_WANTS[verdict], _positions(wanted))
         return wants
 
     def know(self, raw: bytes, piece: Piece) -> None:
@@ -135,6 +134,15 @@ class Speedups:
     def _know_shape(self, resource: int, places: Sequence[int], packed: bytes) -> None:
         shape = pack(f"=Q{len(places)}I", resource, *places)
         _library.speedups_know_shape(self._memory, shape, len(shape), packed, len(packed))
+
+
+def _positions(bits: int) -> list[int]:
+    """Of the ones, from the lowest."""
+    found = []
+    while bits:
+        found.append((bits & -bits).bit_length() - 1)
+        bits &= bits - 1
+    return found
 
 
 def _packed_plan(plan: Plan) -> bytes:
