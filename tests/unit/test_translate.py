@@ -617,9 +617,12 @@ def test_no_span_takes_long(kind: str) -> None:
     """Everybody else waits meanwhile. Measured: below 0.1 s; without the bounds on work 0.5 s and more."""
     raw = span_bytes([*LONG[kind], *LOGIN.items()])
     resource = read_resource(b"", PLAIN)
-    started = time.process_time()
-    assert not isinstance(translate(raw, resource, PLAIN), Ignored | Rejected)
-    assert time.process_time() - started < 0.3
+    took_s = []
+    for _ in range(3):  # a collection of this process's garbage, or a neighbour, may lengthen one
+        started = time.process_time()
+        assert not isinstance(translate(raw, resource, PLAIN), Ignored | Rejected)
+        took_s.append(time.process_time() - started)
+    assert min(took_s) < 0.3
 
 
 def test_a_time_that_no_timestamp_holds_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
