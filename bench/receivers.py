@@ -143,7 +143,7 @@ async def measure(servers: Servers, report: Report, *, is_quick: bool, repetitio
         peers = [await _started(servers, report, stack, name) for name in (OURS, TEXTBOOK, ROTEL)]
         await _compare_records(servers, report, *peers[:2])
         for peer in peers:
-            await peer.load(MAIN, seconds=WARM_UP_S)
+            await peer.load(MAIN, seconds=WARM_UP_S / 2 if is_quick else WARM_UP_S)
         for case in cases:
             report.say(f"receiver: {case.name}")
             for turn in range(repetitions):
