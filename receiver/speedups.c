@@ -22,7 +22,7 @@ typedef struct {
 
 /* What an attribute became. */
 typedef struct {
-    uint32_t place;
+    uint64_t place;
     int32_t text_size; /* -1: there is no text yet */
     uint32_t own_size, own_times;
     uint32_t is_excluded; /* an endpoint */
@@ -479,7 +479,7 @@ static Answer answer_of(const Memory *memory, uint64_t resource, Bytes raw, Out 
     Probe known[ATTRIBUTES_MAX];
     struct {
         uint64_t resource;
-        uint32_t places[ATTRIBUTES_MAX];
+        uint64_t places[ATTRIBUTES_MAX];
     } shape = {.resource = resource};
     if (!read_span(raw, &span))
         return answer;
@@ -499,7 +499,7 @@ static Answer answer_of(const Memory *memory, uint64_t resource, Bytes raw, Out 
         answer.verdict = UNKNOWN;
         return answer;
     }
-    const Plan *plan = find(&memory->plans, (Bytes){(uint8_t *)&shape, sizeof resource + 4 * (size_t)span.count});
+    const Plan *plan = find(&memory->plans, (Bytes){(uint8_t *)&shape, sizeof resource + sizeof *shape.places * (size_t)span.count});
     if (!plan) {
         answer.verdict = UNPLANNED;
         return answer;

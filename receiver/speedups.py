@@ -33,7 +33,7 @@ _OUT_BYTES = 256 * 1024  # for the records of one call; what does not fit is lef
 _ID_CHARS = 36
 
 # As speedups.c has them.
-_ANSWER, _PIECE, _PLAN, _PART = Struct("=QiIII"), Struct("=IiIIII"), Struct("=iiIIIII"), Struct("=iII")
+_ANSWER, _PIECE, _PLAN, _PART = Struct("=QiIII"), Struct("=QiIIII"), Struct("=iiIIIII"), Struct("=iII")
 _NUMBERS = {NOT_PRODUCT_EVENT: -5, EXCLUDED_ENDPOINT: -6}
 _IGNORED = {number: ignored for ignored, number in _NUMBERS.items()}
 _WANTS: dict[int, Literal["pieces", "texts", "plan"]] = {-2: "pieces", -3: "texts", -4: "plan"}
@@ -132,7 +132,7 @@ class Speedups:
             remember(self._memory, raw, len(raw), packed, len(packed))
 
     def _know_shape(self, resource: int, places: Sequence[int], packed: bytes) -> None:
-        shape = pack(f"=Q{len(places)}I", resource, *places)
+        shape = pack(f"={1 + len(places)}Q", resource, *places)
         _library.speedups_know_shape(self._memory, shape, len(shape), packed, len(packed))
 
 

@@ -202,6 +202,14 @@ def test_what_does_not_fit_is_left_to_others(monkeypatch: pytest.MonkeyPatch) ->
     assert ways.fast.records_of([raw] * 5, ways.plain) == [record] * 5
 
 
+def test_numbers_do_not_run_out() -> None:
+    """Each key that nobody has sent before takes one; a hostile sender can think of a billion within a day."""
+    ways, raw = Ways(), span_bytes({**LOGIN, "metadata.late": "x"})
+    ways.fast.pieces._places[b"metadata.late"] = Place("event_metadata", name="late", number=2**40)
+    ways.tell(raw)
+    assert ways.decided(raw) == [ways.expected(raw)]
+
+
 def test_it_forgets_what_is_not_asked_for_and_stays_right(monkeypatch: pytest.MonkeyPatch) -> None:
     """Senders with a new value in each span: a few places are shared by a thousand."""
     for name in ("_PIECES", "_KEYS", "_PATHS", "_PLANS"):
