@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from consumer import positions, suppressions
+from consumer import positions
 from consumer.ledger import LIVE
 from consumer.operation import Operation, Refused
 from consumer.shadow import SHADOW, lines, reached
-from consumer.tables import ANALYTICS_TABLES
+from consumer.tables import ANALYTICS_TABLES, at
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +55,7 @@ async def _first_times(operation: Operation) -> dict[int, datetime]:
     times = {}
     for place in places:
         record = await peek(place, first[place]) if first[place] < end[place] else None
-        times[place.partition] = (
-            suppressions.at(record.timestamp * 1000) if record else datetime.max.replace(tzinfo=UTC)
-        )
+        times[place.partition] = at(record.timestamp * 1000) if record else datetime.max.replace(tzinfo=UTC)
     return times
 
 

@@ -1,12 +1,12 @@
 """Connections to Postgres with every timeout spelled out, and the fate of each of its errors."""
 
-from datetime import datetime, timedelta
+from datetime import datetime
 from enum import Enum
 from weakref import WeakSet
 
 import asyncpg
 
-from consumer.tables import EPOCH, us_of
+from consumer.tables import at, us_of
 
 CONNECT_TIMEOUT_S = 5.0
 STATEMENT_TIMEOUT_S = 30
@@ -60,7 +60,7 @@ def _time_encoded(time: datetime | int) -> tuple[int]:
 
 
 def _time_decoded(encoded: tuple[int]) -> datetime:
-    return EPOCH + timedelta(microseconds=encoded[0] + _2000_US)
+    return at(encoded[0] + _2000_US)
 
 
 _made: WeakSet[asyncpg.Connection] = WeakSet()

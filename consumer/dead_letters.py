@@ -6,16 +6,16 @@ from base64 import b64encode
 from collections import deque
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from uuid import UUID
 
 from aiokafka import ConsumerRecord
 from asyncpg import Connection
 
 from consumer.ledger import Move
+from consumer.tables import EPOCH
 from shared.errors import DeadLetterReason
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 Place = tuple[int, int]  # partition, offset
 
 
@@ -100,7 +100,7 @@ async def mark_redriven(connection: Connection, moves: Iterable[Move], topic: st
 def _time(timestamp_ms: int) -> datetime | None:
     """None for what is no time: before 1970, as of a record without one, or past what a timestamp can hold."""
     try:
-        return _EPOCH + timedelta(milliseconds=timestamp_ms) if timestamp_ms >= 0 else None
+        return EPOCH + timedelta(milliseconds=timestamp_ms) if timestamp_ms >= 0 else None
     except OverflowError:
         return None
 

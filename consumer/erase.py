@@ -13,7 +13,7 @@ from consumer import suppressions
 from consumer.operation import Operation, Refused, WrongUse
 from consumer.settings import ConsumerSettings
 from consumer.suppressions import COLUMN, Kind, Subject
-from consumer.tables import ANALYTICS_TABLES, us_of
+from consumer.tables import ANALYTICS_TABLES, at, us_of
 from shared.broker import KAFKA_ERRORS, ensure_topics, new_producer, topic_settings
 from shared.errors import BrokerUnavailable, WrongTopic
 from shared.identity import hashes_of
@@ -82,7 +82,7 @@ async def erase(operation: Operation, subjects: Sequence[Subject], *, dry_run: b
             erased_at = {subject: await _erased_at_us(operation, subject) for subject in subjects}
             await publish(erased_at)
             for subject, erased_at_us in erased_at.items():
-                await suppressions.suppress(operation.database, subject, suppressions.at(erased_at_us))
+                await suppressions.suppress(operation.database, subject, at(erased_at_us))
                 deleted = await suppressions.delete_subject(operation.database, subject, schemas=schemas)
                 letters += deleted.pop("dead_letters")
                 rows = {table: count + deleted[table] for table, count in rows.items()}

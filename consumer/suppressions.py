@@ -11,16 +11,15 @@ sees it.
 import asyncio
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, Literal, NamedTuple, Protocol
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from asyncpg import Connection
 
-from consumer.tables import ANALYTICS_TABLES, EPOCH, us_of
+from consumer.tables import ANALYTICS_TABLES, at, us_of
 from shared.broker import KAFKA_ERRORS, new_consumer
 from shared.errors import BrokerUnavailable, WrongTopic
-from shared.events import TIMESTAMP_US_MAX, TIMESTAMP_US_MIN
 from shared.lifecycle import ended
 from shared.settings import KafkaSettings
 
@@ -49,11 +48,6 @@ class OfSubjects(Protocol):
     def organization_id(self) -> str | None: ...
     @property
     def timestamp_us(self) -> int: ...
-
-
-def at(timestamp_us: int) -> datetime:
-    """Microseconds since 1970 as a time: exact, or the nearest that there is."""
-    return EPOCH + timedelta(microseconds=min(max(timestamp_us, TIMESTAMP_US_MIN), TIMESTAMP_US_MAX))
 
 
 def encode(subject: Subject, erased_at_us: int) -> tuple[bytes, bytes]:

@@ -27,7 +27,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB, UUID
 
-from shared.events import BaseEvent
+from shared.events import TIMESTAMP_US_MAX, TIMESTAMP_US_MIN, BaseEvent
 
 ANALYTICS_TABLES: dict[str, Table] = {}  # by name, as shared.events has them
 metadata = MetaData(naming_convention={"ix": "ix_%(table_name)s_%(column_0_name)s", "pk": "pk_%(table_name)s"})
@@ -253,6 +253,11 @@ def row_of(event: BaseEvent) -> Row:
 def us_of(timestamp: datetime) -> int:
     """Microseconds since 1970 UTC, as the event had them: exact."""
     return (timestamp - EPOCH) // timedelta(microseconds=1)
+
+
+def at(timestamp_us: int) -> datetime:
+    """Microseconds since 1970 as a time: exact, or the nearest that there is."""
+    return EPOCH + timedelta(microseconds=min(max(timestamp_us, TIMESTAMP_US_MIN), TIMESTAMP_US_MAX))
 
 
 _row_makers = {name: _row_maker(table) for name, table in ANALYTICS_TABLES.items()}

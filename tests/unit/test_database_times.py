@@ -5,8 +5,7 @@ from datetime import UTC, datetime
 import pytest
 
 from consumer.database import _time_decoded, _time_encoded
-from consumer.suppressions import at
-from consumer.tables import us_of
+from consumer.tables import at, us_of
 from shared.events import TIMESTAMP_US_MAX, TIMESTAMP_US_MIN
 
 
