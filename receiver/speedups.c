@@ -392,8 +392,10 @@ static bool is_more_often(Bytes id, Bytes in, uint32_t times) {
     return false;
 }
 
+static const Part *owners_of(const Plan *plan) { return plan->parts + plan->columns + plan->metadata + 2; }
+
 static Bytes own_bytes(const Plan *plan, Part part) {
-    const Part *end = plan->parts + plan->columns + plan->metadata + plan->owners + plan->words + 2;
+    const Part *end = owners_of(plan) + plan->owners + plan->words;
     return (Bytes){(const uint8_t *)end + part.at, part.size};
 }
 
@@ -406,7 +408,7 @@ static Bytes text_of(const Plan *plan, Part part, const Piece *const *pieces) {
 
 /* Whether an owner's id may stand elsewhere in the span, or in its resource. */
 static bool is_owner_in_doubt(const Plan *plan, const Piece *const *pieces, Bytes raw) {
-    const Part *owners = plan->parts + plan->columns + plan->metadata + 2, *words = owners + plan->owners;
+    const Part *owners = owners_of(plan), *words = owners + plan->owners;
     for (const Part *owner = owners; owner < words; owner++) {
         const Piece *piece = owner->attribute < 0 ? NULL : pieces[owner->attribute];
         Bytes id = piece ? (Bytes){piece->bytes + piece->text_size, piece->own_size} : own_bytes(plan, *owner);
@@ -424,33 +426,34 @@ static bool is_owner_in_doubt(const Plan *plan, const Piece *const *pieces, Byte
 /* The attributes that the plan needs the text or the id of, and that have none yet. */
 static uint64_t without_text(const Plan *plan, const Piece *const *pieces) {
     uint64_t unread = 0;
-    const Part *end = plan->parts + plan->columns + plan->metadata + plan->owners + 2;
+    const Part *end = owners_of(plan) + plan->owners;
     for (const Part *part = plan->parts; part < end; part++)
         if (part->attribute >= 0 && pieces[part->attribute]->text_size < 0)
             unread |= (uint64_t)1 << part->attribute;
     return unread;
 }
 
+static void write_parts(Out *out, const Plan *plan, const Part *part, const Part *end, const Piece *const *pieces) {
+    for (; part < end; part++) {
+        Bytes text = text_of(plan, *part, pieces);
+        write_bytes(out, text.at, text.size);
+    }
+}
+
 static bool write_record(Out *out, const Plan *plan, const Piece *const *pieces, const Span *span, Answer *answer) {
-    const Part *part = plan->parts, *metadata = part + 1 + plan->columns, *end = metadata + plan->metadata;
-    Bytes text = text_of(plan, *part++, pieces);
+    const Part *columns = plan->parts + 1, *metadata = columns + plan->columns, *end = metadata + plan->metadata;
+    Bytes text = own_bytes(plan, *plan->parts);
     write_bytes(out, text.at, text.size);
     answer->id_at = (uint32_t)text.size;
     write_id(out, span);
     WRITE(out, "\",\"timestamp_us\":");
     write_number(out, span->start_ns / 1000, 1);
-    for (; part < metadata; part++) {
-        text = text_of(plan, *part, pieces);
-        write_bytes(out, text.at, text.size);
-    }
+    write_parts(out, plan, columns, metadata, pieces);
     bool is_timed = plan->is_timed && span->end_ns && span->end_ns >= span->start_ns;
     if (is_timed && !write_duration(out, span->end_ns - span->start_ns))
         return false;
     WRITE(out, ",\"event_metadata\":{");
-    for (; part < end; part++) {
-        text = text_of(plan, *part, pieces);
-        write_bytes(out, text.at, text.size);
-    }
+    write_parts(out, plan, metadata, end, pieces);
     text = own_bytes(plan, *end);
     if (!text.size && !out->is_full && out->at[-1] == ',')
         out->at--, out->room++;
@@ -499,7 +502,8 @@ static Answer answer_of(const Memory *memory, uint64_t resource, Bytes raw, Out 
         answer.verdict = UNKNOWN;
         return answer;
     }
-    const Plan *plan = find(&memory->plans, (Bytes){(uint8_t *)&shape, sizeof resource + sizeof *shape.places * (size_t)span.count});
+    size_t shape_size = sizeof shape.resource + sizeof *shape.places * (size_t)span.count;
+    const Plan *plan = find(&memory->plans, (Bytes){(uint8_t *)&shape, shape_size});
     if (!plan) {
         answer.verdict = UNPLANNED;
         return answer;
