@@ -11,14 +11,14 @@ import pytest
 
 from receiver import speedups
 from receiver.fast_path import PlainResource
-from receiver.outcome import Ignored, Rejected
+from receiver.outcome import Ignored
 from receiver.pieces import Piece, Place
 from receiver.records import Records
 from receiver.rules import Rules
 from receiver.spans import ResourceSpans
 from receiver.translate import read_resource, translate
-from shared.wire import Record, encode
-from support.encoding import CLIENT, LOGIN, PLAIN, SERVER, field, key_value, rules, span_bytes
+from shared.wire import Record
+from support.encoding import CLIENT, LOGIN, PLAIN, SERVER, as_served, field, key_value, rules, span_bytes
 from support.repeated import FEATURE, HTTP, RESOURCE, STRANGE, damaged
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler: there are no speedups here")
@@ -49,8 +49,7 @@ class Ways:
         return made
 
     def expected(self, raw: bytes) -> Any:
-        found = translate(raw, read_resource(self.resource, self.by), self.by)
-        return found if isinstance(found, Ignored | Rejected) else encode(found)
+        return as_served(translate(raw, read_resource(self.resource, self.by), self.by))
 
 
 @pytest.mark.parametrize("library", [b"", b"no library", None])
