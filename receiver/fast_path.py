@@ -19,6 +19,7 @@ import orjson
 from google.protobuf.message import DecodeError
 
 from receiver import otlp, speedups
+from receiver.cut import Spans
 from receiver.memo import remembered
 from receiver.metadata import KEYS_MAX, SAFE_WIRE_BYTES
 from receiver.outcome import EXCLUDED_ENDPOINT, NOT_PRODUCT_EVENT, Ignored
@@ -79,8 +80,12 @@ class FastPath:
         self._span_bytes_max = min(_HALF_BYTES_MAX, rules.span_bytes_max, _PIECE_BYTES_MIN * rules.span_attributes_max)
         self.pieces = Pieces(rules)
         self._plans: dict[tuple[object, ...], _Plan | Ignored | None] = {}
-        self.speedups = speedups.new()
+        self.speedups = speedups.new(span_bytes_max=self._span_bytes_max, marks=rules.deciding_keys)
         self.resource = remembered(entries=512, length_max=_HALF_BYTES_MAX)(self._resource)
+
+    def marked(self, raws: Sequence[bytes]) -> Sequence[bytes]:
+        """Those of which the bytes may hold a deciding key."""
+        return self.speedups.marked(Spans.of(raws)) if self.speedups else self._rules.sifted(raws)
 
     def records_of(self, raws: Sequence[bytes], resource: PlainResource) -> list[Record | Ignored | None]:
         """What becomes of spans, in their order: a record, or why it is none; None where only the long way can tell.
@@ -89,27 +94,26 @@ class FastPath:
             DecodeError: one of them is malformed.
         """
         made: list[Record | Ignored | None] = [None] * len(raws)
-        short = [at for at, raw in enumerate(raws) if len(raw) <= self._span_bytes_max]
         wants = _NOTHING_WANTED
         if self.speedups:
-            wants = self._by_speedups(self.speedups, raws, short, resource, made)
-            short = [at for at in short if made[at] is None]
+            made, wants = self._by_speedups(self.speedups, Spans.of(raws), resource)
+        short = [at for at, one in enumerate(made) if one is None and len(raws[at]) <= self._span_bytes_max]
         if short:
             self._by_plans(raws, short, resource, made, wants)
         return made
 
     def _by_speedups(
-        self,
-        fast: speedups.Speedups,
-        raws: Sequence[bytes],
-        short: Sequence[int],
-        resource: PlainResource,
-        made: list[Record | Ignored | None],
-    ) -> Mapping[int, Want]:
-        """Fill in what it decides, once it was told the texts that it lacked; and what else it wants to be told."""
-        wants = fast.records_of(raws, short, resource.number, made)
-        read = [at for at, want in wants.items() if want.what == "texts" and self._tell_texts(raws[at], want)]
-        return wants | fast.records_of(raws, read, resource.number, made) if read else wants
+        self, fast: speedups.Speedups, spans: Spans, resource: PlainResource
+    ) -> tuple[list[Record | Ignored | None], Mapping[int, Want]]:
+        """What it decides, once it was told the texts that it lacked; and what else it wants to be told."""
+        made, wants = fast.records_of(spans, resource.number)
+        read = [at for at, want in wants.items() if want.what == "texts" and self._tell_texts(spans[at], want)]
+        if read:
+            again, wanted = fast.records_of(spans.picked(read), resource.number)
+            for at, one in zip(read, again, strict=True):
+                made[at] = one
+            wants |= {read[at]: want for at, want in wanted.items()}
+        return made, wants
 
     def _by_plans(
         self,

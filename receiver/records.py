@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from google.protobuf.message import DecodeError
 
+from receiver.cut import sizes_of
 from receiver.fast_path import FastPath
 from receiver.outcome import Ignored, Rejected
 from receiver.rules import Rules
@@ -30,7 +31,7 @@ class Records:
         """Without spans of which the bytes alone show that they are no product event."""
         if self._rules.is_marked(group.resource):
             return group
-        return ResourceSpans(group.resource, self._rules.sifted(group.spans))
+        return ResourceSpans(group.resource, self._fast.marked(group.spans))
 
     def of(self, group: ResourceSpans) -> Iterator[list[Answer]]:
         """One answer a span, in their order: a list a step. Never raises, whatever the bytes."""
@@ -71,7 +72,7 @@ class Records:
 def _steps(spans: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
     for start in range(0, len(spans), _SPANS_A_STEP):
         step = spans[start : start + _SPANS_A_STEP]
-        if sum(map(len, step)) <= _BYTES_A_STEP:
+        if sum(sizes_of(step)) <= _BYTES_A_STEP:
             yield step
         else:
             for at in range(0, len(step), _LONG_SPANS_A_STEP):

@@ -3,11 +3,12 @@
 Spans stay bytes so that one that is broken costs nobody but itself.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from google.protobuf.message import DecodeError
 
-from receiver import otlp, scan
+from receiver import otlp, scan, speedups
 from shared.errors import Permanent
 
 # What a legitimate span may bring along beside itself: its group, the group's resource, scope and schema.
@@ -28,7 +29,7 @@ class ResourceSpans(NamedTuple):
     """The spans of one resource, in the order sent, whatever their scope."""
 
     resource: bytes
-    spans: list[bytes]
+    spans: Sequence[bytes]
 
 
 def read_request(body: bytes, *, spans_max: int) -> list[ResourceSpans]:
@@ -41,7 +42,13 @@ def read_request(body: bytes, *, spans_max: int) -> list[ResourceSpans]:
         MalformedRequest: the bytes are no such request.
         TooManySpans: more than `spans_max` spans, or more pieces than that many spans need.
     """
-    pieces_max = _PIECES_PER_SPAN * spans_max + _PIECES_SPARE
+    cut = speedups.cut(body, spans_max=spans_max, pieces_max=_pieces_max(spans_max))
+    return parsed_request(body, spans_max=spans_max) if cut is None else [ResourceSpans(*group) for group in cut]
+
+
+def parsed_request(body: bytes, *, spans_max: int) -> list[ResourceSpans]:
+    """The same by protobuf, which is what it has to be the same as."""
+    pieces_max = _pieces_max(spans_max)
     try:
         if len(body) > _PIECE_BYTES_MIN * pieces_max and scan.has_more_pieces(
             body, scan.REQUEST, pieces_max=pieces_max
@@ -62,3 +69,7 @@ def read_request(body: bytes, *, spans_max: int) -> list[ResourceSpans]:
             raise TooManySpans(f"more than {spans_max} spans")
         found.append(ResourceSpans(b"".join(group.resource), spans))
     return found
+
+
+def _pieces_max(spans_max: int) -> int:
+    return _PIECES_PER_SPAN * spans_max + _PIECES_SPARE

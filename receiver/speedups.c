@@ -1,8 +1,9 @@
-/* Spans made of nothing but what was seen before -> their records. Called by speedups.py, of which this is the inside.
+/* A request -> where its spans are; spans -> those that may be events; spans made of nothing but what was seen before ->
+   their records. Called by speedups.py, of which this is the inside.
 
    Nothing is decided here. The short way (fast_path.py) tells what an attribute became and what follows from a span's
    shape; this remembers both by their bytes and repeats them. A span of which any part is new, odd or in doubt is left
-   undecided. Never reads beyond a span, writes beyond `out`, or fails: whatever the bytes are. */
+   undecided, and so is a request. Never reads or writes beyond what it is given, or fails: whatever the bytes are. */
 
 #define _GNU_SOURCE /* memmem */
 #include <stdbool.h>
@@ -14,6 +15,8 @@ enum { WAYS = 8, ATTRIBUTES_MAX = 64, ATTRIBUTE_BYTES_MAX = 256, TAG_MAX = 0x3FF
 /* Verdicts; what is not below zero is a table's number. */
 enum { UNDECIDED = -1, UNKNOWN = -2, UNREAD = -3, UNPLANNED = -4, NOT_PRODUCT_EVENT = -5, EXCLUDED_ENDPOINT = -6 };
 enum { SPAN_KIND_SERVER = 2 };
+enum { VARINT = 0, FIXED64 = 1, BYTES = 2, FIXED32 = 5 }; /* protobuf's types */
+enum { KEYS_MAX = 4, KEY_BYTES_MAX = 32, MOVES = 4096 };
 
 typedef struct {
     const uint8_t *at;
@@ -72,8 +75,20 @@ typedef struct {
     uint64_t size, seed; /* size: a power of two */
 } Cache;
 
+/* Keys to be searched for, all at once, as Wu and Manber do: two bytes tell how far a window may move that ends there. */
+typedef struct {
+    size_t count, window;
+    struct {
+        size_t size;
+        uint8_t bytes[KEY_BYTES_MAX];
+    } keys[KEYS_MAX];
+    uint8_t moves[MOVES];
+} Marks;
+
 typedef struct {
     Cache pieces, of_keys, of_paths, plans;
+    Marks marks;
+    size_t span_bytes_max; /* of one that is decided */
 } Memory;
 
 /* Where a key is, if it is there. */
@@ -169,11 +184,29 @@ static bool take(Bytes *from, uint64_t size, Bytes *taken) {
     return true;
 }
 
+/* `number` is a varint's, and `held` what a field of any other type holds. */
 typedef struct {
-    Bytes trace_id, span_id, attributes[ATTRIBUTES_MAX];
-    uint64_t kind, start_ns, end_ns;
-    int count;
-} Span;
+    uint64_t tag, number;
+    Bytes held;
+} Field;
+
+static bool read_field(Bytes *from, Field *field) {
+    uint64_t size;
+    if (!read_varint(from, &field->tag) || !(field->tag >> 3) || field->tag > TAG_MAX)
+        return false;
+    switch (field->tag & 7) {
+    case VARINT:
+        return read_varint(from, &field->number);
+    case FIXED64:
+        return take(from, 8, &field->held);
+    case BYTES:
+        return read_varint(from, &size) && take(from, size, &field->held);
+    case FIXED32:
+        return take(from, 4, &field->held);
+    default:
+        return false;
+    }
+}
 
 static uint64_t fixed64(Bytes from) { /* as it stands on the wire: the least byte first */
     uint64_t number = 0;
@@ -182,74 +215,133 @@ static uint64_t fixed64(Bytes from) { /* as it stands on the wire: the least byt
     return number;
 }
 
+typedef struct {
+    Bytes trace_id, span_id, attributes[ATTRIBUTES_MAX];
+    uint64_t kind, start_ns, end_ns;
+    int count;
+} Span;
+
 static bool read_span(Bytes from, Span *span) {
+    Field field;
     *span = (Span){.count = 0};
     while (from.size) {
-        uint64_t tag, size = 0;
-        Bytes held;
-        if (!read_varint(&from, &tag) || !(tag >> 3) || tag > TAG_MAX)
+        if (!read_field(&from, &field))
             return false;
-        switch (tag & 7) {
-        case 0:
-            if (!read_varint(&from, &size))
-                return false;
+        switch (field.tag) {
+        case 1 << 3 | BYTES:
+            span->trace_id = field.held;
             break;
-        case 1:
-            if (!take(&from, 8, &held))
-                return false;
+        case 2 << 3 | BYTES:
+            span->span_id = field.held;
             break;
-        case 2:
-            if (!read_varint(&from, &size) || !take(&from, size, &held))
-                return false;
+        case 6 << 3 | VARINT:
+            span->kind = field.number & 0xFFFFFFFF;
             break;
-        case 5:
-            if (!take(&from, 4, &held))
-                return false;
+        case 7 << 3 | FIXED64:
+            span->start_ns = fixed64(field.held);
             break;
-        default:
-            return false;
-        }
-        switch (tag) {
-        case 1 << 3 | 2:
-            span->trace_id = held;
+        case 8 << 3 | FIXED64:
+            span->end_ns = fixed64(field.held);
             break;
-        case 2 << 3 | 2:
-            span->span_id = held;
-            break;
-        case 6 << 3 | 0:
-            span->kind = size & 0xFFFFFFFF;
-            break;
-        case 7 << 3 | 1:
-            span->start_ns = fixed64(held);
-            break;
-        case 8 << 3 | 1:
-            span->end_ns = fixed64(held);
-            break;
-        case 9 << 3 | 2:
+        case 9 << 3 | BYTES:
             if (span->count == ATTRIBUTES_MAX)
                 return false;
-            span->attributes[span->count++] = held;
+            span->attributes[span->count++] = field.held;
             break;
         default: /* passed over; but not one of those above in another dress */
-            if (tag >> 3 == 1 || tag >> 3 == 2 || (tag >> 3 >= 6 && tag >> 3 <= 9))
+            if (field.tag >> 3 == 1 || field.tag >> 3 == 2 || (field.tag >> 3 >= 6 && field.tag >> 3 <= 9))
                 return false;
         }
     }
     return true;
 }
 
+/* ---- requests. As numbers of 32 bits, for each group with spans: where its resource is, how long that is, how many
+   spans there are, and of each of them where it is and how long. */
+
+typedef struct {
+    const uint8_t *body;
+    uint32_t *at, *end;
+    size_t spans, pieces; /* that there may still be */
+} Cut;
+
+static bool read_piece(Cut *cut, Bytes *from, Field *field) {
+    if (!cut->pieces)
+        return false;
+    cut->pieces--;
+    return read_field(from, field);
+}
+
+static bool cut_scope(Cut *cut, Bytes scope, uint32_t *spans) {
+    Field field;
+    while (scope.size) {
+        if (!read_piece(cut, &scope, &field))
+            return false;
+        if (field.tag != (2 << 3 | BYTES))
+            continue;
+        if (*spans == cut->spans || cut->end - cut->at < 2)
+            return false;
+        *cut->at++ = (uint32_t)(field.held.at - cut->body);
+        *cut->at++ = (uint32_t)field.held.size;
+        ++*spans;
+    }
+    return true;
+}
+
+static bool cut_group(Cut *cut, Bytes group) {
+    Field field;
+    Bytes resource = {cut->body, 0};
+    uint32_t *head = cut->at, spans = 0;
+    bool has_resource = false;
+    if (cut->end - cut->at < 3)
+        return false;
+    cut->at += 3;
+    while (group.size) {
+        if (!read_piece(cut, &group, &field))
+            return false;
+        if (field.tag == (2 << 3 | BYTES) && !cut_scope(cut, field.held, &spans))
+            return false;
+        if (field.tag != (1 << 3 | BYTES))
+            continue;
+        if (has_resource) /* the two would have to be joined */
+            return false;
+        resource = field.held, has_resource = true;
+    }
+    head[0] = (uint32_t)(resource.at - cut->body), head[1] = (uint32_t)resource.size, head[2] = spans;
+    cut->spans -= spans;
+    if (!spans)
+        cut->at = head;
+    return true;
+}
+
+/* ---- keys in spans */
+
+static size_t pair_of(const uint8_t *last) { return ((size_t)last[-1] << 5 ^ last[0]) % MOVES; }
+
+static bool is_marked(const Marks *marks, Bytes in) {
+    for (size_t last = marks->window - 1, move; last < in.size; last += move ? move : 1) {
+        move = marks->moves[pair_of(in.at + last)];
+        size_t start = last + 1 - marks->window;
+        for (size_t key = 0; !move && key < marks->count; key++)
+            if (marks->keys[key].size <= in.size - start &&
+                !memcmp(marks->keys[key].bytes, in.at + start, marks->keys[key].size))
+                return true;
+    }
+    return false;
+}
+
 /* Whether bytes are a well-formed value: a text with a length of one byte, an int of up to nine, or a double. */
 static bool is_scalar(const uint8_t *value, size_t size) {
     switch (value[0]) {
-    case 1 << 3 | 2:
+    case 1 << 3 | BYTES:
         return value[1] == size - 2;
-    case 3 << 3 | 0:
+    case 3 << 3 | VARINT:
         for (size_t at = 1; at < size - 1; at++)
             if (value[at] < 0x80)
                 return false;
         return size <= 10 && value[size - 1] < 0x80;
     default:
-        return value[0] == (4 << 3 | 1) && size == 9;
+        return value[0] == (4 << 3 | FIXED64) && size == 9;
     }
 }
 
@@ -265,7 +357,7 @@ static Bytes key_of_scalar(Bytes raw) {
     return (Bytes){at, 0};
 }
 
-static bool is_text_of(Bytes key) { return key.at[key.size + 2] == (1 << 3 | 2); }
+static bool is_text_of(Bytes key) { return key.at[key.size + 2] == (1 << 3 | BYTES); }
 
 /* A key with its size, and its text with one 0 for all digits that stand alone between slashes. */
 static Bytes without_numbers(Bytes key, Bytes raw, uint8_t into[ATTRIBUTE_BYTES_MAX]) {
@@ -484,7 +576,7 @@ static Answer answer_of(const Memory *memory, uint64_t resource, Bytes raw, Out 
         uint64_t resource;
         uint64_t places[ATTRIBUTES_MAX];
     } shape = {.resource = resource};
-    if (!read_span(raw, &span))
+    if (raw.size > memory->span_bytes_max || !read_span(raw, &span))
         return answer;
     for (int at = 0; at < span.count; at++) {
         known[at] = probe(&memory->pieces, span.attributes[at]);
@@ -553,8 +645,11 @@ void speedups_free(Memory *memory) {
 }
 
 /* Numbers of entries are powers of two from 8 on. NULL: no memory. */
-Memory *speedups_new(uint64_t pieces, uint64_t keys, uint64_t paths, uint64_t plans, uint64_t seed) {
+Memory *speedups_new(size_t span_bytes_max, uint64_t pieces, uint64_t keys, uint64_t paths, uint64_t plans,
+                     uint64_t seed) {
     Memory *memory = calloc(1, sizeof *memory);
+    if (memory)
+        memory->span_bytes_max = span_bytes_max;
     if (memory && make(&memory->pieces, pieces, seed) && make(&memory->of_keys, keys, seed) &&
         make(&memory->of_paths, paths, seed) && make(&memory->plans, plans, seed))
         return memory;
@@ -581,13 +676,59 @@ void speedups_know_shape(Memory *memory, const uint8_t *shape, size_t shape_size
     put(&memory->plans, (Bytes){shape, shape_size}, (Bytes){plan, size});
 }
 
-/* One answer for each of the spans, which stand one after another. Gives how much of `out` their records take. */
-size_t speedups_records(const Memory *memory, uint64_t resource, const uint8_t *spans, const uint32_t *sizes,
+/* What marks a span: keys of two bytes and more. False: too many, or of another length. */
+bool speedups_know_marks(Memory *memory, const uint8_t *keys, const size_t *sizes, size_t count) {
+    Marks *marks = &memory->marks;
+    *marks = (Marks){.count = count, .window = KEY_BYTES_MAX};
+    if (!count || count > KEYS_MAX)
+        return false;
+    for (size_t key = 0; key < count; keys += sizes[key++]) {
+        if (sizes[key] < 2 || sizes[key] > KEY_BYTES_MAX)
+            return false;
+        marks->keys[key].size = sizes[key];
+        memcpy(marks->keys[key].bytes, keys, sizes[key]);
+        marks->window = sizes[key] < marks->window ? sizes[key] : marks->window;
+    }
+    memset(marks->moves, (int)marks->window - 1, sizeof marks->moves);
+    for (size_t key = 0; key < count; key++)
+        for (size_t last = 1; last < marks->window; last++) {
+            uint8_t *move = &marks->moves[pair_of(marks->keys[key].bytes + last)];
+            size_t to_the_end = marks->window - 1 - last;
+            *move = to_the_end < *move ? (uint8_t)to_the_end : *move;
+        }
+    return true;
+}
+
+/* Where a request's groups and spans are, as `Cut` has them: how many numbers that takes. SIZE_MAX: undecided. */
+size_t speedups_cut(const uint8_t *body, size_t size, size_t spans_max, size_t pieces_max, uint32_t *into, size_t room) {
+    Cut cut = {body, into, into + room, spans_max, pieces_max};
+    Bytes rest = {body, size};
+    Field field;
+    while (rest.size && size <= UINT32_MAX) {
+        if (!read_piece(&cut, &rest, &field) || (field.tag == (1 << 3 | BYTES) && !cut_group(&cut, field.held)))
+            return SIZE_MAX;
+    }
+    return rest.size ? SIZE_MAX : (size_t)(cut.at - into);
+}
+
+/* The places of those spans that are marked: how many there are. */
+size_t speedups_marked(const Memory *memory, const uint8_t *body, const uint32_t *places, size_t count, uint32_t *marked) {
+    size_t found = 0;
+    for (const uint32_t *place = places; place < places + 2 * count; place += 2)
+        if (is_marked(&memory->marks, (Bytes){body + place[0], place[1]})) {
+            memcpy(marked + 2 * found, place, 2 * sizeof *place);
+            found++;
+        }
+    return found;
+}
+
+/* One answer for each of the spans. Gives how much of `out` their records take. */
+size_t speedups_records(const Memory *memory, uint64_t resource, const uint8_t *body, const uint32_t *places,
                         size_t count, uint8_t *out, size_t room, Answer *answers) {
     Out rest = {out, room, false};
-    for (size_t span = 0; span < count; spans += sizes[span++]) {
+    for (size_t span = 0; span < count; span++) {
         uint8_t *at = rest.at;
-        answers[span] = answer_of(memory, resource, (Bytes){spans, sizes[span]}, &rest);
+        answers[span] = answer_of(memory, resource, (Bytes){body + places[2 * span], places[2 * span + 1]}, &rest);
         answers[span].at = (uint32_t)(at - out);
         answers[span].id_at += answers[span].at;
     }

@@ -1,13 +1,13 @@
-"""Spans made of what was seen before -> their records, by speedups.c. Without a C compiler at installing there is none.
+"""What speedups.c does, for Python; where there was no C compiler at installing, there is none of it.
 
-It repeats what the short way has found out: what an attribute became, and what follows from a span's shape. So it has
-no rules of its own, and what it cannot repeat it leaves to the one who told it. Bounded in memory.
+It cuts a request into spans, and makes the records of spans that consist of what was seen before: it repeats what the
+short way has found out, what an attribute became and what follows from a span's shape. So it has no rules of its own.
+What it cannot do it leaves to those who do it without. Bounded in memory.
 """
 
 import ctypes
 import re
 import secrets
-from array import array
 from collections.abc import Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -15,6 +15,7 @@ from struct import Struct, pack
 from typing import Any, Literal, NamedTuple, cast
 from weakref import finalize
 
+from receiver.cut import Spans
 from receiver.outcome import EXCLUDED_ENDPOINT, NOT_PRODUCT_EVENT, Ignored
 from receiver.pieces import Piece
 from shared.events import TABLES, Table
@@ -32,7 +33,13 @@ _BYTES_MAX = 512  # of it and of what it became
 _OUT_BYTES = 256 * 1024  # for the records of one call; what does not fit is left undecided
 _ID_CHARS = 36
 
+# A span takes two numbers, and three more if it has a group of its own; but more than 28 bytes, for its ids.
+_NUMBERS_A_SPAN = 5
+_BODY_BYTES_A_NUMBER = 8
+_NUMBERS_SPARE = 16
+
 # As speedups.c has them.
+_NUMBER_BYTES, _PLACE_BYTES, _GROUP = 4, 8, Struct("=III")
 _ANSWER, _PIECE, _PLAN, _PART = Struct("=QiIII"), Struct("=QiIIII"), Struct("=iiIIIII"), Struct("=iII")
 _NUMBERS = {NOT_PRODUCT_EVENT: -5, EXCLUDED_ENDPOINT: -6}
 _IGNORED = {number: ignored for ignored, number in _NUMBERS.items()}
@@ -68,33 +75,40 @@ class Plan(NamedTuple):
 class Speedups:
     """For one thread."""
 
-    def __init__(self) -> None:
-        self._memory = _library.speedups_new(_PIECES, _KEYS, _PATHS, _PLANS, secrets.randbits(64))
+    def __init__(self, *, span_bytes_max: int, marks: Sequence[bytes]) -> None:
+        """Longer spans are left undecided; `marks` are keys, each of 2 to 32 bytes."""
+        self._memory = _library.speedups_new(span_bytes_max, _PIECES, _KEYS, _PATHS, _PLANS, secrets.randbits(64))
         if not self._memory:
             raise MemoryError
         finalize(self, _library.speedups_free, self._memory)
         self._out = ctypes.create_string_buffer(_OUT_BYTES)
+        sizes = (ctypes.c_size_t * len(marks))(*map(len, marks))
+        if not _library.speedups_know_marks(self._memory, b"".join(marks), sizes, len(marks)):
+            raise ValueError(marks)
 
-    def records_of(
-        self, raws: Sequence[bytes], which: Sequence[int], resource: int, made: list[Record | Ignored | None]
-    ) -> dict[int, Want]:
-        """Fill in what becomes of these spans, where that is decided; and what would decide others, by position."""
-        spans = [raws[at] for at in which]
+    def marked(self, spans: Spans) -> Spans:
+        """Those in which a mark stands, anywhere."""
+        marked = ctypes.create_string_buffer(len(spans.places))
+        count = _library.speedups_marked(self._memory, spans.body, spans.places, len(spans), marked)
+        return Spans(spans.body, ctypes.string_at(marked, count * _PLACE_BYTES))
+
+    def records_of(self, spans: Spans, resource: int) -> tuple[list[Record | Ignored | None], dict[int, Want]]:
+        """What becomes of spans, where that is decided; and what would decide others, by position."""
         answers = ctypes.create_string_buffer(_ANSWER.size * len(spans))
-        sizes = array("I", map(len, spans)).tobytes()
         taken = _library.speedups_records(
-            self._memory, resource, b"".join(spans), sizes, len(spans), self._out, _OUT_BYTES, answers
+            self._memory, resource, spans.body, spans.places, len(spans), self._out, _OUT_BYTES, answers
         )
         out = ctypes.string_at(self._out, taken)
+        made: list[Record | Ignored | None] = []
         wants = {}
-        for span, (wanted, verdict, id_at, at, size) in zip(which, _ANSWER.iter_unpack(answers), strict=True):
+        for wanted, verdict, id_at, at, size in _ANSWER.iter_unpack(answers):
             if verdict >= 0:
-                made[span] = Record(TABLES[verdict], out[id_at : id_at + _ID_CHARS], out[at : at + size])
-            elif verdict in _IGNORED:
-                made[span] = _IGNORED[verdict]
-            elif verdict in _WANTS:
-                wants[span] = Want(_WANTS[verdict], _positions(wanted))
-        return wants
+                made.append(Record(TABLES[verdict], out[id_at : id_at + _ID_CHARS], out[at : at + size]))
+                continue
+            if verdict in _WANTS:
+                wants[len(made)] = Want(_WANTS[verdict], _positions(wanted))
+            made.append(_IGNORED.get(verdict))
+        return made, wants
 
     def know(self, raw: bytes, piece: Piece) -> None:
         """Remember an attribute."""
@@ -136,6 +150,29 @@ class Speedups:
         _library.speedups_know_shape(self._memory, shape, len(shape), packed, len(packed))
 
 
+def cut(body: bytes, *, spans_max: int, pieces_max: int) -> list[tuple[bytes, Spans]] | None:
+    """The resources of an ExportTraceServiceRequest and their spans, without groups that have none.
+
+    None where that is left to others: for bytes that are malformed, odd, or hold more spans or fields than so.
+    """
+    if _library is None:
+        return None
+    room = min(len(body) // _BODY_BYTES_A_NUMBER + _NUMBERS_SPARE, _NUMBERS_A_SPAN * spans_max)
+    into = ctypes.create_string_buffer(_NUMBER_BYTES * room)
+    taken = _library.speedups_cut(body, len(body), spans_max, pieces_max, into, room)
+    if taken > room:
+        return None
+    numbers = ctypes.string_at(into, _NUMBER_BYTES * taken)
+    found, at = [], 0
+    while at < len(numbers):
+        start, size, spans = _GROUP.unpack_from(numbers, at)
+        at += _GROUP.size
+        end = at + spans * _PLACE_BYTES
+        found.append((body[start : start + size], Spans(body, numbers[at:end])))
+        at = end
+    return found
+
+
 def _positions(bits: int) -> list[int]:
     """Of the ones, from the lowest."""
     found = []
@@ -172,12 +209,15 @@ def _loaded() -> Any:
     pointer, size, number = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint64
     known = (pointer, pointer, size, pointer, size)
     for name, result, arguments in (
-        ("new", pointer, (number,) * 5),
+        ("new", pointer, (size, *(number,) * 5)),
         ("free", None, (pointer,)),
+        ("know_marks", ctypes.c_bool, (pointer, pointer, pointer, size)),
         ("know", None, known),
         ("know_key", None, known),
         ("know_path", None, known),
         ("know_shape", None, known),
+        ("cut", size, (pointer, size, size, size, pointer, size)),
+        ("marked", size, (pointer, pointer, pointer, size, pointer)),
         ("records", size, (pointer, number, pointer, pointer, size, pointer, size, pointer)),
     ):
         function = getattr(library, f"speedups_{name}")  # the same object each time
@@ -192,5 +232,5 @@ def are_there() -> bool:
     return _library is not None
 
 
-def new() -> Speedups | None:
-    return Speedups() if are_there() else None
+def new(*, span_bytes_max: int, marks: Sequence[bytes]) -> Speedups | None:
+    return Speedups(span_bytes_max=span_bytes_max, marks=marks) if are_there() else None

@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import chain
 from typing import Any, get_args
 
 import pytest
@@ -19,7 +20,7 @@ from receiver.explain import explain_file
 from receiver.outcome import Ignored, IgnoreReason, Outcome, Rejected, RejectReason
 from receiver.records import Records
 from receiver.rules import Rules
-from receiver.spans import MalformedRequest, TooManySpans, read_request
+from receiver.spans import MalformedRequest, ResourceSpans, TooManySpans, parsed_request, read_request
 from receiver.translate import read_resource, translate
 from shared.identity import hasher
 from shared.wire import Record, decode, encode
@@ -48,7 +49,7 @@ Translation = Callable[[bytes, Rules], list[Any]]
 def reference(body: bytes, by: Rules) -> list[Fate]:
     """The long way, which the others are held against."""
     try:
-        groups = read_request(body, spans_max=SPANS_MAX)
+        groups = parsed_request(body, spans_max=SPANS_MAX)
     except (MalformedRequest, TooManySpans) as refusal:
         return [type(refusal).__name__]
     return [fate_of(translate(span, read_resource(group.resource, by), by)) for group in groups for span in group.spans]
@@ -60,8 +61,16 @@ def served(body: bytes, by: Rules) -> list[Fate]:
         groups = read_request(body, spans_max=SPANS_MAX)
     except (MalformedRequest, TooManySpans) as refusal:
         return [type(refusal).__name__]
-    made = [one for group in groups for step in RECORDS[by].of(group) for one in step]
-    return [one.value if isinstance(one, Record) else one.reason for one in made]
+    return [fate for group in groups for fate in served_group(group, by)]
+
+
+def served_group(group: ResourceSpans, by: Rules) -> Iterator[Fate]:
+    sifted = RECORDS[by].sifted(group)
+    made = zip(sifted.spans, chain.from_iterable(RECORDS[by].of(sifted)), strict=True)
+    rest = [(span, one.value if isinstance(one, Record) else one.reason) for span, one in made]
+    for span in group.spans:
+        yield rest.pop(0)[1] if rest and rest[0][0] == span else "not_product_event"
+    assert not rest
 
 
 def explained(body: bytes, by: Rules) -> list[Any]:

@@ -16,7 +16,8 @@ from hatch_build import ROOT, command
 from receiver import speedups
 from receiver.fast_path import FastPath
 from receiver.pieces import Piece, Place
-from support.encoding import LOGIN, PLAIN, SERVER, field, key_value, span_bytes
+from support.encoding import LOGIN, PLAIN, SERVER, field, key_value, request_bytes, span_bytes
+from support.mutation import Mutator
 from support.repeated import HTTP, RESOURCE, STRANGE, damaged
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler: there are no speedups here")
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compile
 
 def test_what_is_forgotten_is_given_back() -> None:
     """A leak of an attribute a span would fill the memory within the hour."""
-    memory, process = speedups.new(), Process()
+    memory, process = speedups.new(span_bytes_max=1_000, marks=[b"a.key"]), Process()
     assert memory
 
     def tell(attributes: int) -> int:
@@ -72,6 +73,10 @@ def _repeat_under(library: str) -> None:
         for _ in range(3):
             with contextlib.suppress(DecodeError):
                 fast.records_of([raw] * generator.randint(1, 8), plain)
+        fast.marked([raw])
+    full = request_bytes(*[(RESOURCE, [span_bytes(HTTP)])] * 3, (b"", []))
+    for body in (full, full + full, *(Mutator(generator).request(full)[: 2 * len(full)] for _ in range(3_000))):
+        speedups.cut(body, spans_max=3, pieces_max=generator.randint(1, 20))
     print("clean")  # noqa: T201  for the test above
 
 

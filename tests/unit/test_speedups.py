@@ -3,13 +3,14 @@
 import random
 import shutil
 import struct
-from itertools import chain
+from itertools import chain, permutations
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from receiver import speedups
+from receiver.cut import Spans
 from receiver.fast_path import PlainResource
 from receiver.outcome import Ignored
 from receiver.pieces import Piece, Place
@@ -43,9 +44,8 @@ class Ways:
             self.served(*raws)
 
     def decided(self, *raws: bytes) -> list[Record | Ignored | None]:
-        made: list[Record | Ignored | None] = [None] * len(raws)
         assert self.fast.speedups
-        self.fast.speedups.records_of(raws, range(len(raws)), self.plain.number, made)
+        made, _ = self.fast.speedups.records_of(Spans.of(raws), self.plain.number)
         return made
 
     def expected(self, raw: bytes) -> Any:
@@ -73,7 +73,33 @@ def test_without_a_library_that_fits_there_are_none(
 
 def test_where_there_is_a_compiler_there_are_speedups() -> None:
     """Else all that follows would be about nothing, and the receiver slow."""
-    assert speedups.new() is not None
+    assert speedups.are_there()
+
+
+@pytest.mark.parametrize("by", [PLAIN, rules(infer_events=False)])
+def test_a_deciding_key_is_found_wherever_it_stands(by: Rules) -> None:
+    """A span without one is passed over; with one that was not found, an event would be lost."""
+    ways, generator = Ways(by=by), random.Random(6)
+    keys = [b"event.category", b"feature.name", b"http.request.method", b"http.method", b"rpc.method"]
+    near = [key[:-1] + b"x" for key in keys] + [key[1:] for key in keys] + [b"http.request.metho", b".", b"d", b""]
+    raws = [
+        generator.randbytes(generator.randrange(40)) + generator.choice(keys + near) + generator.choice(near + keys)
+        for _ in range(3_000)
+    ]
+    raws += [b"." * before + key + b"e" * after for key in keys for before in range(30) for after in range(3)]
+    raws += [half for key in keys for half in (key[:5], key[5:])]  # beside each other in the body
+    marked = ways.fast.marked(Spans.of(raws))
+    assert [*marked] == [raw for raw in raws if by.is_marked(raw)]
+    assert 100 < len(marked) < len(raws) - 100
+    for marks in permutations(by.deciding_keys):
+        assert [*speedups.Speedups(span_bytes_max=1_000, marks=marks).marked(Spans.of(raws))] == [*marked]
+
+
+def test_marks_that_it_cannot_search_for_are_refused() -> None:
+    """Taken in part, spans that hold the others would be lost."""
+    for marks in ([], [b"a.key"] * 5, [b"x"], [b"x" * 33]):
+        with pytest.raises(ValueError, match=r"^\["):
+            speedups.new(span_bytes_max=1_000, marks=marks)
 
 
 @pytest.mark.parametrize(
@@ -130,6 +156,15 @@ def test_what_is_in_doubt_is_left_to_others(raw: bytes) -> None:
     ways = Ways()
     ways.tell(span_bytes(HTTP, kind=SERVER), raw)
     assert ways.decided(raw) == [None]
+
+
+def test_a_span_of_known_parts_may_be_too_large_all_the_same() -> None:
+    """The limit is one of the whole."""
+    short, long = "x" * 10, "y" * 90
+    raws = [span_bytes({**LOGIN, "metadata.a": a, "metadata.b": b}) for a in (short, long) for b in (short, long)]
+    ways = Ways(by=rules(span_bytes_max=len(raws[3]) - 1))
+    ways.tell(*raws)
+    assert ways.decided(*raws) == [*map(ways.expected, raws[:3]), None]
 
 
 @pytest.mark.parametrize("attribute", STRANGE)
