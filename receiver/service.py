@@ -38,7 +38,7 @@ log = structlog.get_logger(__name__)
 SERVICE = "opentelemetry.proto.collector.trace.v1.TraceService"
 EXPORT = f"/{SERVICE}/Export"
 
-# What a request holds for each byte of its body, until its reply: the body, protobuf's copy, and the spans cut
+# What a request holds at most for each byte of its body, until its reply: the body, protobuf's copy, and the spans cut
 # out of it; its records are counted as they are made. bench/receiver_memory.py measures it.
 HELD_PER_BODY_BYTE = 3
 BUDGET_WAIT_S = 1.0
