@@ -5,7 +5,7 @@ from itertools import accumulate
 from struct import Struct
 from typing import overload
 
-_PLACE = Struct("=II")  # where a span starts, and how long it is
+PLACE = Struct("=II")  # where a span starts, and how long it is
 
 
 class Spans(Sequence[bytes]):
@@ -23,15 +23,15 @@ class Spans(Sequence[bytes]):
         if isinstance(raws, Spans):
             return raws
         sizes = [*map(len, raws)]
-        return cls(b"".join(raws), b"".join(map(_PLACE.pack, accumulate(sizes, initial=0), sizes)))
+        return cls(b"".join(raws), b"".join(map(PLACE.pack, accumulate(sizes, initial=0), sizes)))
 
     def picked(self, which: Iterable[int]) -> "Spans":
         """Those at these positions."""
-        size = _PLACE.size
+        size = PLACE.size
         return Spans(self.body, b"".join([self.places[size * at : size * (at + 1)] for at in which]))
 
     def __len__(self) -> int:
-        return len(self.places) // _PLACE.size
+        return len(self.places) // PLACE.size
 
     @overload
     def __getitem__(self, at: int) -> bytes: ...
@@ -40,8 +40,8 @@ class Spans(Sequence[bytes]):
     def __getitem__(self, at: int | slice) -> "bytes | Spans":
         which = range(len(self))[at]  # of slices those without a step
         if isinstance(which, range):
-            return Spans(self.body, self.places[_PLACE.size * which.start : _PLACE.size * which.stop])
-        start, size = _PLACE.unpack_from(self.places, _PLACE.size * which)
+            return Spans(self.body, self.places[PLACE.size * which.start : PLACE.size * which.stop])
+        start, size = PLACE.unpack_from(self.places, PLACE.size * which)
         return self.body[start : start + size]
 
 

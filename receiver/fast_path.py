@@ -93,10 +93,11 @@ class FastPath:
         Raises:
             DecodeError: one of them is malformed.
         """
-        made: list[Record | Ignored | None] = [None] * len(raws)
-        wants = _NOTHING_WANTED
+        made: list[Record | Ignored | None]
         if self.speedups:
             made, wants = self._by_speedups(self.speedups, Spans.of(raws), resource)
+        else:
+            made, wants = [None] * len(raws), _NOTHING_WANTED
         short = [at for at, one in enumerate(made) if one is None and len(raws[at]) <= self._span_bytes_max]
         if short:
             self._by_plans(raws, short, resource, made, wants)

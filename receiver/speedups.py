@@ -15,7 +15,7 @@ from struct import Struct, pack
 from typing import Any, Literal, NamedTuple, cast
 from weakref import finalize
 
-from receiver.cut import Spans
+from receiver.cut import PLACE, Spans
 from receiver.outcome import EXCLUDED_ENDPOINT, NOT_PRODUCT_EVENT, Ignored
 from receiver.pieces import Piece
 from shared.events import TABLES, Table
@@ -39,7 +39,7 @@ _BODY_BYTES_A_NUMBER = 8
 _NUMBERS_SPARE = 16
 
 # As speedups.c has them.
-_NUMBER_BYTES, _PLACE_BYTES, _GROUP = 4, 8, Struct("=III")
+_NUMBER_BYTES, _GROUP = 4, Struct("=III")
 _ANSWER, _PIECE, _PLAN, _PART = Struct("=QiIII"), Struct("=QiIIII"), Struct("=iiIIIII"), Struct("=iII")
 _NUMBERS = {NOT_PRODUCT_EVENT: -5, EXCLUDED_ENDPOINT: -6}
 _IGNORED = {number: ignored for ignored, number in _NUMBERS.items()}
@@ -90,7 +90,7 @@ class Speedups:
         """Those in which a mark stands, anywhere."""
         marked = ctypes.create_string_buffer(len(spans.places))
         count = _library.speedups_marked(self._memory, spans.body, spans.places, len(spans), marked)
-        return Spans(spans.body, ctypes.string_at(marked, count * _PLACE_BYTES))
+        return Spans(spans.body, ctypes.string_at(marked, count * PLACE.size))
 
     def records_of(self, spans: Spans, resource: int) -> tuple[list[Record | Ignored | None], dict[int, Want]]:
         """What becomes of spans, where that is decided; and what would decide others, by position."""
@@ -167,7 +167,7 @@ def cut(body: bytes, *, spans_max: int, pieces_max: int) -> list[tuple[bytes, Sp
     while at < len(numbers):
         start, size, spans = _GROUP.unpack_from(numbers, at)
         at += _GROUP.size
-        end = at + spans * _PLACE_BYTES
+        end = at + spans * PLACE.size
         found.append((body[start : start + size], Spans(body, numbers[at:end])))
         at = end
     return found
