@@ -1,4 +1,4 @@
-"""Compiles receiver/speedups.c where there is a C compiler. Without one the receiver is slower, and else the same."""
+"""Compiles the receiver's part in C where there is a C compiler. Without one the receiver is slower, else the same."""
 
 import os
 import shutil
@@ -10,8 +10,8 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 ROOT = Path(__file__).parent
-SOURCE = ROOT / "receiver/speedups.c"
-LIBRARY = "receiver/_speedups.so"
+SOURCE = ROOT / "receiver/translate/speedups.c"
+LIBRARY = "receiver/translate/_speedups.so"
 
 
 class SpeedupsHook(BuildHookInterface[Any]):

@@ -8,9 +8,9 @@ from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
-from consumer.database import connect
 from consumer.settings import DatabaseSettings
-from consumer.tables import metadata
+from consumer.store.database import connect
+from consumer.store.schema import metadata
 from shared.errors import WrongSetting
 from shared.settings import load
 

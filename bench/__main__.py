@@ -18,7 +18,7 @@ from rich.console import Console
 from bench import consumers, growth, path, receivers
 from bench.report import Report
 from bench.servers import servers
-from receiver import speedups
+from receiver.translate import speedups
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 

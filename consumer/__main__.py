@@ -12,16 +12,17 @@ import uvloop
 from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import KafkaError
 
-from consumer import metrics, suppressions
-from consumer.cli import app, main
-from consumer.dead_letters import Breaker
-from consumer.ledger import Ledger
-from consumer.pipeline import Pipeline, Share
-from consumer.positions import peek_with
-from consumer.retain import retain_now_and_then
+from consumer import metrics
+from consumer.cli.commands import app, main
+from consumer.pipeline.loop import Pipeline, Share
+from consumer.pipeline.monitor import Watch
+from consumer.pipeline.positions import peek_with
+from consumer.pipeline.writer import Writer
 from consumer.settings import ConsumerSettings
-from consumer.watch import Watch
-from consumer.writer import Writer
+from consumer.store import suppressions
+from consumer.store.dead_letters import Breaker
+from consumer.store.ledger import Ledger
+from consumer.store.retain import retain_now_and_then
 from shared import lifecycle, logs, probes
 from shared.broker import RebalanceCount, ensure_topics, new_consumer
 from shared.errors import BrokerUnavailable, WrongTopic

@@ -6,7 +6,7 @@ from typing import get_args
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from consumer.tables import ANALYTICS_TABLES
+from consumer.store.schema import ANALYTICS_TABLES
 from shared.errors import DeadLetterReason
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)

@@ -16,7 +16,7 @@ import asyncio
 import sys
 import time
 
-from consumer.database import DATABASE_ERRORS, connect
+from consumer.store.database import DATABASE_ERRORS, connect
 from consumer.settings import DatabaseSettings
 from shared.errors import WrongSetting
 from shared.settings import load

@@ -13,25 +13,25 @@ import structlog
 import typer
 import uvloop
 
-from receiver import speedups
-from receiver.auth import Keys
-from receiver.budget import Budget, Reads
-from receiver.course import Course
-from receiver.explain import Explanation, explain_file
-from receiver.publisher import NEED, Publisher
-from receiver.records import Records
-from receiver.rules import Rules
-from receiver.server import Server, is_loopback
-from receiver.service import TraceService
+from receiver.publish.publisher import NEED, Publisher
+from receiver.serve.auth import Keys
+from receiver.serve.budget import Budget, Reads
+from receiver.serve.course import Course
+from receiver.serve.server import Server, is_loopback
+from receiver.serve.service import TraceService
+from receiver.serve.workers import Workers, report
 from receiver.settings import ReceiverSettings
-from receiver.workers import Workers, report
+from receiver.translate import speedups
+from receiver.translate.explain import Explanation, explain_file
+from receiver.translate.records import Records
+from receiver.translate.rules import Rules
 from shared import identity, lifecycle, logs, probes
 from shared.errors import Permanent, WrongSetting
 from shared.output import write_out
 from shared.settings import described, load
 
 if TYPE_CHECKING:
-    from receiver.tracing import Tracing
+    from receiver.serve.tracing import Tracing
 
 log = structlog.get_logger("receiver")
 app = typer.Typer(no_args_is_help=False, add_completion=False, pretty_exceptions_enable=False)
@@ -207,7 +207,7 @@ def rules_of(settings: ReceiverSettings) -> Rules:
 
 def _tracing(settings: ReceiverSettings) -> "Tracing":
     try:
-        from receiver.tracing import Tracing  # noqa: PLC0415  its libraries are an extra, and wanted by few
+        from receiver.serve.tracing import Tracing  # noqa: PLC0415  its libraries are an extra, and wanted by few
     except ImportError as error:
         raise WrongSetting(
             f"TRACING_ENDPOINT: {error.name} is not installed; pip install 'telemetry-processor[tracing]'"

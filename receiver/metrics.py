@@ -4,7 +4,7 @@ from typing import get_args
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from receiver.translate import IgnoreReason, RejectReason
+from receiver.translate.reference import IgnoreReason, RejectReason
 from shared.events import TABLES
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 3.5, 5, 10)

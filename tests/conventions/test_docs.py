@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from receiver import reading
-from receiver.endpoint import FORMS
-from receiver.rules import FEATURE_NAME, METHOD_KEYS
+from receiver.translate import reading
+from receiver.translate.endpoint import FORMS
+from receiver.translate.rules import FEATURE_NAME, METHOD_KEYS
 from shared.identity import hash_id
 
 ROOT = Path(__file__).resolve().parents[2]

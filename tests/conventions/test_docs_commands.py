@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 import consumer.__main__  # adds `run` to the commands
-import consumer.cli
+import consumer.cli.commands
 import consumer.metrics
 import receiver.__main__
 import receiver.metrics
@@ -24,7 +24,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((RO
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 APPS = {
     "receiver": typer.main.get_command(receiver.__main__.app),
-    "consumer": typer.main.get_command(consumer.cli.app),
+    "consumer": typer.main.get_command(consumer.cli.commands.app),
 }
 COMMAND = re.compile(r"python -m (receiver|consumer)\b([^`\n|#]*)")
 # In prose the program alone is named: `consumer audit`. Words after it that are no command are no command line.
@@ -149,7 +149,7 @@ def series() -> set[str]:
 
 def logged_events() -> set[str]:
     """Names of log lines; `receiver_started` looks like a metric."""
-    sources = [path for folder in ("receiver", "consumer", "shared") for path in (ROOT / folder).glob("*.py")]
+    sources = [path for folder in ("receiver", "consumer", "shared") for path in (ROOT / folder).rglob("*.py")]
     return {name for path in sources for name in re.findall(r'log\.\w+\(\s*"([a-z_]+)"', path.read_text())}
 
 

@@ -30,6 +30,6 @@ def test_a_wheel_has_the_c_part_where_there_is_a_compiler(compiler: str, *, is_c
     environment = {**os.environ, "CC": compiler}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     [wheel] = (tmp_path / "dist").iterdir()
-    assert ("receiver/_speedups.so" in ZipFile(wheel).namelist()) == is_compiled
+    assert ("receiver/translate/_speedups.so" in ZipFile(wheel).namelist()) == is_compiled
     assert wheel.name.endswith("py3-none-any.whl") != is_compiled
     assert ("will take more CPU" in done.stderr + done.stdout) != is_compiled

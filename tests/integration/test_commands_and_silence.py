@@ -7,9 +7,9 @@ from asyncio.subprocess import Process
 import asyncpg
 import pytest
 
-from consumer import erase, operation
+from consumer.operations import erase, operation
 from consumer.settings import ConsumerSettings
-from consumer.suppressions import Subject
+from consumer.store.suppressions import Subject
 from support.command import started
 from support.records import made
 from support.stack import Stack, eventually

@@ -9,10 +9,10 @@ from typing import Any, get_args
 import pytest
 
 import receiver.metrics
-from consumer import senders
+from consumer.operations import senders
 from deploy.local.kafka import KafkaBroker
 from deploy.local.server import free_port
-from receiver.outcome import IgnoreReason, RejectReason
+from receiver.translate.outcome import IgnoreReason, RejectReason
 from support.command import answered
 from support.otlp import features, request, span
 from support.receiver import Receiver, export, until
@@ -114,7 +114,11 @@ def test_doctor_knows_every_reason_and_asks_for_metrics_that_exist() -> None:
     assert senders.REJECTED.keys() == set(get_args(RejectReason))
     assert senders.IGNORED.keys() == set(get_args(IgnoreReason))
     assert senders.DROPPED.keys() <= set(receiver.metrics.CODES)
-    texts = {node.value for node in ast.walk(ast.parse((ROOT / "consumer/senders.py").read_text())) if is_text(node)}
+    texts = {
+        node.value
+        for node in ast.walk(ast.parse((ROOT / "consumer/operations/senders.py").read_text()))
+        if is_text(node)
+    }
     served = {f"{metric._name}_total" for metric in vars(receiver.metrics).values() if hasattr(metric, "_name")}
     named = {text for text in texts if text.startswith("receiver_")}
     assert len(named) == 6

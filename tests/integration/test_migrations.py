@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from consumer.tables import SCHEMA_REVISION
+from consumer.store.schema import SCHEMA_REVISION
 from deploy.local.postgres import PostgresServer
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -14,14 +14,14 @@ import pytest
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-import receiver.pieces
-import receiver.reading
-from receiver.explain import explain_file
-from receiver.outcome import Ignored, IgnoreReason, Outcome, Rejected, RejectReason
-from receiver.records import Records
-from receiver.rules import Rules
-from receiver.spans import MalformedRequest, ResourceSpans, TooManySpans, parsed_request, read_request
-from receiver.translate import read_resource, translate
+import receiver.translate.pieces
+import receiver.translate.reading
+from receiver.decode.spans import MalformedRequest, ResourceSpans, TooManySpans, parsed_request, read_request
+from receiver.translate.explain import explain_file
+from receiver.translate.outcome import Ignored, IgnoreReason, Outcome, Rejected, RejectReason
+from receiver.translate.records import Records
+from receiver.translate.reference import read_resource, translate
+from receiver.translate.rules import Rules
 from shared.identity import hasher
 from shared.wire import Record, decode, encode
 from support.encoding import LOGIN, PLAIN, request_bytes, rules, span_bytes
@@ -231,7 +231,7 @@ def test_ten_minutes_of_wrong_requests() -> None:
 def test_a_failure_of_ours_and_a_time_that_no_column_holds_have_their_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
     """The two that no bytes of today can reach."""
     body = next(one for pair in REAL_SPANS if isinstance(reference(one := only(*pair), PLAIN)[0], bytes))
-    monkeypatch.setattr(receiver.reading, "TIMESTAMP_US_MAX", 0)
+    monkeypatch.setattr(receiver.translate.reading, "TIMESTAMP_US_MAX", 0)
     assert reference(body, PLAIN) == explained(body, PLAIN) == ["invalid_timestamp"]
     monkeypatch.undo()
 
@@ -240,9 +240,9 @@ def test_a_failure_of_ours_and_a_time_that_no_column_holds_have_their_reasons(mo
 
     IS_BROKEN.add("event_metadata")
     try:
-        monkeypatch.setattr(receiver.reading, "event_metadata", broken)
+        monkeypatch.setattr(receiver.translate.reading, "event_metadata", broken)
         assert reference(body, PLAIN) == explained(body, PLAIN) == ["internal"]
-        monkeypatch.setattr(receiver.pieces, "event_metadata", broken)
+        monkeypatch.setattr(receiver.translate.pieces, "event_metadata", broken)
         assert served(body, rules()) == ["internal"]
     finally:
         IS_BROKEN.clear()

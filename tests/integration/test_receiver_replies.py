@@ -254,10 +254,10 @@ async def test_the_reply_keeps_within_the_clients_deadline(
 async def test_an_unexpected_error_is_told_by_an_id_and_no_text(kafka: KafkaBroker, tmp_path: Path) -> None:
     """grpc would send the exception's text, which repeats the data, with a code upon which exporters drop."""
     (tmp_path / "sitecustomize.py").write_text(
-        "import receiver.service\n"
+        "import receiver.serve.service\n"
         "def broken(body, *, spans_max):\n"
         "    raise RuntimeError(f'cannot read {body!r}')\n"
-        "receiver.service.read_request = broken\n"
+        "receiver.serve.service.read_request = broken\n"
     )
     receiver = Receiver(kafka.bootstrap_servers, tmp_path, PYTHONPATH=f"{tmp_path}:{ROOT}").start()
     try:

@@ -13,9 +13,9 @@ from google.protobuf.message import DecodeError
 from psutil import Process
 
 from hatch_build import ROOT, command
-from receiver import speedups
-from receiver.fast_path import FastPath
-from receiver.pieces import Piece, Place
+from receiver.translate import speedups
+from receiver.translate.fast_path import FastPath
+from receiver.translate.pieces import Piece, Place
 from support.encoding import LOGIN, PLAIN, SERVER, field, key_value, request_bytes, span_bytes
 from support.mutation import Mutator
 from support.repeated import HTTP, RESOURCE, STRANGE, damaged

@@ -9,7 +9,7 @@ from uuid import UUID
 
 import pytest
 
-from consumer import positions
+from consumer.pipeline import positions
 from shared.topic_identity import NO_TOPIC_ID
 from support.command import answered, command
 from support.loop import consumer_loop

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from consumer.positions import peek_with
-from consumer.watch import Watch
+from consumer.pipeline.monitor import Watch
+from consumer.pipeline.positions import peek_with
 from support.loop import consumer_loop
 from support.records import made
 from support.stack import Stack, eventually

@@ -6,12 +6,12 @@ from functools import lru_cache
 from itertools import chain
 from typing import Any
 
-from receiver.attributes import Notes
-from receiver.outcome import Ignored, Outcome, Rejected
-from receiver.records import Answer, Records
-from receiver.rules import Rules
-from receiver.spans import ResourceSpans
-from receiver.translate import read_resource, translate
+from receiver.decode.spans import ResourceSpans
+from receiver.translate.attributes import Notes
+from receiver.translate.outcome import Ignored, Outcome, Rejected
+from receiver.translate.records import Answer, Records
+from receiver.translate.reference import read_resource, translate
+from receiver.translate.rules import Rules
 from shared.identity import hasher
 from shared.wire import encode
 

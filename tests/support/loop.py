@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from consumer import suppressions
-from consumer.dead_letters import Breaker
-from consumer.ledger import Ledger
-from consumer.pipeline import Pipeline
-from consumer.positions import peek_with
+from consumer.pipeline.loop import Pipeline
+from consumer.pipeline.positions import peek_with
+from consumer.pipeline.writer import Writer
 from consumer.settings import ConsumerSettings
-from consumer.writer import Writer
+from consumer.store import suppressions
+from consumer.store.dead_letters import Breaker
+from consumer.store.ledger import Ledger
 from shared.broker import RebalanceCount, ensure_topics, new_consumer
 from shared.errors import BrokerUnavailable
 from shared.probes import Health

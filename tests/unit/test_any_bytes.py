@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-from receiver.explain import explain_file
-from receiver.outcome import Ignored, IgnoreReason, Outcome, Rejected, RejectReason
-from receiver.spans import MalformedRequest, TooManySpans, read_request
+from receiver.decode.spans import MalformedRequest, TooManySpans, read_request
+from receiver.translate.explain import explain_file
+from receiver.translate.outcome import Ignored, IgnoreReason, Outcome, Rejected, RejectReason
 from shared.wire import decode, encode
 from support.encoding import (
     CLIENT,

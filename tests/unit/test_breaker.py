@@ -2,7 +2,7 @@
 
 import pytest
 
-from consumer.dead_letters import Breaker
+from consumer.store.dead_letters import Breaker
 
 
 def test_it_stops_at_the_record_that_would_be_one_too_many() -> None:

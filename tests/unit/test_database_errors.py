@@ -3,7 +3,7 @@
 import asyncpg
 import pytest
 
-from consumer.database import Fate, fate_of
+from consumer.store.database import Fate, fate_of
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from consumer.database import _time_decoded, _time_encoded
-from consumer.tables import at, us_of
+from consumer.store.database import _time_decoded, _time_encoded
+from consumer.store.schema import at, us_of
 from shared.events import TIMESTAMP_US_MAX, TIMESTAMP_US_MIN
 
 

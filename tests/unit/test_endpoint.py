@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from receiver.endpoint import Form, endpoint_of
+from receiver.translate.endpoint import Form, endpoint_of
 
 UUID_TEXT = "0af76519-16cd-43dd-8448-eb211c80319c"
 

@@ -8,8 +8,8 @@ import pytest
 from google.protobuf import json_format
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from receiver.explain import Explanation, explain_file
-from receiver.spans import MalformedRequest, TooManySpans
+from receiver.decode.spans import MalformedRequest, TooManySpans
+from receiver.translate.explain import Explanation, explain_file
 from shared.identity import hasher
 from support.encoding import ID, LOGIN, PLAIN, SERVER, request_bytes, resource_bytes, rules, span_bytes
 

@@ -4,12 +4,12 @@ import random
 
 import pytest
 
-from receiver import fast_path, pieces
-from receiver.fast_path import FastPath
-from receiver.outcome import Ignored
-from receiver.records import Records
-from receiver.spans import ResourceSpans
-from receiver.translate import read_resource, translate
+from receiver.decode.spans import ResourceSpans
+from receiver.translate import fast_path, pieces
+from receiver.translate.fast_path import FastPath
+from receiver.translate.outcome import Ignored
+from receiver.translate.records import Records
+from receiver.translate.reference import read_resource, translate
 from shared.wire import Record, encode
 from support.encoding import CLIENT, LOGIN, PLAIN, SERVER, any_value, field, outcome, resource_bytes, span_bytes
 

@@ -6,8 +6,8 @@ from typing import Any, cast
 import pytest
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
-from consumer.ledger import Ledger, Line
-from consumer.pipeline import SLICE_RECORDS, Moved, Pipeline
+from consumer.pipeline.loop import SLICE_RECORDS, Moved, Pipeline
+from consumer.store.ledger import Ledger, Line
 from shared.broker import RebalanceCount
 from shared.probes import Health
 from shared.topic_identity import NO_TOPIC_ID

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from receiver.outcome import Ignored, Rejected
-from receiver.spans import read_request
-from receiver.translate import read_resource, translate
+from receiver.decode.spans import read_request
+from receiver.translate.outcome import Ignored, Rejected
+from receiver.translate.reference import read_resource, translate
 from shared.identity import hasher
 from shared.wire import encode
 from support.encoding import rules

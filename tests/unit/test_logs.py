@@ -18,7 +18,7 @@ SCRIPT = """
 import logging, sys, structlog
 from shared import logs
 logs.configure("INFO", process="receiver", log_format=sys.argv[1])
-log = structlog.get_logger("receiver.publisher")
+log = structlog.get_logger("receiver.publish.publisher")
 for number in range(1000):
     log.error("batch_failed", partition=number)
     logging.getLogger("aiokafka.conn").warning("no broker at attempt %d", number)

@@ -1,6 +1,6 @@
 """Memory of pure functions: bounded both ways, or a sender could fill ours."""
 
-from receiver.memo import remembered
+from receiver.translate.memo import remembered
 
 
 def test_short_texts_are_remembered_and_long_ones_are_not() -> None:

@@ -8,7 +8,7 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyVa
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span
 
-from receiver import otlp
+from receiver.decode import otlp
 
 PUBLISHED: dict[str, Descriptor] = {
     "Request": ExportTraceServiceRequest.DESCRIPTOR,

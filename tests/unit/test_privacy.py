@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from receiver import privacy
-from receiver.privacy import Addresses, clean, read_key, words_of
+from receiver.translate import privacy
+from receiver.translate.privacy import Addresses, clean, read_key, words_of
 
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.dozjgNryP4J3jVmNHl0w5N_XgL0n3I9P"
 TOKEN = "Ab1" * 20

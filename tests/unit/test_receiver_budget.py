@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from receiver.budget import Budget, BudgetFull, Reads, SenderStalled
+from receiver.serve.budget import Budget, BudgetFull, Reads, SenderStalled
 
 
 class Body:

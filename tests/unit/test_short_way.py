@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydantic import AfterValidator, ConfigDict, Field
 
-from consumer import short_way
-from consumer.short_way import plain_row
-from consumer.tables import row_of
+from consumer.pipeline import short_way
+from consumer.pipeline.short_way import plain_row
+from consumer.store.schema import row_of
 from shared.errors import Undecodable
 from shared.events import EVENT_MODELS, TIMESTAMP_US_MAX, TIMESTAMP_US_MIN, BaseEvent, FeatureUsage, UserActivity
 from shared.wire import decode, encode

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from receiver import scan
-from receiver.cut import Spans, sizes_of
-from receiver.spans import MalformedRequest, ResourceSpans, TooManySpans, parsed_request, read_request
+from receiver.decode import scan
+from receiver.decode.spans import MalformedRequest, ResourceSpans, TooManySpans, parsed_request, read_request
+from receiver.translate.cut import Spans, sizes_of
 from support.encoding import field, request_bytes, resource_bytes, span_bytes, varint
 from support.mutation import Mutator
 
@@ -170,7 +170,7 @@ def test_a_request_is_cut_as_protobuf_parses_it() -> None:
 
 def test_fields_are_counted_as_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """On either side of the limit: each makes an object."""
-    monkeypatch.setattr("receiver.spans._PIECES_SPARE", 0)
+    monkeypatch.setattr("receiver.decode.spans._PIECES_SPARE", 0)
     for fields in range(40):
         for body in (REQUEST + fields * field(2, b""), REQUEST + field(1, fields * field(3, b""))):
             assert outcome(read_request, body, 5) == outcome(parsed_request, body, 5), fields

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from receiver import speedups
-from receiver.cut import Spans
-from receiver.fast_path import PlainResource
-from receiver.outcome import Ignored
-from receiver.pieces import Piece, Place
-from receiver.records import Records
-from receiver.rules import Rules
-from receiver.spans import ResourceSpans
-from receiver.translate import read_resource, translate
+from receiver.decode.spans import ResourceSpans
+from receiver.translate import speedups
+from receiver.translate.cut import Spans
+from receiver.translate.fast_path import PlainResource
+from receiver.translate.outcome import Ignored
+from receiver.translate.pieces import Piece, Place
+from receiver.translate.records import Records
+from receiver.translate.reference import read_resource, translate
+from receiver.translate.rules import Rules
 from shared.wire import Record
 from support.encoding import CLIENT, LOGIN, PLAIN, SERVER, as_served, field, key_value, rules, span_bytes
 from support.repeated import FEATURE, HTTP, RESOURCE, STRANGE, damaged

@@ -9,12 +9,12 @@ from uuid import UUID
 
 import pytest
 
-import receiver.fast_path
-import receiver.reading
-from receiver.outcome import Ignored, IgnoreReason, Rejected, RejectReason
-from receiver.records import Records
-from receiver.spans import ResourceSpans
-from receiver.translate import read_resource, translate
+import receiver.translate.fast_path
+import receiver.translate.reading
+from receiver.decode.spans import ResourceSpans
+from receiver.translate.outcome import Ignored, IgnoreReason, Rejected, RejectReason
+from receiver.translate.records import Records
+from receiver.translate.reference import read_resource, translate
 from shared.identity import hasher
 from support.encoding import (
     CLIENT,
@@ -627,11 +627,13 @@ def test_no_span_takes_long(kind: str) -> None:
 
 def test_a_time_that_no_timestamp_holds_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     """No OTLP value reaches the bound today; a wider field tomorrow would."""
-    monkeypatch.setattr(receiver.reading, "TIMESTAMP_US_MAX", END_NS // 1000 - 100_000)
+    monkeypatch.setattr(receiver.translate.reading, "TIMESTAMP_US_MAX", END_NS // 1000 - 100_000)
     assert translate(span_bytes(LOGIN), read_resource(b"", PLAIN), PLAIN) == Rejected("invalid_timestamp")
 
 
-@pytest.mark.parametrize(("where", "place"), [("clean", receiver.reading), ("_id", receiver.fast_path)])
+@pytest.mark.parametrize(
+    ("where", "place"), [("clean", receiver.translate.reading), ("_id", receiver.translate.fast_path)]
+)
 def test_a_bug_of_ours_costs_one_span_and_says_where(
     monkeypatch: pytest.MonkeyPatch, where: str, place: ModuleType
 ) -> None:

@@ -1,0 +1,125 @@
+"""Do the books balance, and is it still the same topic, with the tables that we know?"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Connection
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import NullPool
+
+from consumer.operations.operation import Operation, operation
+from consumer.pipeline import positions
+from consumer.settings import ConsumerSettings
+from consumer.store.database import DATABASE_ERRORS, connect
+from consumer.store.schema import FATES, metadata
+from shared.errors import BrokerUnavailable, DatabaseUnavailable, WrongTopic
+from shared.topic_identity import NO_TOPIC_ID
+
+
+@dataclass(frozen=True, slots=True)
+class AuditFinding:
+    kind: str  # unreachable, topic, topic_identity, balance, bounds, no_line, gap, schema
+    topic: str
+    partition: int | None
+    detail: str
+
+
+async def audit(settings: ConsumerSettings) -> list[AuditFinding]:
+    """Everything that is not as it must be; empty when all is well. A server out of reach is a finding too."""
+    try:
+        async with operation(settings, "audit") as reached:
+            found = [*await _ledger(reached), *await _gaps(reached)]
+    except (BrokerUnavailable, DatabaseUnavailable) as error:
+        found = [AuditFinding("unreachable", settings.kafka_topic, None, str(error))]
+    try:
+        differences = await _schema(settings)
+    except (*DATABASE_ERRORS, SQLAlchemyError) as error:
+        differences = [f"not compared: {type(error).__name__}"]
+    return found + [AuditFinding("schema", settings.kafka_topic, None, difference) for difference in differences]
+
+
+async def _ledger(operation: Operation) -> list[AuditFinding]:
+    found = []
+
+    def finding(kind: str, partition: int | None, detail: str) -> None:
+        found.append(AuditFinding(kind, operation.topic, partition, detail))
+
+    try:
+        identity = await positions.identity_of(operation.kafka, operation.topic)
+        partitions = await operation.partitions()
+    except WrongTopic as error:
+        return [AuditFinding("topic", operation.topic, None, str(error))]
+    # The ledger first and the bounds after: a line may move on meanwhile, and then lies within them all the more.
+    lines = await operation.database.fetch(
+        "SELECT * FROM ingest.partition_offsets WHERE topic = $1 ORDER BY generation, partition", operation.topic
+    )
+    first = await operation.kafka.beginning_offsets(operation.places(partitions))
+    end = await operation.kafka.end_offsets(operation.places(partitions))
+    bounds = {place.partition: (first[place], end[place]) for place in first}
+    for line in lines:
+        name, partition, at = line["generation"], line["partition"], line["next_offset"]
+        settled, counted = at - line["first_offset"], sum(line[fate] for fate in FATES)
+        if settled != counted:
+            finding("balance", partition, f"{name}: {settled} offsets were passed, and {counted} have a fate")
+        if NO_TOPIC_ID not in (line["topic_id"], identity) and line["topic_id"] != identity:
+            finding("topic_identity", partition, f"{name}: the ledger knows {line['topic_id']}, the broker {identity}")
+        if partition not in bounds:
+            finding("bounds", partition, f"{name}: the topic has no such partition")
+            continue
+        low, high = bounds[partition]
+        if not low <= at <= high:
+            finding("bounds", partition, f"{name}: at {at}, and the topic holds {low} to {high}")
+    for partition in sorted(set(bounds) - {line["partition"] for line in lines}):
+        if bounds[partition][1] > bounds[partition][0]:
+            finding("no_line", partition, "holds records that no consumer has begun to read")
+    return found
+
+
+async def _gaps(operation: Operation) -> list[AuditFinding]:
+    rows = await operation.database.fetch(
+        "SELECT partition, from_offset, to_offset, reason, seen_at FROM ingest.gaps WHERE topic = $1 ORDER BY id",
+        operation.topic,
+    )
+    return [
+        AuditFinding(
+            "gap",
+            operation.topic,
+            row["partition"],
+            f"offsets {row['from_offset']} to {row['to_offset'] - 1} are lost: {row['reason']}, seen {row['seen_at']}",
+        )
+        for row in rows
+    ]
+
+
+async def _schema(settings: ConsumerSettings) -> list[str]:
+    """What alembic would change to make the database as the models are."""
+    engine = create_async_engine(
+        "postgresql+asyncpg://",
+        async_creator=lambda: connect(settings.database_url, application_name="telemetry-audit"),
+        poolclass=NullPool,
+    )
+
+    def compare(connection: Connection) -> list[str]:
+        options = {
+            "include_schemas": True,
+            "include_name": lambda name, kind, _: kind != "schema" or name in (None, "ingest"),
+        }
+        context = MigrationContext.configure(connection, opts=options)
+        return [_named(difference) for difference in compare_metadata(context, metadata)]
+
+    try:
+        async with engine.connect() as connection:
+            return await connection.run_sync(compare)
+    finally:
+        await engine.dispose()
+
+
+def _named(difference: Any) -> str:
+    """Alembic's tuple of what to do and with what, without the objects' long forms."""
+    parts = difference[0] if isinstance(difference, list) else difference
+    return " ".join(
+        str(getattr(part, "name", part)) for part in parts if isinstance(part, str) or hasattr(part, "name")
+    )

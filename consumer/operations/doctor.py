@@ -1,0 +1,306 @@
+"""Connects to everything, and says in words what is wrong and how to mend it."""
+
+import asyncio
+import http.client
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import asyncpg
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import GroupCoordinatorNotAvailableError
+
+from consumer.operations import audit, senders
+from consumer.pipeline.monitor import revision_number
+from consumer.settings import ConsumerSettings, DoctorSettings
+from consumer.store.database import DATABASE_ERRORS, connect
+from consumer.store.schema import ANALYTICS_TABLES, SCHEMA_REVISION
+from shared import probes
+from shared.broker import (
+    BATCH_BYTES_MAX,
+    HOUR_MS,
+    KAFKA_ERRORS,
+    connection_options,
+    suppressions_config,
+    topic_config,
+)
+from shared.lifecycle import ended
+
+CLOCK_SKEW_S_MAX = 5.0
+CONSUMER_GRANTS = {
+    **{f"public.{table}": ("SELECT", "INSERT", "UPDATE", "DELETE") for table in ANALYTICS_TABLES},
+    "ingest.dead_letters": ("SELECT", "INSERT", "UPDATE", "DELETE"),
+    **{f"ingest.{table}": ("SELECT", "INSERT", "UPDATE") for table in ("partition_offsets", "suppressions")},
+    **{f"ingest.{table}": ("SELECT", "INSERT") for table in ("gaps", "ledger_history")},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    check: str
+    severity: Literal["error", "warning"]
+    detail: str
+    remedy: str
+
+
+async def doctor(settings: DoctorSettings, *, receiver_metrics: str | None = None) -> list[Diagnosis]:
+    """Everything that is wrong, or would be under load or after a fault; empty when all is well.
+
+    Also what senders do wrong, by the metrics of one receiver: the one at the URL `receiver_metrics`, else the
+    one on this machine when there is one.
+    """
+    found = [*_settings(settings), *await _senders(settings, receiver_metrics)]
+    is_reached = True
+    for examine, server, remedy in (
+        (
+            _kafka,
+            "broker",
+            "is it running, and is KAFKA_BOOTSTRAP_SERVERS right? Check the KAFKA_SASL_ and KAFKA_SSL_ settings",
+        ),
+        (_postgres, "database", "is it running, and is ANALYTICS_DATABASE_URL right, password and sslmode included?"),
+    ):
+        try:
+            found += [diagnosis async for diagnosis in examine(settings)]
+        except (*KAFKA_ERRORS, *DATABASE_ERRORS) as error:
+            is_reached = False
+            state = getattr(error, "sqlstate", None)
+            found.append(Diagnosis(server, "error", f"not reached: {state or type(error).__name__}", remedy))
+    if is_reached:
+        found += [_of_audit(finding) for finding in await audit.audit(settings) if finding.kind != "topic"]
+    return found
+
+
+def _settings(settings: ConsumerSettings) -> list[Diagnosis]:
+    found = []
+
+    def warn(check: str, detail: str, remedy: str) -> None:
+        found.append(Diagnosis(check, "warning", detail, remedy))
+
+    if not settings.hash_key:
+        warn(
+            "hash_key",
+            "ID_HASH_KEY is not set: hashes of guessable ids can be enumerated",
+            "set it, to 32 bytes or more, for receiver and consumer alike; sql.md says what it does to counts",
+        )
+    if not settings.kafka_security_protocol.endswith("SSL"):
+        warn("transport", "Kafka is spoken to in plain text", "set KAFKA_SECURITY_PROTOCOL=SSL or SASL_SSL")
+    if settings.retention_days and settings.retention_days * 24 < settings.kafka_topic_retention_hours:
+        warn(
+            "retention_days",
+            "RETENTION_DAYS is shorter than the topic's retention",
+            "harmless; but the topic then holds personal data for longer than the tables do",
+        )
+    return found
+
+
+async def _senders(settings: DoctorSettings, asked: str | None) -> list[Diagnosis]:
+    if asked is None and settings.receiver_metrics_port == 0:
+        return []
+    url = asked or probes.metrics_url(settings.metrics_host, settings.receiver_metrics_port)
+    try:
+        text = await asyncio.to_thread(probes.metrics_of, url)
+        return [Diagnosis(check, "warning", *words) for check, *words in senders.mistakes(text)]
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        if asked is None:  # it may well run elsewhere
+            return []
+        remedy = "the receiver's /metrics, as http://host:9464/metrics"
+        return [Diagnosis("receiver_metrics", "warning", f"not read: {type(error).__name__}", remedy)]
+
+
+async def _kafka(settings: ConsumerSettings) -> AsyncIterator[Diagnosis]:
+    admin = AIOKafkaAdminClient(**connection_options(settings))
+    try:
+        await admin.start()
+        existing = await admin.list_topics()
+        for topic, config in (
+            (settings.kafka_topic, topic_config(settings)),
+            (settings.kafka_suppressions_topic, suppressions_config(settings)),
+        ):
+            if topic not in existing:
+                yield Diagnosis("topic", "error", f"topic {topic} does not exist", "start the receiver, or create it")
+                continue
+            for diagnosis in await _topic(admin, settings, topic, config):
+                yield diagnosis
+        for diagnosis in await _members(admin, settings):
+            yield diagnosis
+    finally:
+        await ended(admin.close(), 5)
+
+
+async def _topic(admin: Any, settings: ConsumerSettings, topic: str, config: dict[str, str]) -> list[Diagnosis]:
+    described = (await admin.describe_topics([topic]))[0]
+    answers = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)])
+    actual = {entry[0]: entry[1] for entry in answers[0].resources[0][4]}
+    replicas = min(len(partition["replicas"]) for partition in described["partitions"])
+    found = [
+        Diagnosis(
+            "topic_settings",
+            "warning",
+            f"{topic}: {name} is {actual.get(name)}, and would be created as {value}",
+            f"alter the topic, or the KAFKA_TOPIC_ setting: kafka-configs --alter --entity-name {topic}",
+        )
+        for name, value in config.items()
+        if actual.get(name, value) != value
+    ]
+    if replicas == 1:
+        found.append(
+            Diagnosis(
+                "replication",
+                "warning",
+                f"{topic} has one replica: what is acknowledged is lost with its disk",
+                "three brokers, KAFKA_TOPIC_REPLICATION=3 and KAFKA_TOPIC_MIN_INSYNC_REPLICAS=2",
+            )
+        )
+    elif int(actual.get("min.insync.replicas") or 1) < 2:
+        found.append(
+            Diagnosis(
+                "min_insync", "warning", f"{topic}: min.insync.replicas is 1", "set it to 2, for acks=all to mean two"
+            )
+        )
+    if any(not partition["isr"] or partition["leader"] < 0 for partition in described["partitions"]):
+        found.append(Diagnosis("leader", "error", f"{topic} has partitions without a leader", "bring the brokers back"))
+    largest = int(actual.get("max.message.bytes") or 0)
+    if topic == settings.kafka_topic and largest < BATCH_BYTES_MAX + 64 * 1024:
+        found.append(
+            Diagnosis(
+                "message_size",
+                "error",
+                f"{topic}: max.message.bytes is {largest}, and batches go up to {BATCH_BYTES_MAX}",
+                "set it to 1048588, the broker's default, or more",
+            )
+        )
+    retention_ms = int(actual.get("retention.ms") or -1)
+    if topic == settings.kafka_topic and 0 < retention_ms < 24 * HOUR_MS:
+        found.append(
+            Diagnosis(
+                "retention",
+                "warning",
+                f"{topic} keeps records for {retention_ms / HOUR_MS:.1f} h; a consumer may stand still longer",
+                "three days or more, so that a weekend's outage is survived",
+            )
+        )
+    return found
+
+
+async def _members(admin: Any, settings: ConsumerSettings) -> list[Diagnosis]:
+    """More consumers than partitions: some are idle."""
+    described = (await admin.describe_topics([settings.kafka_topic]))[0]
+    partitions = len(described.get("partitions", []))
+    try:
+        groups = await admin.describe_consumer_groups([settings.kafka_consumer_group])
+    except GroupCoordinatorNotAvailableError:  # a cluster that never had a group
+        groups = []
+    members = len(groups[0].groups[0][5]) if groups and groups[0].groups else 0
+    if members > partitions > 0:
+        return [
+            Diagnosis(
+                "consumers",
+                "warning",
+                f"{members} consumers share {partitions} partitions, so some are idle",
+                "stop some, or add partitions",
+            )
+        ]
+    if members == 0:
+        return [Diagnosis("consumers", "warning", "no consumer is running", "start one: python -m consumer")]
+    return []
+
+
+async def _postgres(settings: ConsumerSettings) -> AsyncIterator[Diagnosis]:
+    before = time.time()
+    connection = await connect(settings.database_url, application_name="telemetry-doctor")
+    try:
+        for check in (_revision, _grants):
+            for diagnosis in await check(connection):
+                yield diagnosis
+        for diagnosis in await _connections(connection, settings):
+            yield diagnosis
+        for diagnosis in await _clock(connection, before):
+            yield diagnosis
+    finally:
+        await ended(connection.close(), 5)
+
+
+async def _revision(connection: asyncpg.Connection) -> list[Diagnosis]:
+    try:
+        at = await connection.fetchval("SELECT version_num FROM public.alembic_version")
+    except asyncpg.UndefinedTableError:
+        at = None
+    if revision_number(at) >= revision_number(SCHEMA_REVISION):
+        return []
+    return [
+        Diagnosis("schema", "error", f"the schema is at {at}, and {SCHEMA_REVISION} is needed", "alembic upgrade head")
+    ]
+
+
+async def _grants(connection: asyncpg.Connection) -> list[Diagnosis]:
+    found = []
+    for table, privileges in CONSUMER_GRANTS.items():
+        for privilege in privileges:
+            may = await connection.fetchval("SELECT has_table_privilege(to_regclass($1), $2)", table, privilege)
+            if may is False:  # None: there is no such table, which the revision tells
+                found.append(
+                    Diagnosis(
+                        "grants",
+                        "error",
+                        f"this role may not {privilege} {table}",
+                        f"GRANT {privilege} ON {table} TO ...",
+                    )
+                )
+    return found
+
+
+async def _connections(connection: asyncpg.Connection, settings: ConsumerSettings) -> list[Diagnosis]:
+    """Is there room for one more consumer: its writers, its watch, and retention?"""
+    needed = settings.consumer_writers + 2
+    allowed = int(
+        await connection.fetchval(
+            "SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int"
+        )
+    )
+    used = int(await connection.fetchval("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'"))
+    if used < 0.9 * allowed and used + needed <= allowed:
+        return []
+    return [
+        Diagnosis(
+            "connections",
+            "warning",
+            f"{used} of {allowed} connections are in use, and one more consumer needs {needed}",
+            "raise max_connections, or lower CONSUMER_WRITERS; each consumer needs that many and two",
+        )
+    ]
+
+
+async def _clock(connection: asyncpg.Connection, before: float) -> list[Diagnosis]:
+    theirs: datetime = await connection.fetchval("SELECT clock_timestamp()")
+    skew_s = (theirs - datetime.now(UTC)).total_seconds()
+    if abs(skew_s) < CLOCK_SKEW_S_MAX + (time.time() - before):
+        return []
+    return [
+        Diagnosis(
+            "clock",
+            "warning",
+            f"the database's clock is {skew_s:+.1f} s off ours",
+            "run NTP on both",
+        )
+    ]
+
+
+_REMEDIES: dict[str, str] = {
+    "topic_identity": "if that was meant: consumer rewind --to-start --accept-new-topic. If not, "
+    "KAFKA_BOOTSTRAP_SERVERS or KAFKA_TOPIC points elsewhere",
+    "bounds": "another cluster, or retention that passed a stopped consumer: start it, or rewind",
+    "balance": "somebody wrote to ingest.partition_offsets: restore it, or rewind --to-start",
+    "no_line": "start a consumer",
+    "gap": "raise KAFKA_TOPIC_RETENTION_HOURS; what is gone is gone. Delete the line from ingest.gaps once it is known",
+    "schema": "alembic upgrade head; if it is at head, somebody altered the tables by hand",
+    "unreachable": "bring the server back",
+}
+
+
+def _of_audit(finding: audit.AuditFinding) -> Diagnosis:
+    place = "" if finding.partition is None else f"partition {finding.partition}: "
+    severity: Literal["error", "warning"] = "warning" if finding.kind in ("gap", "no_line") else "error"
+    return Diagnosis(finding.kind, severity, place + finding.detail, _REMEDIES.get(finding.kind, "see the runbook"))

@@ -1,0 +1,212 @@
+"""A subject's rights: erase what is stored and keep it so, export what is stored."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from consumer.operations.operation import Operation, Refused, WrongUse
+from consumer.settings import ConsumerSettings
+from consumer.store import suppressions
+from consumer.store.schema import ANALYTICS_TABLES, at, us_of
+from consumer.store.suppressions import COLUMN, Kind, Subject
+from shared.broker import KAFKA_ERRORS, ensure_topics, new_producer, topic_settings
+from shared.errors import BrokerUnavailable, WrongTopic
+from shared.identity import hashes_of
+from shared.lifecycle import ended
+
+START_TIMEOUT_S = 10.0
+READER_PAUSE_MAX = "1h"  # of who pages through an export, in Postgres's words
+PUBLISH_TIMEOUT_S = 5.0  # writers stand still for as long; below the limit for an idle transaction
+TOPIC_ATTEMPTS = 3
+TOPIC_PAUSE_S = 1.0
+STOP_TIMEOUT_S = 5.0
+EXPIRY_MARGIN_MS = 600_000  # the broker looks for old segments every few minutes
+
+
+def subjects_of(settings: ConsumerSettings, kind: Kind, *, raw: str | None, hashed: str | None) -> list[Subject]:
+    """Everything that this person or organization may be stored as, the present hash first.
+
+    A raw id is hashed by the present key, by each previous one, and by none. A given hash is taken as it is.
+    """
+    if (raw is None) == (hashed is None):
+        raise WrongUse("give one id or one hash")
+    if hashed is not None:
+        return [Subject(kind, hashed)]
+    if not raw or not raw.strip():
+        raise WrongUse("an empty id is nobody's")
+    previous = [key.get_secret_value().encode() for key in settings.id_hash_keys_previous]
+    keys = [key for key in (settings.hash_key, *previous) if key]
+    return [Subject(kind, found) for found in hashes_of(raw, mode=settings.id_hashing, keys=[*keys, b""])]
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What an erasure did, or in a dry run would do. `topic_expires_at`: when the last record is gone from Kafka."""
+
+    subject_hash: str
+    subject_hashes: list[str]
+    rows: dict[str, int]
+    dead_letters: int
+    topic_expires_at: datetime | None
+    dry_run: bool
+
+
+async def erase(operation: Operation, subjects: Sequence[Subject], *, dry_run: bool) -> Receipt:
+    """Delete the subjects' rows and dead letters, and see to it that no replay brings them back.
+
+    In one transaction, which waits for batches in flight and holds back others: the suppression goes to Kafka
+    first, so that it is there should the database be restored from a backup; then the table, rows, shadow and
+    old tables, and dead letters. Idempotent: a second erasure keeps the later date.
+
+    Raises:
+        Refused: this role cannot erase everywhere; nothing was done.
+        BrokerUnavailable: nothing was deleted.
+        DatabaseUnavailable: nothing was deleted yet; the suppression is published, and any consumer that
+            starts will carry it out. Do it again.
+    """
+    expires_at = await _topic_expires_at(operation)
+    rows = dict.fromkeys(ANALYTICS_TABLES, 0)
+    letters = 0
+    async with _publisher(operation.settings, dry_run=dry_run) as publish:
+        transaction = operation.database.transaction()
+        await transaction.start()
+        try:
+            await suppressions.lock(operation.database)
+            schemas = await _schemas(operation)
+            # Under the lock, so that all that is deleted came before, and what comes after is stored.
+            erased_at = {subject: await _erased_at_us(operation, subject) for subject in subjects}
+            await publish(erased_at)
+            for subject, erased_at_us in erased_at.items():
+                await suppressions.suppress(operation.database, subject, at(erased_at_us))
+                deleted = await suppressions.delete_subject(operation.database, subject, schemas=schemas)
+                letters += deleted.pop("dead_letters")
+                rows = {table: count + deleted[table] for table, count in rows.items()}
+        except BaseException:
+            await transaction.rollback()
+            raise
+        await (transaction.rollback() if dry_run else transaction.commit())
+    hashes = [subject.hash for subject in subjects]
+    return Receipt(hashes[0], hashes, rows, letters, expires_at, dry_run)
+
+
+async def export(operation_database: Any, subjects: Sequence[Subject]) -> AsyncGenerator[str]:
+    """The subjects' rows as JSON, one a line, oldest first within each table."""
+    kind = subjects[0].kind
+    async with operation_database.transaction(readonly=True):
+        await operation_database.execute(f"SET LOCAL idle_in_transaction_session_timeout = '{READER_PAUSE_MAX}'")
+        for table in ANALYTICS_TABLES:
+            sql = f"SELECT * FROM public.{table} WHERE {COLUMN[kind]} = ANY($1::text[]) ORDER BY timestamp, id"  # noqa: S608  our own names
+            async for row in operation_database.cursor(sql, [subject.hash for subject in subjects]):
+                columns = {**row, "event_metadata": json.loads(row["event_metadata"])}
+                yield json.dumps({"table": table, **columns}, default=_plain)
+
+
+def _plain(value: object) -> str:
+    return value.isoformat() if isinstance(value, datetime) else str(value)
+
+
+async def _erased_at_us(operation: Operation, subject: Subject) -> int:
+    """Now, or the later date of an erasure before: compaction keeps the last record, whatever its date."""
+    held: datetime | None = await operation.database.fetchval(
+        "SELECT erased_at FROM ingest.suppressions WHERE kind = $1 AND hash = $2", *subject
+    )
+    now_us = time.time_ns() // 1000
+    return now_us if held is None else max(now_us, us_of(held))
+
+
+Publish = Callable[[suppressions.Suppressions], Awaitable[None]]
+
+
+@asynccontextmanager
+async def _publisher(settings: ConsumerSettings, *, dry_run: bool) -> AsyncIterator[Publish]:
+    """A way to publish suppressions, with the broker and the topic there already; in a dry run to publish none.
+
+    Raises:
+        BrokerUnavailable: nothing was published, or who knows.
+    """
+    if dry_run:
+        yield _publish_none
+        return
+    producer = new_producer(settings)
+    try:
+        with _as_unpublished():
+            await _ensure_topic(settings)
+            await asyncio.wait_for(producer.start(), START_TIMEOUT_S)
+
+        async def publish(erased: suppressions.Suppressions) -> None:
+            with _as_unpublished():
+                async with asyncio.timeout(PUBLISH_TIMEOUT_S):
+                    for subject, erased_at_us in erased.items():
+                        key, value = suppressions.encode(subject, erased_at_us)
+                        await producer.send_and_wait(settings.kafka_suppressions_topic, value, key=key, partition=0)
+
+        yield publish
+    finally:
+        await ended(producer.stop(), STOP_TIMEOUT_S)
+
+
+async def _publish_none(_: suppressions.Suppressions) -> None:
+    pass
+
+
+async def _ensure_topic(settings: ConsumerSettings) -> None:
+    """Made here too, should nothing have run yet: the broker's own way to make a topic would not compact it."""
+    for attempt in range(1, TOPIC_ATTEMPTS + 1):
+        try:
+            await ensure_topics(settings)
+        except BrokerUnavailable:  # perhaps just made, and not known everywhere
+            if attempt == TOPIC_ATTEMPTS:
+                raise
+            await asyncio.sleep(TOPIC_PAUSE_S)
+        else:
+            return
+
+
+@contextmanager
+def _as_unpublished() -> Iterator[None]:
+    try:
+        yield
+    except (*KAFKA_ERRORS, BrokerUnavailable, WrongTopic) as error:
+        raise BrokerUnavailable(
+            f"the suppression was not published, so nothing was deleted: {type(error).__name__}"
+        ) from error
+
+
+async def _schemas(operation: Operation) -> list[str]:
+    """Where copies of the analytics tables are: live, and those of a rebuild and what it replaced.
+
+    Raises:
+        Refused: this role may not delete in one of them, so the erasure would not be whole.
+    """
+    found = await operation.database.fetch(
+        """
+        SELECT nspname AS name, bool_and(
+            has_schema_privilege(nsp.oid, 'USAGE')
+            AND has_table_privilege(class.oid, 'SELECT') AND has_table_privilege(class.oid, 'DELETE')
+        ) AS may
+        FROM pg_class AS class JOIN pg_namespace AS nsp ON nsp.oid = relnamespace
+        WHERE relname = ANY ($1::text[]) AND relkind = 'r' AND nspname NOT LIKE 'pg\\_%'
+        GROUP BY nspname HAVING count(*) = $2 ORDER BY nspname
+        """,
+        list(ANALYTICS_TABLES),
+        len(ANALYTICS_TABLES),
+    )
+    barred = [row["name"] for row in found if not row["may"]]
+    if barred:
+        raise Refused(f"this role may not delete in {', '.join(barred)}: erase as the owner of the tables")
+    return [row["name"] for row in found]
+
+
+async def _topic_expires_at(operation: Operation) -> datetime | None:
+    """When retention has taken the youngest record of today; None when it never does."""
+    config = await topic_settings(operation.settings, operation.topic)
+    retention_ms = int(config.get("retention.ms") or -1)
+    if retention_ms < 0:
+        return None
+    lasts_ms = retention_ms + int(config.get("segment.ms") or 0) + EXPIRY_MARGIN_MS
+    return datetime.now(UTC) + timedelta(milliseconds=lasts_ms)

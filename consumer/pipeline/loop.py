@@ -1,0 +1,359 @@
+"""The loop: positions from the ledger, fetch, decode, one transaction, and on.
+
+Fetching and decoding the next batch overlaps with writing this one. Whatever goes wrong, the loop begins
+again at the ledger, so there is one way back and no state to mend.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from operator import attrgetter
+
+import structlog
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka.errors import IllegalStateError, NoOffsetForPartitionError, OffsetOutOfRangeError
+
+from consumer import metrics
+from consumer.pipeline import positions
+from consumer.pipeline.batch import Batch, Decoded, Written, decoded
+from consumer.pipeline.writer import Writer
+from consumer.store.ledger import Fenced, Ledger, Line
+from consumer.store.suppressions import Topic as SuppressionsTopic
+from consumer.store.suppressions import adopt
+from shared.broker import KAFKA_ERRORS, RebalanceCount
+from shared.errors import BrokerUnavailable, DatabaseUnavailable, Transient, WrongTopic
+from shared.lifecycle import background, backoff_s, ended, wait_for
+from shared.logs import error_facts
+from shared.probes import Health
+
+log = structlog.get_logger("consumer.pipeline.loop")
+
+IDLE_MS = 500  # how long a fetch waits for the first record, and so how late a stop is seen
+FETCH_RECORDS = 500  # taken from aiokafka in one go, some ms: its own cost of a call is high
+SLICE_RECORDS = 100  # decoded in one go, while the writer waits for its turn: half a millisecond
+BATCH_BYTES_MAX = 64 * 1024 * 1024
+BATCHES_AHEAD = 1  # beside the one that is written and the one that is decoded
+GROUP_COMMIT_TIMEOUT_S = 5.0
+HALTED_RETRY_S = 5.0
+INTERRUPTIONS_MAX = 3
+_size = attrgetter("serialized_value_size")
+
+
+class Stuck(Exception):  # noqa: N818  a bug, of ours or a library's: the process ends, and is restarted
+    """The loop makes no progress."""
+
+
+class Moved(Transient):
+    """Our partitions, or the ledger under us, have changed: begin again at the ledger."""
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Which of the process's partitions a pipeline has: those congruent to `index` modulo `of`."""
+
+    index: int = 0
+    of: int = 1
+
+
+WHOLE = Share()
+
+
+class Pipeline:
+    """One loop with one writer over its share of the assigned partitions."""
+
+    def __init__(
+        self,
+        *,
+        consumer: AIOKafkaConsumer,
+        rebalances: RebalanceCount,
+        ledger: Ledger,
+        writer: Writer,
+        suppressions: SuppressionsTopic,
+        peek: positions.Peek,
+        health: Health,
+        batch_rows: int,
+        linger_ms: int,
+        share: Share = WHOLE,
+        pace: Callable[[int], Awaitable[None]] | None = None,
+    ) -> None:
+        """`pace` is awaited after each batch, with the number of its records: to hold a rebuild back."""
+        self._consumer = consumer
+        self._rebalances = rebalances
+        self._ledger = ledger
+        self._writer = writer
+        self._suppressions = suppressions
+        self._peek = peek
+        self._health = health
+        self._batch_rows = self._batch_rows_max = batch_rows
+        self._linger_s = linger_ms / 1000
+        self._share = share
+        self._pace = pace
+        self._generation = 0
+        self._lines: dict[int, Line] = {}
+        self._in_flight: dict[int, int] = {}
+        self._record_times: dict[int, float] = {}
+        self._is_moved = False
+        self._group_commit: asyncio.Task[None] | None = None
+        self._cycle: asyncio.Task[bool] | None = None
+        self._is_interrupted = False
+        self._interruptions = 0
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Until `stop`: load the ledger, consume until something moves or fails, and again.
+
+        Returns early, and only then, when the breaker has opened.
+
+        Raises:
+            Stuck: it made no progress, however often it was begun anew. The process had better be.
+        """
+        attempt = 0
+        while not stop.is_set():
+            self._cycle = asyncio.create_task(self._load_and_consume(stop), name="cycle")
+            try:
+                if await self._cycle:
+                    return
+                attempt = 0
+            except asyncio.CancelledError:
+                if not self._is_interrupted:
+                    raise
+                self._is_interrupted = False
+            except Fenced:
+                metrics.fenced.inc()
+                log.info("batch_fenced")
+            except Moved:
+                pass
+            except WrongTopic as error:
+                metrics.retries.labels("topic").inc()
+                self._health.block("topic", str(error))
+                log.error("topic_refused", why=str(error))  # noqa: TRY400  the text is ours, the trace says nothing
+                await wait_for(stop, HALTED_RETRY_S)
+            except (BrokerUnavailable, DatabaseUnavailable) as error:
+                cause = "broker" if isinstance(error, BrokerUnavailable) else "database"
+                metrics.retries.labels(cause).inc()
+                log.warning("loop_restarted", cause=cause, why=str(error), attempt=attempt, **error_facts(error))
+                await wait_for(stop, backoff_s(attempt))
+                attempt += 1
+
+    def interrupt(self) -> None:
+        """Begin again at the ledger, from whatever the loop hangs in. For the watchdog.
+
+        Raises:
+            Stuck: that was done INTERRUPTIONS_MAX times, and not a batch was written since.
+        """
+        self._interruptions += 1
+        metrics.interruptions.inc()
+        log.error("loop_stalled", interruptions=self._interruptions)
+        if self._interruptions > INTERRUPTIONS_MAX:
+            raise Stuck
+        if self._cycle is not None:
+            self._is_interrupted = True
+            self._cycle.cancel()
+
+    async def _load_and_consume(self, stop: asyncio.Event) -> bool:
+        """One cycle, from the ledger on; True when the breaker has opened."""
+        lines = await self._load()
+        if not lines:
+            await wait_for(stop, 0.2)
+            return False
+        self._health.unblock("topic")
+        return await self._consume(lines, stop)
+
+    async def _consume(self, lines: dict[int, Line], stop: asyncio.Event) -> bool:
+        """Batch after batch from `lines` on; True when the breaker has opened.
+
+        Raises:
+            Transient: begin again at the ledger.
+        """
+        fetched: asyncio.Queue[Batch] = asyncio.Queue(BATCHES_AHEAD)
+        async with background(self._fetch_ahead(lines, fetched), "fetch") as fetching:
+            while not stop.is_set():
+                batch = await _next(fetched, fetching)
+                # Until this returns, everything since the ledger may be redone. After it, the batch is durable.
+                written = await self._write(batch)
+                self._lines |= (batch if written.cut_at is None else batch.cut(written.cut_at)).lines_after()
+                self._tell_group(written)
+                if written.cut_at is not None:
+                    self._stop_at(written)
+                    return True
+                if self._pace:
+                    await self._pace(len(batch.records))
+        return False
+
+    async def _fetch_ahead(self, lines: dict[int, Line], fetched: asyncio.Queue[Batch]) -> None:
+        """Fetch and decode while the database works."""
+        while True:
+            batch = await self._fetch(lines)
+            lines = batch.lines_after()
+            await fetched.put(batch)
+
+    async def _load(self) -> dict[int, Line]:
+        """Our lines, with the consumer sought to them. No await between the last check and the seeks."""
+        self._generation = self._rebalances.generation
+        self._is_moved = False
+        self._in_flight = {}
+        self._record_times = {}
+        mine = [
+            place.partition
+            for place in self._consumer.assignment()
+            if place.topic == self._ledger.topic and place.partition % self._share.of == self._share.index
+        ]
+        if not mine:
+            self._lines = {}
+            return {}
+        erased = await self._suppressions.read()  # before any write: what was erased stays so
+        await self._writer.using(lambda connection: adopt(connection, erased))
+        lines = await self._writer.using(
+            lambda connection: positions.load(self._consumer, self._ledger, connection, mine, self._peek)
+        )
+        self._check_unmoved()
+        try:
+            for line in lines.values():
+                self._consumer.seek(TopicPartition(self._ledger.topic, line.partition), line.next_offset)
+        except IllegalStateError as error:
+            raise Moved("assignment") from error
+        self._lines = lines
+        log.info("positions_loaded", partitions=len(lines))
+        return lines
+
+    async def _fetch(self, lines: dict[int, Line]) -> Batch:
+        """The next records from `lines` on: full, or as many as came within the linger; none when idle."""
+        places = [TopicPartition(self._ledger.topic, partition) for partition in lines]
+        expected = {line.partition: line.next_offset for line in lines.values()}
+        records: list[Decoded] = []
+        size = 0
+        deadline: float | None = None
+        while len(records) < self._batch_rows and size < BATCH_BYTES_MAX:
+            wait_s = IDLE_MS / 1000 if deadline is None else deadline - time.monotonic()
+            if wait_s <= 0:
+                break
+            room = min(FETCH_RECORDS, self._batch_rows - len(records))
+            found = await self._getmany(places, timeout_ms=max(1, int(wait_s * 1000)), max_records=room)
+            self._check_unmoved()
+            if not found:
+                break
+            deadline = deadline or time.monotonic() + self._linger_s
+            for place, fetched in found.items():  # offsets rise within an answer
+                if fetched[0].offset < expected[place.partition]:
+                    raise Moved("a record below the ledger")
+                expected[place.partition] = fetched[-1].offset + 1
+                size += sum(map(_size, fetched))
+            fetched_now = [*chain.from_iterable(found.values())]
+            for start in range(0, len(fetched_now), SLICE_RECORDS):
+                with metrics.stage_seconds.labels("decode").time():
+                    records += map(decoded, fetched_now[start : start + SLICE_RECORDS])
+                await asyncio.sleep(0)  # nothing here waits while records are there, and COPY would starve meanwhile
+        return Batch(records, lines)
+
+    async def _getmany(
+        self, places: Sequence[TopicPartition], *, timeout_ms: int, max_records: int
+    ) -> dict[TopicPartition, list[ConsumerRecord]]:
+        try:
+            with metrics.stage_seconds.labels("fetch").time():
+                found: dict[TopicPartition, list[ConsumerRecord]] = await self._consumer.getmany(
+                    *places, timeout_ms=timeout_ms, max_records=max_records
+                )
+        except (OffsetOutOfRangeError, NoOffsetForPartitionError) as error:
+            raise Moved("no such offset") from error  # the ledger's loading finds out why
+        except (IllegalStateError, *KAFKA_ERRORS) as error:
+            raise BrokerUnavailable(f"fetch: {type(error).__name__}") from error
+        return found
+
+    async def _write(self, batch: Batch) -> Written:
+        if not batch.records:
+            return Written({})
+        self._in_flight = batch.next_offsets()
+        try:
+            with metrics.stage_seconds.labels("write").time():
+                written = await self._writer.write(batch)
+        except DatabaseUnavailable as error:
+            if str(error) in ("57014", "TimeoutError"):  # too much for one statement's time, perhaps
+                self._batch_rows = max(1, self._batch_rows // 2)
+            raise
+        self._batch_rows = min(self._batch_rows_max, self._batch_rows * 2)
+        self._interruptions = 0
+        self._record_times |= {partition: record.timestamp / 1000 for partition, record in batch.last.items()}
+        _measure(batch, written)
+        return written
+
+    def _check_unmoved(self) -> None:
+        if self._generation != self._rebalances.generation or self._is_moved:
+            raise Moved("assignment or ledger")
+
+    def notice(self, found: dict[int, Line]) -> None:
+        """The ledger as somebody read it just now: begin again when it is neither where we are nor where we go."""
+        for partition, line in self._lines.items():
+            there = found.get(partition)
+            if (
+                there is None
+                or (there.topic_id, there.epoch) != (line.topic_id, line.epoch)
+                or there.next_offset not in (line.next_offset, self._in_flight.get(partition))
+            ):
+                self._is_moved = True
+
+    def notice_topic(self) -> None:
+        """The topic is another one."""
+        self._is_moved = True
+
+    def next_offsets(self) -> dict[int, int]:
+        """The first offset without a fate, by partition, as far as this loop knows."""
+        return {partition: line.next_offset for partition, line in self._lines.items()}
+
+    def record_times(self) -> dict[int, float]:
+        """When the last settled record was received, in seconds since 1970, by partition; since the last loading."""
+        return dict(self._record_times)
+
+    def _tell_group(self, written: Written) -> None:
+        """Commit to the group, for lag tools only: later, and left out while the last one is under way."""
+        if not self._ledger.may_begin or not written.moves or (self._group_commit and not self._group_commit.done()):
+            return
+        offsets = {
+            TopicPartition(self._ledger.topic, partition): move.next_offset for partition, move in written.moves.items()
+        }
+
+        async def commit() -> None:
+            with metrics.stage_seconds.labels("commit").time():
+                if not await ended(self._consumer.commit(offsets), GROUP_COMMIT_TIMEOUT_S):
+                    metrics.group_commit_failures.inc()
+
+        self._group_commit = asyncio.create_task(commit(), name="group-commit")
+
+    def _stop_at(self, written: Written) -> None:
+        metrics.breaker_open.set(1)
+        self._health.block("breaker", "too many dead letters: see ingest.dead_letters, mend, and restart")
+        log.error("breaker_opened", records_before=written.cut_at)
+
+    async def close(self) -> None:
+        """End what the loop left under way."""
+        if self._group_commit:
+            await asyncio.wait([self._group_commit], timeout=1)
+            self._group_commit.cancel()
+        self._writer.close()
+
+
+async def _next(fetched: asyncio.Queue[Batch], fetching: asyncio.Task[None]) -> Batch:
+    """The next batch, or what ended the fetching."""
+    if fetched.empty():
+        getting = asyncio.create_task(fetched.get(), name="next")
+        try:
+            await asyncio.wait([getting, fetching], return_when=asyncio.FIRST_COMPLETED)
+            if getting.done():
+                return getting.result()
+        finally:
+            getting.cancel()
+        fetching.result()
+    return fetched.get_nowait()
+
+
+def _measure(batch: Batch, written: Written) -> None:
+    metrics.batch_rows.observe(len(batch.records))
+    for (fate, table), count in written.fates.items():
+        metrics.records.labels(fate, table).inc(count)
+        if fate == "stored":
+            metrics.row_stored(table, batch.records[-1].record.timestamp / 1000)
+    for reason, count in written.reasons.items():
+        metrics.dead_letters.labels(reason).inc(count)
+    now_ms = time.time() * 1000
+    for at_ms in (batch.records[0].record.timestamp, batch.records[-1].record.timestamp):
+        metrics.end_to_end_seconds.observe(max(0.0, (now_ms - at_ms) / 1000))

@@ -1,0 +1,188 @@
+"""Looks at broker, database and ledger every two seconds, whatever the loop is doing: readiness, lag, moves.
+
+On connections of its own, so that a loop that waits for a lock or a frozen server is seen from outside. An
+idle consumer never meets the fence; this is how it learns of a rewind, a restored database or a new topic.
+"""
+
+import asyncio
+import re
+import time
+from collections import deque
+from collections.abc import Sequence
+from uuid import UUID
+
+import asyncpg
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from consumer import metrics
+from consumer.pipeline import positions
+from consumer.pipeline.loop import Pipeline
+from consumer.store.database import DATABASE_ERRORS, connect, open_connections
+from consumer.store.ledger import Ledger
+from consumer.store.schema import SCHEMA_REVISION
+from shared.broker import KAFKA_ERRORS
+from shared.errors import BrokerUnavailable, WrongTopic
+from shared.lifecycle import wait_for
+from shared.probes import Health
+
+EVERY_S = 2.0
+ASK_TIMEOUT_S = 4.0
+STALL_S = 90.0  # longer than any statement may take, with its lock, and a rebalance beside it
+
+
+class Watch:
+    """The two questions that readiness rests on, asked again and again, and what follows from the answers."""
+
+    def __init__(
+        self,
+        *,
+        consumer: AIOKafkaConsumer,
+        pipelines: Sequence[Pipeline],
+        ledger: Ledger,
+        health: Health,
+        database_url: str,
+        peek: positions.Peek,
+        retention_s: float,
+        stall_s: float = STALL_S,
+    ) -> None:
+        metrics.writers.set(len(pipelines))
+        self._consumer = consumer
+        self._pipelines = pipelines
+        self._ledger = ledger
+        self._health = health
+        self._database_url = database_url
+        self._peek = peek
+        self._retention_s = retention_s
+        self._connection: asyncpg.Connection | None = None
+        self._topic_id: UUID | None = None
+        self._measured: set[int] = set()
+        self._stall_s = stall_s
+        self._stood: dict[Pipeline, tuple[dict[int, int] | None, float]] = {}
+        self._rates: deque[tuple[float, int]] = deque(maxlen=int(60 / EVERY_S))
+        self._ends: dict[int, int] = {}
+        self._waiting: dict[int, tuple[int, float]] = {}  # offset of the first waiting record, and when it was received
+
+    async def run(self, stop: asyncio.Event) -> None:
+        while not stop.is_set():
+            await asyncio.gather(self._ask_broker(), self._ask_database())
+            why_not = self._health.why_not_ready()
+            metrics.ready.set(not why_not)
+            metrics.database_connections.set(open_connections())
+            await self._measure_lag()
+            if not why_not:
+                self._interrupt_stalled()
+            await wait_for(stop, EVERY_S)
+        if self._connection:
+            self._connection.terminate()
+
+    async def _ask_broker(self) -> None:
+        """Is the topic the same, and where does it end?"""
+        try:
+            async with asyncio.timeout(ASK_TIMEOUT_S):
+                identity = await positions.identity_of(self._consumer, self._ledger.topic)
+                mine = [TopicPartition(self._ledger.topic, partition) for partition in self._next_offsets()]
+                ends = await self._consumer.end_offsets(mine) if mine else {}
+        except WrongTopic as error:
+            self._health.block("topic_missing", str(error))
+            self._topic_id = None
+            return
+        except (BrokerUnavailable, *KAFKA_ERRORS):
+            return  # silence is what readiness notices
+        self._health.unblock("topic_missing")
+        self._health.answered("broker")
+        if identity != self._topic_id:
+            for pipeline in self._pipelines:
+                pipeline.notice_topic()
+            await asyncio.wait([self._consumer._client.force_metadata_update()], timeout=ASK_TIMEOUT_S)  # noqa: SLF001
+        self._topic_id = identity
+        self._ends = {place.partition: end for place, end in ends.items()}
+
+    async def _ask_database(self) -> None:
+        """Is the schema ours or later, and where is the ledger?"""
+        try:
+            async with asyncio.timeout(ASK_TIMEOUT_S):
+                if self._connection is None or self._connection.is_closed():
+                    self._connection = await connect(self._database_url, application_name="telemetry-consumer-watch")
+                revision = await self._connection.fetchval("SELECT version_num FROM public.alembic_version")
+                if revision_number(revision) < revision_number(SCHEMA_REVISION):
+                    self._health.block("schema", f"at {revision}, needs {SCHEMA_REVISION}: run `alembic upgrade head`")
+                    return
+                asked_at = {pipeline: pipeline.next_offsets() for pipeline in self._pipelines}
+                found = await self._ledger.load(self._connection, self._next_offsets())
+                for pipeline, at in asked_at.items():
+                    if pipeline.next_offsets() == at:  # else it moves, and what was found is of its past
+                        pipeline.notice(found)
+                metrics.ledger_balanced.set(await self._ledger.is_balanced(self._connection))
+        except DATABASE_ERRORS as error:
+            if self._connection:
+                self._connection.terminate()
+            if isinstance(error, asyncpg.UndefinedTableError):
+                self._health.block("schema", "not migrated: run `alembic upgrade head`")
+            return
+        self._health.unblock("schema")
+        self._health.answered("database")
+
+    def _next_offsets(self) -> dict[int, int]:
+        return {partition: at for pipeline in self._pipelines for partition, at in pipeline.next_offsets().items()}
+
+    def _interrupt_stalled(self) -> None:
+        """A loop that stands still with records before it, while both servers answer, hangs in something."""
+        now = time.monotonic()
+        for pipeline in self._pipelines:
+            at = pipeline.next_offsets()
+            has_lag = any(self._ends.get(partition, 0) > offset for partition, offset in at.items())
+            stood_at, since = self._stood.get(pipeline, (None, now))
+            if not has_lag or at != stood_at:
+                self._stood[pipeline] = (at, now)
+            elif now - since > self._stall_s:
+                self._stood[pipeline] = (at, now)
+                pipeline.interrupt()
+
+    async def _measure_lag(self) -> None:
+        """Lag that grows while consumption stalls: by the clock of the receiver that got the first waiting record."""
+        next_offsets = self._next_offsets()
+        settled_at = {place: at for pipeline in self._pipelines for place, at in pipeline.record_times().items()}
+        oldest_s = 0.0
+        for partition in self._measured - next_offsets.keys():  # another consumer's now
+            metrics.lag_records.remove(str(partition))
+            metrics.lag_seconds.remove(str(partition))
+        self._measured = set(next_offsets)
+        for partition, at in next_offsets.items():
+            lag = max(0, self._ends.get(partition, at) - at)
+            seconds = max(0.0, time.time() - await self._received_at(partition, at, settled_at)) if lag else 0.0
+            metrics.lag_records.labels(str(partition)).set(lag)
+            metrics.lag_seconds.labels(str(partition)).set(seconds)
+            oldest_s = max(oldest_s, seconds)
+        metrics.retention_used_ratio.set(oldest_s / self._retention_s)
+        self._measure_drain(next_offsets)
+
+    async def _received_at(self, partition: int, offset: int, settled_at: dict[int, float]) -> float:
+        """When the record at `offset` was received. While the loop moves, the record before it is near enough."""
+        known = self._waiting.get(partition)
+        if known and known[0] == offset:
+            return known[1]
+        self._waiting[partition] = (offset, settled_at.get(partition, time.time()))
+        if partition not in settled_at:
+            try:
+                record = await self._peek(TopicPartition(self._ledger.topic, partition), offset)
+            except BrokerUnavailable:
+                del self._waiting[partition]
+                return time.time()
+            if record is not None:
+                self._waiting[partition] = (offset, record.timestamp / 1000)
+        return self._waiting[partition][1]
+
+    def _measure_drain(self, next_offsets: dict[int, int]) -> None:
+        """From what the lag has done within the last minute, whoever it was that drained or filled it."""
+        lag = sum(max(0, self._ends.get(partition, at) - at) for partition, at in next_offsets.items())
+        now = time.monotonic()
+        self._rates.append((now, lag))
+        then, lag_then = self._rates[0]
+        falls = (lag_then - lag) / (now - then) if now > then else 0.0
+        metrics.drain_seconds.set(0 if not lag else lag / falls if falls > 0 else -1)
+
+
+def revision_number(revision: str | None) -> int:
+    """Revisions begin with their number: 002_ingest_schema."""
+    found = re.match(r"\d+", revision or "")
+    return int(found.group()) if found else 0

@@ -1,0 +1,151 @@
+"""Put a rebuild's shadow in the live tables' place, in one short transaction."""
+
+import asyncio
+import time
+
+import asyncpg
+
+from consumer.operations.operation import Operation, Refused, say
+from consumer.rebuild.shadow import GENERATION, OLD, SHADOW, reached
+from consumer.store import suppressions
+from consumer.store.ledger import LIVE
+from consumer.store.schema import ANALYTICS_TABLES, LINE_COLUMNS
+
+SWAP_LOCK_TIMEOUT_S = 2.0
+SWAP_WAIT_S = 3.0
+SWAP_ATTEMPTS = 10
+
+
+async def swap(operation: Operation) -> float:
+    """Put the shadow in the live tables' place; how long writers stood still, in milliseconds.
+
+    A failed attempt blocks writers for the lock timeout at most.
+    """
+    for attempt in range(1, SWAP_ATTEMPTS + 1):
+        try:
+            return await _try_swap(operation)
+        except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError, _NotReached) as error:
+            say(f"swap, attempt {attempt} of {SWAP_ATTEMPTS}: {type(error).__name__.strip('_')}")
+            await asyncio.sleep(attempt)
+    raise Refused("the tables were too busy to be swapped; nothing was changed. --resume tries again")
+
+
+class _NotReached(Exception):  # noqa: N818  an attempt's outcome
+    pass
+
+
+async def _try_swap(operation: Operation) -> float:
+    database = operation.database
+    views = await _views(operation)
+    grants = await _grants(operation)
+    started_at = time.monotonic()
+    async with database.transaction():
+        await database.execute(f"SET LOCAL lock_timeout = '{int(SWAP_LOCK_TIMEOUT_S * 1000)}ms'")
+        live = await _lock_lines(operation, LIVE)  # writers wait from here on
+        if not await reached(operation, live, SWAP_WAIT_S):
+            raise _NotReached
+        await _lock_lines(operation, GENERATION)
+        await suppressions.lock(database)
+        tables = ", ".join(f"{schema}.{name}" for name in ANALYTICS_TABLES for schema in ("public", SHADOW))
+        await database.execute(f"LOCK TABLE {tables} IN ACCESS EXCLUSIVE MODE")
+        for name in ANALYTICS_TABLES:  # erased since it was filled, by a role that could not reach it
+            await database.execute(
+                f"""
+                DELETE FROM {SHADOW}.{name} AS row USING ingest.suppressions AS erased
+                WHERE row.timestamp <= erased.erased_at
+                    AND (erased.kind, erased.hash) IN (('user', row.user_id), ('organization', row.organization_id))
+                """  # noqa: S608  our own names
+            )
+        await database.execute(f"CREATE SCHEMA {OLD}")
+        for name in ANALYTICS_TABLES:
+            owner = await database.fetchval(
+                "SELECT tableowner FROM pg_tables WHERE schemaname = 'public' AND tablename = $1", name
+            )
+            await database.execute(f"ALTER TABLE public.{name} SET SCHEMA {OLD}")
+            await database.execute(f"ALTER TABLE {SHADOW}.{name} SET SCHEMA public")
+            await database.execute(f"ALTER TABLE public.{name} OWNER TO {_quoted(owner)}")
+        for statement in (*grants, *views):
+            await database.execute(statement)
+        await _promote_lines(operation)
+        await database.execute(f"DROP SCHEMA {SHADOW}")
+    return (time.monotonic() - started_at) * 1000
+
+
+async def _lock_lines(operation: Operation, generation: str) -> dict[int, int]:
+    rows = await operation.database.fetch(
+        """
+        SELECT partition, next_offset FROM ingest.partition_offsets
+        WHERE generation = $1 AND topic = $2 ORDER BY partition FOR UPDATE
+        """,
+        generation,
+        operation.topic,
+    )
+    return {row["partition"]: row["next_offset"] for row in rows}
+
+
+async def _promote_lines(operation: Operation) -> None:
+    """The live lines end, and the shadow's go on as the live ones, an epoch later: so live consumers load anew."""
+    columns = ", ".join(LINE_COLUMNS)
+    await operation.database.execute(
+        f"""
+        WITH ended AS (
+            DELETE FROM ingest.partition_offsets WHERE generation = $1 AND topic = $2 RETURNING *
+        )
+        INSERT INTO ingest.ledger_history ({columns}, reason) SELECT {columns}, 'replaced by a rebuild' FROM ended
+        """,  # noqa: S608  our own names
+        LIVE,
+        operation.topic,
+    )
+    await operation.database.execute(
+        """
+        UPDATE ingest.partition_offsets AS line SET generation = $1, epoch = 1 + coalesce((
+            SELECT max(epoch) FROM ingest.ledger_history AS past
+            WHERE past.topic = line.topic AND past.partition = line.partition AND past.generation = $1
+        ), 0)
+        WHERE generation = $2 AND topic = $3
+        """,
+        LIVE,
+        GENERATION,
+        operation.topic,
+    )
+
+
+async def _views(operation: Operation) -> list[str]:
+    """Statements that bind the live tables' views to the new ones; made while the old names still resolve."""
+    rows = await operation.database.fetch(
+        """
+        SELECT DISTINCT view.oid::regclass::text AS name, pg_get_viewdef(view.oid) AS definition,
+            coalesce('WITH (' || array_to_string(view.reloptions, ', ') || ')', '') AS options
+        FROM pg_class AS view JOIN pg_rewrite AS rule ON rule.ev_class = view.oid
+        JOIN pg_depend AS depends ON depends.objid = rule.oid
+        WHERE view.relkind = 'v' AND depends.refobjid
+            = ANY (SELECT to_regclass('public.' || name)::oid FROM unnest($1::text[]) AS name)
+        """,
+        list(ANALYTICS_TABLES),
+    )
+    return [f"CREATE OR REPLACE VIEW {row['name']} {row['options']} AS {row['definition']}" for row in rows]
+
+
+async def _grants(operation: Operation) -> list[str]:
+    """The live tables' grants, on the whole and on columns, for the new ones."""
+    rows = await operation.database.fetch(
+        """
+        SELECT class.relname AS name, acl.privilege_type AS privilege, given.columns, acl.is_grantable,
+            CASE acl.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(acl.grantee)) END AS grantee
+        FROM pg_class AS class CROSS JOIN LATERAL (
+            SELECT class.relacl AS acl, '' AS columns
+            UNION ALL SELECT attacl, ' (' || quote_ident(attname) || ')' FROM pg_attribute WHERE attrelid = class.oid
+        ) AS given CROSS JOIN aclexplode(given.acl) AS acl
+        WHERE class.oid = ANY (SELECT to_regclass('public.' || name)::oid FROM unnest($1::text[]) AS name)
+        """,
+        list(ANALYTICS_TABLES),
+    )
+    return [
+        f"GRANT {row['privilege']}{row['columns']} ON public.{row['name']} TO {row['grantee']}"
+        + (" WITH GRANT OPTION" if row["is_grantable"] else "")
+        for row in rows
+    ]
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'

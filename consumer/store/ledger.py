@@ -1,0 +1,193 @@
+"""What has been settled: one line a partition, moved only in the transaction of the rows that it covers.
+
+A consumer's position is the line's next_offset and nothing else: not the group's offset, not aiokafka's.
+The statements that move a line name the offset and the epoch that the batch started from, so a consumer
+that lost its partition moves nothing and writes nothing.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from asyncpg import Connection
+
+from consumer.store.schema import FATES
+from shared.errors import Transient
+
+LIVE = "live"
+
+
+class Fenced(Transient):
+    """The ledger is not where this batch started from: another consumer, a rewind, a restored database, or our
+    own commit whose answer was lost. Nothing was written; load the ledger again and go on from there.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A partition's line, as loaded."""
+
+    partition: int
+    topic_id: UUID
+    epoch: int
+    next_offset: int
+    last_record_hash: bytes | None = None
+
+
+@dataclass(slots=True)
+class Move:
+    """How a batch moves one line: from `line.next_offset` to `next_offset`, with a fate for every offset between."""
+
+    line: Line
+    next_offset: int
+    last_record_hash: bytes | None = None  # kept where the topic has no id
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(FATES, 0))
+
+    def settle(self) -> int:
+        """Count the offsets that have no other fate as skipped; how many those are."""
+        skipped = self.next_offset - self.line.next_offset - sum(self.counts.values())
+        self.counts["skipped"] += skipped
+        return skipped
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """The lines of one topic and generation. `generation` is `live`, or the name of a rebuild.
+
+    A rebuild's lines are begun by its start alone: its writer, fenced by an abort, must not begin them anew.
+    """
+
+    topic: str
+    generation: str = LIVE
+
+    @property
+    def may_begin(self) -> bool:
+        return self.generation == LIVE
+
+    async def load(self, connection: Connection, partitions: Iterable[int]) -> dict[int, Line]:
+        """The lines that exist, by partition."""
+        found = await connection.fetch(
+            """
+            SELECT partition, topic_id, epoch, next_offset, last_record_hash FROM ingest.partition_offsets
+            WHERE generation = $1 AND topic = $2 AND partition = ANY($3::int[])
+            """,
+            self.generation,
+            self.topic,
+            list(partitions),
+        )
+        return {line["partition"]: Line(**line) for line in found}
+
+    async def is_balanced(self, connection: Connection) -> bool:
+        """Whether every offset that any line of this topic has passed has one fate."""
+        fates = " + ".join(FATES)
+        sql = (
+            f"SELECT 1 FROM ingest.partition_offsets WHERE topic = $1 AND next_offset - first_offset <> {fates} LIMIT 1"  # noqa: S608  our own names
+        )
+        return await connection.fetchval(sql, self.topic) is None
+
+    async def begin(self, connection: Connection, topic_id: UUID, first_offsets: Mapping[int, int]) -> None:
+        """New lines, for partitions never seen. Idempotent: a line that another consumer began stays as it is."""
+        await connection.execute(
+            """
+            INSERT INTO ingest.partition_offsets
+                (generation, topic, partition, topic_id, epoch, first_offset, next_offset)
+            SELECT $1, $2, partition, $3, 0, first_offset, first_offset
+            FROM unnest($4::int[], $5::bigint[]) AS new (partition, first_offset) ORDER BY partition
+            ON CONFLICT DO NOTHING
+            """,
+            self.generation,
+            self.topic,
+            topic_id,
+            list(first_offsets.keys()),
+            list(first_offsets.values()),
+        )
+
+    async def lock(self, connection: Connection, lines: Iterable[Line]) -> None:
+        """Lock the lines until the end of the transaction, which must be the first thing that it does.
+
+        Raises:
+            Fenced: a line is no longer as it was loaded.
+        """
+        wanted = sorted(lines, key=lambda line: line.partition)
+        locked = await connection.fetch(
+            """
+            SELECT partition FROM ingest.partition_offsets
+            WHERE generation = $1 AND topic = $2 AND (partition, topic_id, epoch, next_offset) IN
+                (SELECT * FROM unnest($3::int[], $4::uuid[], $5::bigint[], $6::bigint[]))
+            ORDER BY partition FOR UPDATE
+            """,
+            self.generation,
+            self.topic,
+            [line.partition for line in wanted],
+            [line.topic_id for line in wanted],
+            [line.epoch for line in wanted],
+            [line.next_offset for line in wanted],
+        )
+        if len(locked) < len(wanted):
+            raise Fenced("the ledger has moved")
+
+    async def move(self, connection: Connection, moves: Iterable[Move]) -> None:
+        """Move the lines, with their counts; conditional once more, and in the transaction that locked them.
+
+        Raises:
+            Fenced: a line was not locked, which is a bug of the caller that must not be written either.
+        """
+        settled = sorted(moves, key=lambda move: move.line.partition)
+        status = await connection.execute(
+            f"""
+            UPDATE ingest.partition_offsets AS line
+            SET next_offset = move.next_offset, last_record_hash = move.last_record_hash,
+                {", ".join(f"{fate} = line.{fate} + move.{fate}" for fate in FATES)}
+            FROM unnest($3::int[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bytea[], {_COUNT_ARRAYS})
+                AS move (partition, epoch, from_offset, next_offset, last_record_hash, {", ".join(FATES)})
+            WHERE line.generation = $1 AND line.topic = $2 AND line.partition = move.partition
+                AND line.epoch = move.epoch AND line.next_offset = move.from_offset
+            """,  # noqa: S608  FATES are our own column names
+            self.generation,
+            self.topic,
+            [move.line.partition for move in settled],
+            [move.line.epoch for move in settled],
+            [move.line.next_offset for move in settled],
+            [move.next_offset for move in settled],
+            [move.last_record_hash for move in settled],
+            *([move.counts[fate] for move in settled] for fate in FATES),
+        )
+        if int(status.rpartition(" ")[2]) < len(settled):
+            raise Fenced("the ledger has moved")
+
+    async def identify(self, connection: Connection, topic_id: UUID) -> None:
+        """Give lines and dead letters that were written while the broker had no ids the topic's real one."""
+        async with connection.transaction():
+            for table in ("partition_offsets", "dead_letters"):
+                await connection.execute(
+                    f"UPDATE ingest.{table} SET topic_id = $1 WHERE topic = $2 AND topic_id = $3",  # noqa: S608  our own names
+                    topic_id,
+                    self.topic,
+                    UUID(int=0),
+                )
+
+    async def pass_gap(self, connection: Connection, line: Line, first_offset: int, reason: str) -> None:
+        """Move a line over offsets that the topic no longer has, and write down which.
+
+        Raises:
+            Fenced: the line has moved meanwhile.
+        """
+        move = Move(line, first_offset)
+        move.settle()
+        async with connection.transaction():
+            await self.lock(connection, [line])
+            await self.move(connection, [move])
+            await connection.execute(
+                """
+                INSERT INTO ingest.gaps (topic, partition, from_offset, to_offset, reason)
+                VALUES ($1, $2, $3, $4, $5)
+                """,
+                self.topic,
+                line.partition,
+                line.next_offset,
+                first_offset,
+                reason,
+            )
+
+
+_COUNT_ARRAYS = ", ".join(f"${8 + position}::bigint[]" for position in range(len(FATES)))

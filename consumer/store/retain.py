@@ -1,0 +1,79 @@
+"""Delete what is past its retention, in small batches that hold nobody up. A replay counts it as expired."""
+
+import asyncio
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+import structlog
+from asyncpg import Connection
+
+from consumer.store.database import DATABASE_ERRORS, connect
+from consumer.store.schema import ANALYTICS_TABLES
+from shared.lifecycle import wait_for
+from shared.logs import error_facts
+
+log = structlog.get_logger("consumer.store.retain")
+
+EVERY_S = 3600.0
+AFTER_TROUBLE_S = 60.0
+ADVISORY_LOCK = 0x7E1E_0002
+BATCH_ROWS = 5_000
+PAUSE_S = 0.05  # between batches, so that the consumer's statements come in between
+
+
+async def retain_now_and_then(database_url: str, *, days: int, stop: asyncio.Event) -> None:
+    """At once and every hour, on one consumer of all: whoever gets the advisory lock."""
+    while True:
+        is_done = await _retain_once(database_url, days=days)
+        if await wait_for(stop, EVERY_S if is_done else AFTER_TROUBLE_S):
+            return
+
+
+async def _retain_once(database_url: str, *, days: int) -> bool:
+    """Whether it went well, or is another consumer's turn."""
+    connection = None
+    try:
+        connection = await connect(database_url, application_name="telemetry-retain")
+        if await connection.fetchval("SELECT pg_try_advisory_lock($1)", ADVISORY_LOCK):
+            log.info("rows_expired", **await retain(connection, days=days))
+    except DATABASE_ERRORS as error:
+        log.warning("retention_put_off", **error_facts(error))
+        return False
+    finally:
+        if connection is not None:
+            connection.terminate()
+    return True
+
+
+async def retain(
+    connection: Connection, *, days: int, dry_run: bool = False, progress: Callable[[str, int], None] = lambda *_: None
+) -> dict[str, int]:
+    """Delete rows by their timestamp and dead letters by their record time; how many, by table.
+
+    Each batch is its own transaction, so it may be interrupted at any time and done again.
+    """
+    until = datetime.now(UTC) - timedelta(days=days)
+    sources = {f"public.{table}": "timestamp" for table in ANALYTICS_TABLES} | {"ingest.dead_letters": "record_time"}
+    deleted = {}
+    for table, column in sources.items():
+        name = table.partition(".")[2]
+        if dry_run:
+            deleted[name] = await connection.fetchval(f"SELECT count(*) FROM {table} WHERE {column} < $1", until)  # noqa: S608  our own names
+            continue
+        deleted[name] = 0
+        while True:
+            status = await connection.execute(
+                f"""
+                DELETE FROM {table} WHERE ctid = ANY (ARRAY(
+                    SELECT ctid FROM {table} WHERE {column} < $1 LIMIT {BATCH_ROWS} FOR UPDATE SKIP LOCKED
+                ))
+                """,  # noqa: S608  our own names
+                until,
+            )
+            count = int(status.rpartition(" ")[2])
+            deleted[name] += count
+            progress(name, deleted[name])
+            if count < BATCH_ROWS:
+                break
+            await asyncio.sleep(PAUSE_S)
+    return deleted

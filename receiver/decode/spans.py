@@ -1,0 +1,76 @@
+"""request bytes -> spans, each still bytes. Pure: knows OTLP's envelope and nothing of what a span says.
+
+Spans stay bytes so that one that is broken costs nobody but itself.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from google.protobuf.message import DecodeError
+
+from receiver.decode import otlp, scan
+from receiver.translate import speedups
+from shared.errors import Permanent
+
+# What a legitimate span may bring along beside itself: its group, the group's resource, scope and schema.
+_PIECES_PER_SPAN = 4
+_PIECES_SPARE = 1024
+_PIECE_BYTES_MIN = 2
+
+
+class MalformedRequest(Permanent):
+    """The bytes are no ExportTraceServiceRequest."""
+
+
+class TooManySpans(Permanent):
+    """More spans, or groups of spans, than a request may hold."""
+
+
+class ResourceSpans(NamedTuple):
+    """The spans of one resource, in the order sent, whatever their scope."""
+
+    resource: bytes
+    spans: Sequence[bytes]
+
+
+def read_request(body: bytes, *, spans_max: int) -> list[ResourceSpans]:
+    """The spans of an ExportTraceServiceRequest by resource, as bytes; groups without a span are left out.
+
+    Memory is bounded before anything is made for each span or group: a body that could hold more than
+    4 x `spans_max` + 1024 pieces is counted first.
+
+    Raises:
+        MalformedRequest: the bytes are no such request.
+        TooManySpans: more than `spans_max` spans, or more pieces than that many spans need.
+    """
+    cut = speedups.cut(body, spans_max=spans_max, pieces_max=_pieces_max(spans_max))
+    return parsed_request(body, spans_max=spans_max) if cut is None else [ResourceSpans(*group) for group in cut]
+
+
+def parsed_request(body: bytes, *, spans_max: int) -> list[ResourceSpans]:
+    """The same by protobuf, which is what it has to be the same as."""
+    pieces_max = _pieces_max(spans_max)
+    try:
+        if len(body) > _PIECE_BYTES_MIN * pieces_max and scan.has_more_pieces(
+            body, scan.REQUEST, pieces_max=pieces_max
+        ):
+            raise TooManySpans(f"more than {spans_max} spans")
+        request = otlp.parse_request(body)
+    except (scan.Unreadable, DecodeError):
+        raise MalformedRequest("not an ExportTraceServiceRequest") from None
+    found = []
+    room = spans_max
+    for group in request.resource_spans:
+        scopes = group.scope_spans
+        spans = [span for scope in scopes for span in scope.spans] if scopes else None
+        if not spans:
+            continue
+        room -= len(spans)
+        if room < 0:
+            raise TooManySpans(f"more than {spans_max} spans")
+        found.append(ResourceSpans(b"".join(group.resource), spans))
+    return found
+
+
+def _pieces_max(spans_max: int) -> int:
+    return _PIECES_PER_SPAN * spans_max + _PIECES_SPARE

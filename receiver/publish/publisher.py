@@ -1,0 +1,274 @@
+"""records -> acknowledgements: one open batch a partition, which the records of all requests share.
+
+`append` puts a record into its partition's open batch and gives back that batch's future, so a request of a
+thousand spans waits for a dozen futures. A batch is shipped when it is full or has lingered; its future then
+says whether every in-sync replica has it. Callers who leave take nothing along: the batch belongs to nobody.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError
+
+from receiver import metrics
+from receiver.serve.budget import Budget
+from receiver.settings import ReceiverSettings
+from shared.broker import BATCH_BYTES_MAX, ensure_topics, new_producer
+from shared.errors import BrokerUnavailable, WrongTopic
+from shared.lifecycle import backoff_s, ended
+from shared.logs import error_facts
+from shared.probes import Health
+from shared.wire import HEADERS, Record
+
+log = structlog.get_logger(__name__)
+
+NEED = "broker"
+RECORD_OVERHEAD_BYTES = 128  # headers, lengths, offsets and times around key and value, rounded up
+RECORD_BYTES_MAX = BATCH_BYTES_MAX - RECORD_OVERHEAD_BYTES
+CONNECT_TIMEOUT_S = 10.0
+RETRY_S_MAX = 1.0  # publishing works again within 5 s of the broker's return
+PROBE_EVERY_S = 1.0
+PROBE_TIMEOUT_S = 3.0
+SILENCE_S_MAX = 15.0  # of a client that gets no answer; then a new one is made, in case it is the client
+FLUSH_TIMEOUT_S = 3.5  # this, the next and the server's stop fit into 15 s
+STOP_TIMEOUT_S = 3.0
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """Records on their way to one partition. `acknowledged` is True once every in-sync replica has them."""
+
+    builder: Any
+    acknowledged: asyncio.Future[bool]
+    opened_at: float
+    bytes: int = 0
+    is_due: bool = False
+
+    def add(self, record: Record, size: int, received_at_ms: int) -> bool:
+        """Whether there was room."""
+        added = self.builder.append(
+            timestamp=received_at_ms, key=record.key, value=record.value, headers=HEADERS[record.table]
+        )
+        if added is None:
+            return False
+        self.bytes += size
+        return True
+
+
+@dataclass(slots=True, eq=False)
+class Lane:
+    """One partition's batches: one that is open, and those that are on their way."""
+
+    partition: int
+    open: Batch | None = None
+    unsettled: int = 0
+    # aiokafka 0.14 counts the whole wait anew at each turn when several wait for a partition's place in its
+    # queue, and then gives up long before its timeout: so one of ours waits there at a time.
+    entrance: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+@dataclass(slots=True, eq=False)
+class Connection:
+    producer: AIOKafkaProducer
+    lanes: list[Lane]
+
+
+@dataclass(slots=True)
+class Placed:
+    """Where records are on their way: their batches' futures, and how many there are of each table."""
+
+    batches: set[asyncio.Future[bool]] = field(default_factory=set)
+    tables: Counter[str] = field(default_factory=Counter)
+    too_large: int = 0  # not on their way, as no batch can hold them
+
+
+class Publisher:
+    """Keeps a producer alive and publishes through it. `run` must be running for anything to be published."""
+
+    def __init__(self, settings: ReceiverSettings, *, budget: Budget, health: Health) -> None:
+        self._settings = settings
+        self._topic = settings.kafka_topic
+        self._linger_s = settings.publish_linger_ms / 1000
+        self._ship_timeout_s = settings.publish_timeout_ms / 1000
+        self._budget = budget
+        self._health = health
+        self._connection: Connection | None = None
+        self._shipping: set[asyncio.Task[None]] = set()
+
+    def append(self, records: Iterable[Record], *, received_at_ms: int) -> Placed:
+        """Put records into their partitions' open batches.
+
+        Their bytes count towards the budget until their batch is settled.
+
+        Raises:
+            BrokerUnavailable: no broker has been reached yet, or none is now.
+        """
+        connection = self._connection
+        if connection is None:
+            raise BrokerUnavailable("not connected")
+        lanes, placed, charged = connection.lanes, Placed(), 0
+        try:
+            for record in records:
+                size = len(record.key) + len(record.value) + RECORD_OVERHEAD_BYTES
+                if size > RECORD_BYTES_MAX:  # an empty batch would take it, and the broker would refuse everybody's
+                    placed.too_large += 1
+                    continue
+                lane = lanes[record.partition(len(lanes))]
+                batch = lane.open or self._opened(connection, lane)
+                while not batch.add(record, size, received_at_ms):
+                    self._ship(connection, lane)
+                    batch = self._opened(connection, lane)
+                charged += size
+                placed.batches.add(batch.acknowledged)
+                placed.tables[record.table] += 1
+        finally:
+            self._budget.charge(charged)
+        return placed
+
+    async def acknowledged(self, batches: Iterable[asyncio.Future[bool]]) -> None:
+        """Return once every in-sync replica has every one of these batches.
+
+        A caller that is cancelled here leaves them on their way.
+
+        Raises:
+            BrokerUnavailable: at least one was refused or is late. Its records may be stored all the same.
+        """
+        waiting = set(batches)
+        if not waiting:
+            return
+        done, _ = await asyncio.wait(waiting)
+        if not all(batch.result() for batch in done):
+            raise BrokerUnavailable("not acknowledged")
+
+    def _opened(self, connection: Connection, lane: Lane) -> Batch:
+        loop = asyncio.get_running_loop()
+        batch = Batch(connection.producer.create_batch(), loop.create_future(), time.monotonic())
+        loop.call_later(self._linger_s, self._due, connection, lane, batch)
+        lane.open = batch
+        return batch
+
+    def _due(self, connection: Connection, lane: Lane, batch: Batch) -> None:
+        """A batch that has lingered stays open as long as another is on its way: so load makes batches larger."""
+        batch.is_due = True
+        if lane.open is batch and not lane.unsettled:
+            self._ship(connection, lane)
+
+    def _ship(self, connection: Connection, lane: Lane) -> None:
+        assert lane.open is not None
+        batch, lane.open = lane.open, None
+        lane.unsettled += 1
+        task = asyncio.create_task(self._send(connection, lane, batch), name="ship")
+        self._shipping.add(task)
+        task.add_done_callback(self._shipping.discard)
+
+    async def _send(self, connection: Connection, lane: Lane, batch: Batch) -> None:
+        """Settle the batch's future, whatever happens."""
+        outcome = "failed"
+        try:
+            async with asyncio.timeout(self._ship_timeout_s):
+                async with lane.entrance:
+                    delivery = await connection.producer.send_batch(
+                        batch.builder, self._topic, partition=lane.partition
+                    )
+                await delivery  # from here on every in-sync replica has the records
+            outcome = "acknowledged"
+            self._health.answered(NEED)
+        except TimeoutError:
+            outcome = "expired"
+        except Exception as error:  # noqa: BLE001  a batch without an acknowledgement has failed, whatever it was
+            log.warning("batch_failed", partition=lane.partition, **error_facts(error))
+        finally:
+            self._settle(connection, lane, batch, outcome)
+
+    def _settle(self, connection: Connection, lane: Lane, batch: Batch, outcome: str) -> None:
+        self._budget.release(batch.bytes)
+        batch.acknowledged.set_result(outcome == "acknowledged")
+        metrics.batches.labels(outcome).inc()
+        metrics.publish_seconds.observe(time.monotonic() - batch.opened_at)
+        lane.unsettled -= 1
+        if lane.open is not None and lane.open.is_due and not lane.unsettled:
+            self._ship(connection, lane)
+
+    async def run(self) -> None:
+        """Connect, watch, connect again, until cancelled; then give what is open its last chance."""
+        attempt = 0
+        while True:
+            try:
+                async with self._connected() as connection:
+                    attempt = 0
+                    await self._watch(connection)
+            except (BrokerUnavailable, WrongTopic, KafkaError, OSError, TimeoutError) as error:
+                if isinstance(error, WrongTopic):
+                    self._health.block("topic", str(error))
+                log.warning("broker_lost", attempt=attempt, **error_facts(error))
+            await asyncio.sleep(backoff_s(attempt, first_s=0.1, most_s=RETRY_S_MAX))
+            attempt += 1
+
+    @contextlib.asynccontextmanager
+    async def _connected(self) -> AsyncIterator[Connection]:
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            state = (await ensure_topics(self._settings))[self._topic]
+        producer = new_producer(self._settings)
+        connection: Connection | None = None
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                await producer.start()
+                partitions = len(await producer.partitions_for(self._topic))
+            for name, actual, expected in state.differing:
+                log.warning("topic_differs", topic=self._topic, setting=name, actual=actual, expected=expected)
+            connection = self._connection = Connection(producer, _lanes(range(partitions)))
+            self._health.unblock("topic")
+            self._health.answered(NEED)
+            log.info("broker_connected", topic=self._topic, partitions=partitions)
+            yield connection
+        finally:
+            self._connection = None
+            await self._flush(connection)
+            await ended(producer.stop(), STOP_TIMEOUT_S)
+
+    async def _flush(self, connection: Connection | None) -> None:
+        """Ship what is open, and wait for what is on its way."""
+        if connection is None:
+            return
+        for lane in connection.lanes:
+            if lane.open is not None:
+                self._ship(connection, lane)
+        if self._shipping:
+            await asyncio.wait(self._shipping, timeout=FLUSH_TIMEOUT_S)
+
+    async def _watch(self, connection: Connection) -> None:
+        """Ask for metadata every second: tells readiness, and finds added partitions.
+
+        Raises:
+            BrokerUnavailable: this producer will not work again.
+        """
+        client = connection.producer.client
+        answered_at = time.monotonic()
+        while True:
+            await asyncio.sleep(PROBE_EVERY_S)
+            if connection.producer._sender.sender_task.done():  # noqa: SLF001  nothing public tells
+                raise BrokerUnavailable("the producer's sender has ended")
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PROBE_TIMEOUT_S):
+                    if await client.force_metadata_update():
+                        answered_at = time.monotonic()
+                        self._health.answered(NEED)
+            if time.monotonic() - answered_at > SILENCE_S_MAX:
+                raise BrokerUnavailable("no answer")
+            partitions = client.cluster.partitions_for_topic(self._topic) or set()
+            if len(partitions) < len(connection.lanes):
+                raise BrokerUnavailable("the topic is gone, or another")
+            if len(partitions) > len(connection.lanes):
+                log.info("partitions_added", partitions=len(partitions))
+                connection.lanes += _lanes(range(len(connection.lanes), len(partitions)))
+
+
+def _lanes(partitions: range) -> list[Lane]:
+    return [Lane(partition) for partition in partitions]

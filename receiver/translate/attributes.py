@@ -1,0 +1,141 @@
+"""attribute lists -> values by key: span over resource, the first present key wins. Pure.
+
+An attribute that is unset, empty or only white space is absent: its resource's value, or the next key, then
+counts. Whatever else is there decides, even when its type is of no use.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Literal, NamedTuple
+
+from receiver.decode.otlp import AnyValue, KeyValue, ValueKind
+
+AttributeMap = Mapping[bytes, AnyValue]
+Keys = tuple[bytes, ...]
+Origin = Literal["span", "resource"]
+
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+
+class Notes:
+    """What was done to one span's values. An event keeps the cuts; `explain` keeps all of it, in a subclass.
+
+    A place is a column, or `event_metadata.<key>`; it is fit to be shown, a key may not be.
+    """
+
+    __slots__ = ("cuts", "own_ids")
+
+    def __init__(self) -> None:
+        self.cuts: set[str] = set()
+        self.own_ids: Mapping[str, str] = {}  # the span's raw ids and their hashes
+
+    def cut(self, place: str, rule: str) -> None:  # noqa: ARG002  for explain
+        self.cuts.add(place)
+
+    def source(self, column: str, origin: str, key: bytes = b"") -> None:
+        """The column came from there: the span, its resource, a setting."""
+
+    def kept(self, name: str, origin: Origin, key: bytes) -> None:
+        """The attribute is in event_metadata under `name`."""
+
+    def dropped(self, key: bytes, rule: str) -> None:
+        """The attribute, or key of a map, was left out."""
+
+    def redacted(self, place: str, rule: str) -> None:
+        """A text gave way to a mark or a hash."""
+
+
+class Found(NamedTuple):
+    """A present attribute."""
+
+    key: bytes
+    kind: ValueKind
+    value: AnyValue
+
+
+class Attributes(NamedTuple):
+    """A span's attributes over its resource's."""
+
+    span: AttributeMap
+    resource: AttributeMap
+    notes: Notes
+
+    def first(self, keys: Keys, column: str) -> Found | None:
+        """The first of `keys` that is present, noted as the source of `column`."""
+        for key in keys:
+            value = self.span.get(key)
+            if value is not None and (kind := kind_of(value)):
+                self.notes.source(column, "span", key)
+                return Found(key, kind, value)
+            value = self.resource.get(key)
+            if value is not None and (kind := kind_of(value)):
+                self.notes.source(column, "resource", key)
+                return Found(key, kind, value)
+        return None
+
+
+def by_key(pairs: Iterable[KeyValue]) -> dict[bytes, AnyValue]:
+    """In the order sent; of a repeated key the first."""
+    found: dict[bytes, AnyValue] = {}
+    for pair in pairs:
+        found.setdefault(pair.key, pair.value)
+    return found
+
+
+def kind_of(value: AnyValue) -> ValueKind | None:
+    """The type of a value; None when it is absent."""
+    kind = value.WhichOneof("value")
+    return None if kind == "string_value" and _is_blank(value.string_value) else kind
+
+
+def _is_blank(raw: bytes) -> bool:
+    if raw and 0x20 < raw[0] < 0x7F:  # starts with a visible ASCII character: nearly always
+        return False
+    return not raw or decoded(raw).isspace()
+
+
+def decoded(raw: bytes) -> str:
+    """For everything but ids, where a character that is not what was sent would make another subject."""
+    return raw.decode(errors="replace")
+
+
+def without_nul(text: str) -> str:
+    """Postgres holds no NUL."""
+    return text.replace("\0", REPLACEMENT) if "\0" in text else text
+
+
+def text_of(found: Found | None) -> str | None:
+    """Strings as they are; int, bool and double as JSON text; None for what has no such text."""
+    if found is None:
+        return None
+    match found.kind:
+        case "string_value":
+            return decoded(found.value.string_value)
+        case "int_value":
+            return str(found.value.int_value)
+        case "bool_value":
+            return "true" if found.value.bool_value else "false"
+        case "double_value" if math.isfinite(found.value.double_value):
+            return repr(found.value.double_value)
+        case _:
+            return None
+
+
+class BadId(Exception):  # noqa: N818  what the value is
+    """The value is of a type that no id has, or not UTF-8."""
+
+
+def raw_id_of(found: Found) -> str:
+    """An id exactly as sent: nothing trimmed, folded or normalised.
+
+    Raises:
+        BadId: neither a string nor an int64, or invalid UTF-8.
+    """
+    if found.kind == "int_value":
+        return str(found.value.int_value)
+    if found.kind != "string_value":
+        raise BadId
+    try:
+        return found.value.string_value.decode()
+    except UnicodeDecodeError:
+        raise BadId from None

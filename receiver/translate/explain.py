@@ -1,0 +1,182 @@
+"""OTLP in a file -> what would become of each span, and why. Pure: the same translation, with its notes kept."""
+
+import json
+from base64 import b64encode
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal, TypedDict
+
+from google.protobuf import json_format
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from receiver.decode.spans import MalformedRequest, read_request
+from receiver.translate.attributes import Notes, Origin
+from receiver.translate.metadata import METADATA_PREFIX, candidates
+from receiver.translate.outcome import Ignored, IgnoreReason, Outcome, Rejected, RejectReason
+from receiver.translate.privacy import read_key
+from receiver.translate.reference import read_resource, translate
+from receiver.translate.rules import Rules
+from shared.events import ProductEvent, Table
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_ID_FIELDS = frozenset({"traceId", "spanId", "parentSpanId", "trace_id", "span_id", "parent_span_id"})
+
+
+class Note(TypedDict):
+    name: str
+    rule: str
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """One span. Hashes and names only: of what was dropped or redacted, the value is not repeated."""
+
+    outcome: Literal["event", "ignored", "rejected"]
+    reason: IgnoreReason | RejectReason | None = None
+    table: Table | None = None
+    columns: dict[str, Any] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
+    dropped: list[Note] = field(default_factory=list)
+    redacted: list[Note] = field(default_factory=list)
+    cut: list[Note] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def explain_file(content: bytes, rules: Rules, *, spans_max: int = 100_000) -> list[Explanation]:
+    """Every span of the requests in a file, in order.
+
+    The file holds OTLP JSON when its first byte is `{` (one request, or several one after the other), and
+    else one binary ExportTraceServiceRequest.
+
+    Raises:
+        MalformedRequest: it holds neither.
+        TooManySpans: more than `spans_max` spans in one request.
+    """
+    bodies = _bodies_of_json(content) if content[:1] == b"{" else [content]
+    return [
+        _explain(span, group.resource, rules)
+        for body in bodies
+        for group in read_request(body, spans_max=spans_max)
+        for span in group.spans
+    ]
+
+
+def _bodies_of_json(content: bytes) -> list[bytes]:
+    try:
+        return [_body_of(document) for document in _documents(content.decode())]
+    except (ValueError, RecursionError, json_format.ParseError):
+        raise MalformedRequest("not OTLP JSON") from None  # the error would repeat the file
+
+
+def _documents(text: str) -> list[Any]:
+    decoder = json.JSONDecoder()
+    documents, rest = [], text.strip()
+    position = 0
+    while position < len(rest):
+        document, end = decoder.raw_decode(rest, position)
+        documents.append(document)
+        position = end + len(rest[end:]) - len(rest[end:].lstrip())
+    return documents
+
+
+def _body_of(document: Any) -> bytes:
+    request = json_format.ParseDict(
+        _with_ids_in_base64(document), ExportTraceServiceRequest(), ignore_unknown_fields=True
+    )
+    return request.SerializeToString()
+
+
+def _with_ids_in_base64(node: Any, key: str = "") -> Any:
+    """OTLP JSON writes ids in hex, protobuf's own JSON writes all bytes in base64."""
+    if isinstance(node, dict):
+        return {name: _with_ids_in_base64(value, name) for name, value in node.items()}
+    if isinstance(node, list):
+        return [_with_ids_in_base64(value) for value in node]
+    if key in _ID_FIELDS and isinstance(node, str):
+        return b64encode(_unhex(node)).decode()
+    return node
+
+
+def _unhex(text: str) -> bytes:
+    """Text that is not hex is no id: the span is to be rejected for it, and not the file."""
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        return b""
+
+
+class _Recorder(Notes):
+    """Keeps every note, in the order made, each once."""
+
+    __slots__ = ("cut_by", "dropped_by", "redacted_by", "sources")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sources: dict[str, tuple[str, bytes]] = {}
+        self.dropped_by: dict[tuple[bytes, str], None] = {}
+        self.redacted_by: dict[tuple[str, str], None] = {}
+        self.cut_by: dict[tuple[str, str], None] = {}
+
+    def source(self, column: str, origin: str, key: bytes = b"") -> None:
+        self.sources[column] = origin, key
+
+    def kept(self, name: str, origin: Origin, key: bytes) -> None:
+        self.sources[f"event_metadata.{name}"] = origin, key
+
+    def dropped(self, key: bytes, rule: str) -> None:
+        self.dropped_by[key, rule] = None
+
+    def redacted(self, place: str, rule: str) -> None:
+        self.redacted_by[place, rule] = None
+
+    def cut(self, place: str, rule: str) -> None:
+        super().cut(place, rule)
+        self.cut_by[place, rule] = None
+
+    def shown(self, key: bytes) -> str:
+        bare = key.removeprefix(METADATA_PREFIX)
+        name = read_key(bare).shown
+        return METADATA_PREFIX.decode() * (bare != key) + self.own_ids.get(name, name)
+
+
+def _explain(span: bytes, raw_resource: bytes, rules: Rules) -> Explanation:
+    recorder = _Recorder()
+    resource = read_resource(raw_resource, rules)
+    outcome = translate(span, resource, rules, recorder)
+    if not isinstance(outcome, Ignored | Rejected):
+        candidates(
+            resource.attributes, "resource", rules.allowed, recorder
+        )  # once more: what is dropped of it was not noted
+    used = {key for _, key in recorder.sources.values()}
+    notes = {
+        "sources": {
+            place: f"{origin} {recorder.shown(key)}".rstrip() for place, (origin, key) in recorder.sources.items()
+        },
+        "dropped": [
+            Note(name=recorder.shown(key), rule=rule)
+            for key, rule in recorder.dropped_by
+            if not (rule == "not_allowed" and key in used)  # it went into a column
+        ],
+        "redacted": [Note(name=place, rule=rule) for place, rule in recorder.redacted_by],
+        "cut": [Note(name=place, rule=rule) for place, rule in recorder.cut_by],
+    }
+    return _explained(outcome, notes)
+
+
+def _explained(outcome: Outcome, notes: dict[str, Any]) -> Explanation:
+    match outcome:
+        case Ignored(reason):
+            return Explanation("ignored", reason=reason, **notes)
+        case Rejected(reason):
+            return Explanation("rejected", reason=reason, **notes)
+        case event:
+            return Explanation("event", table=event.table, columns=_columns(event), **notes)
+
+
+def _columns(event: ProductEvent) -> dict[str, Any]:
+    """As the row will have them: `timestamp` in UTC, what is missing null."""
+    columns = event.model_dump(mode="json", exclude={"schema_version", "table", "timestamp_us"})
+    timestamp = _EPOCH + timedelta(microseconds=event.timestamp_us)
+    return {"id": columns.pop("id"), "timestamp": timestamp.isoformat(timespec="microseconds"), **columns}

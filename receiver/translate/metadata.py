@@ -1,0 +1,272 @@
+"""attributes -> event_metadata: allowed keys only, without secrets, within bounds. Pure."""
+
+import math
+from base64 import b64encode
+from collections.abc import Callable, Iterator, Sequence
+from fnmatch import translate as glob_pattern
+from re import compile as compiled
+from typing import Any, NamedTuple
+
+import orjson
+
+from receiver.decode.otlp import AnyValue, KeyValue, ValueKind
+from receiver.translate.attributes import AttributeMap, Notes, Origin, decoded, kind_of, without_nul
+from receiver.translate.memo import remembered
+from receiver.translate.privacy import JUDGED_CHARS_MAX, Cleaned, Key, clean, read_key
+
+METADATA_PREFIX = b"metadata."
+
+Json = str | int | float | bool | list["Json"] | dict[str, "Json"] | None
+
+KEYS_MAX = 64
+ELEMENTS_MAX = 64
+TEXT_CHARS_MAX = 1024
+DEPTH_MAX = 4
+JSON_BYTES_MAX = 64 * 1024
+CUTS_MAX = 64
+# Work on one span, in characters judged, for at most about 50 ms. Past the half of it only the head of a text
+# is judged (a secret that shows in the 1,024 that are stored shows itself there), past all of it nothing is kept.
+_WORK_MAX = 512 * 1024
+_HEAD_CHARS = 2 * TEXT_CHARS_MAX
+_TEXT_WORK = 32  # beside its characters
+_KEY_WORK = 128
+# A long key is searched to its end for the letters of secret words: 4 MiB of them take 100 ms. So the long keys of
+# one span, or of one resource, are read up to this in all, at most about 40 ms; those beyond are dropped unread.
+_LONG_KEY_BYTES = 128
+_LONG_KEYS_BYTES_MAX = 128 * 1024
+CUT = "[cut]"
+# A byte on the wire becomes at most 6 of JSON (a control character is written \u0001); `[redacted]`, hashes, nulls
+# and quotes stay below that. Attributes shorter than this cannot reach JSON_BYTES_MAX.
+SAFE_WIRE_BYTES = JSON_BYTES_MAX // 8
+
+
+class Named(NamedTuple):
+    """An allowed key: its name in event_metadata, and whether the sender marked it as metadata."""
+
+    key: Key
+    is_marked: bool
+
+
+AllowList = Callable[[bytes], Named | None]
+
+
+def allow_list(patterns: Sequence[str]) -> AllowList:
+    """Which attribute keys `patterns` allow; `*` in a pattern stands for any characters, dots too."""
+    allowed = compiled("|".join(glob_pattern(pattern) for pattern in patterns) or "(?!)")
+
+    @remembered(entries=8192, length_max=128)
+    def named(raw: bytes) -> Named | None:
+        if not allowed.match(decoded(raw)):
+            return None
+        is_marked = raw.startswith(METADATA_PREFIX)
+        name = raw.removeprefix(METADATA_PREFIX)
+        if not name or name.startswith(b"_"):  # nothing to call it; the product's own
+            return None
+        return Named(read_key(name), is_marked)
+
+    return named
+
+
+class Candidate(NamedTuple):
+    """An allowed attribute, before anyone looked into its value."""
+
+    origin: Origin
+    raw_key: bytes
+    named: Named
+    kind: ValueKind
+    value: AnyValue
+
+
+def candidates(attributes: AttributeMap, origin: Origin, allowed: AllowList, notes: Notes) -> list[Candidate]:
+    """The allowed attributes, in order; without those whose long keys would take too long to judge."""
+    found = []
+    room = _LONG_KEYS_BYTES_MAX
+    for raw_key, value in attributes.items():
+        if len(raw_key) > _LONG_KEY_BYTES:
+            room -= len(raw_key)
+            if room < 0:
+                notes.dropped(raw_key, "key_too_long")
+                continue
+        named = allowed(raw_key)
+        if named is None:
+            notes.dropped(raw_key, "not_allowed")
+        elif kind := kind_of(value):
+            found.append(Candidate(origin, raw_key, named, kind, value))
+    return found
+
+
+def event_metadata(
+    of_span: list[Candidate], of_resource: list[Candidate], *, notes: Notes, is_small: bool
+) -> dict[str, Any]:
+    """The map to store, with what was cut, columns included, named in `_truncated`.
+
+    `is_small` says that the attributes have at most SAFE_WIRE_BYTES, so that the map need not be measured.
+    """
+    metadata: dict[str, Json] = {}
+    json_bytes = 1  # two braces, less the comma that the first key has not
+    walk = _Walk(notes)
+    for candidate in _without_collisions(of_span, of_resource, notes):
+        key = candidate.named.key
+        if _is_dropped(key, candidate.kind):
+            notes.dropped(candidate.raw_key, "secret_key")
+            continue
+        name = notes.own_ids.get(key.shown, key.shown)
+        walk.name = name
+        if len(metadata) >= KEYS_MAX or json_bytes > JSON_BYTES_MAX:
+            walk.cut("keys" if len(metadata) >= KEYS_MAX else "size")
+            continue
+        walk.key(key)
+        value = walk.value(candidate.kind, candidate.value, key, depth=1)
+        if not is_small:
+            json_bytes += len(orjson.dumps({name: value})) - 1  # a comma for the two braces
+            if json_bytes > JSON_BYTES_MAX:  # it stays so: all later keys fall out as well
+                walk.cut("size")
+                continue
+        metadata[name] = value
+        notes.kept(name, candidate.origin, candidate.raw_key)
+    if notes.cuts:
+        metadata["_truncated"] = list[Json](sorted(notes.cuts)[:CUTS_MAX])
+    return metadata
+
+
+def _without_collisions(of_span: list[Candidate], of_resource: list[Candidate], notes: Notes) -> Iterator[Candidate]:
+    """One candidate a name: `metadata.x` beats x, then the span beats its resource. The first keeps its place."""
+    chosen: dict[str, Candidate] = {}
+    for candidate in (*of_span, *of_resource):
+        name = candidate.named.key.shown
+        rival = chosen.setdefault(name, candidate)
+        if rival is not candidate:
+            loser = candidate
+            if candidate.named.is_marked and not rival.named.is_marked:
+                chosen[name], loser = candidate, rival
+            notes.dropped(loser.raw_key, "collision")
+    return iter(chosen.values())
+
+
+def _number(kind: ValueKind | None, value: AnyValue) -> Json:
+    match kind:
+        case "int_value":
+            return value.int_value
+        case "bool_value":
+            return value.bool_value
+        case "double_value" if math.isfinite(value.double_value):
+            return value.double_value
+        case _:
+            return None
+
+
+def _is_dropped(key: Key, kind: ValueKind | None) -> bool:
+    if not key.is_secret or kind == "bool_value":
+        return False
+    return not (key.is_measure and kind in ("int_value", "double_value"))
+
+
+class _Walk:
+    """Down one attribute: typed JSON of it, secrets out, bounds kept, and notes of what was done."""
+
+    __slots__ = ("_notes", "_own_ids", "_room", "_work", "name")
+
+    def __init__(self, notes: Notes) -> None:
+        self.name = ""
+        self._notes = notes
+        self._own_ids = notes.own_ids
+        self._room = JSON_BYTES_MAX  # without it, this attribute will fall out anyway
+        self._work = _WORK_MAX
+
+    def cut(self, rule: str) -> None:
+        self._notes.cut(f"event_metadata.{self.name}", rule)
+
+    def redacted(self, rule: str) -> None:
+        self._notes.redacted(f"event_metadata.{self.name}", rule)
+
+    def key(self, key: Key) -> None:
+        if key.is_cut:
+            self.cut("key_length")
+        if key.rule:
+            self.redacted(key.rule)
+
+    def value(self, kind: ValueKind | None, value: AnyValue, key: Key, *, depth: int) -> Json:  # noqa: PLR0911  a type each
+        self._room -= 2  # a value and its comma
+        if self._room < 0 or self._work < 0:
+            self.cut("size")
+            return CUT
+        match kind:
+            case "string_value":
+                return self._text(value.string_value, key)
+            case "bytes_value":
+                return self._bytes(value.bytes_value, key)
+            case "array_value" | "kvlist_value" if depth > DEPTH_MAX:
+                self.cut("depth")
+                return CUT
+            case "array_value":
+                return self._array(value.array_value.values, key, depth)
+            case "kvlist_value":
+                return self._map(value.kvlist_value.values, depth)
+            case _:
+                return _number(kind, value)
+
+    def _text(self, raw: bytes, key: Key) -> str:
+        text = self._judgeable(raw)
+        return self._own_hash(text) or self._bounded(self._noted(clean(text, key.addresses)))
+
+    def _bytes(self, raw: bytes, key: Key) -> str:
+        """Base64, unless the bytes say what a text may not say."""
+        text = self._judgeable(raw)
+        cleaned = clean(text, key.addresses)
+        if cleaned.rule or cleaned.lost_query:
+            return self._bounded(self._noted(cleaned))
+        return self._own_hash(text) or self._bounded(b64encode(raw[:TEXT_CHARS_MAX]).decode())
+
+    def _judgeable(self, raw: bytes) -> str:
+        chars_max = JUDGED_CHARS_MAX if self._work > _WORK_MAX // 2 else _HEAD_CHARS
+        text = decoded(raw[: 4 * chars_max])[:chars_max]
+        self._work -= len(text) + _TEXT_WORK
+        return text
+
+    def _own_hash(self, text: str) -> str | None:
+        hashed = self._own_ids.get(text)
+        if hashed is not None:
+            self.redacted("own_id")
+        return hashed
+
+    def _noted(self, cleaned: Cleaned) -> str:
+        if cleaned.lost_query:
+            self.cut("query")
+        if cleaned.rule:
+            self.redacted(cleaned.rule)
+        return without_nul(cleaned.text)
+
+    def _bounded(self, text: str) -> str:
+        if len(text) > TEXT_CHARS_MAX:
+            self.cut("length")
+            text = text[:TEXT_CHARS_MAX]
+        self._room -= len(text)
+        return text
+
+    def _array(self, values: Sequence[AnyValue], key: Key, depth: int) -> list[Json]:
+        if len(values) > ELEMENTS_MAX:
+            self.cut("elements")
+        return [self.value(value.WhichOneof("value"), value, key, depth=depth + 1) for value in values[:ELEMENTS_MAX]]
+
+    def _map(self, pairs: Sequence[KeyValue], depth: int) -> dict[str, Json]:
+        found: dict[str, Json] = {}
+        for pair in pairs:
+            self._work -= len(pair.key) + _KEY_WORK
+            if self._work < 0:
+                self.cut("size")
+                break
+            key = read_key(pair.key)
+            kind = pair.value.WhichOneof("value")
+            if _is_dropped(key, kind):
+                self._notes.dropped(pair.key, "secret_key")
+                continue
+            name = self._own_ids.get(key.shown, key.shown)
+            if name in found:
+                self._notes.dropped(pair.key, "collision")
+                continue
+            if len(found) >= KEYS_MAX:
+                self.cut("keys")
+                break
+            self.key(key)
+            found[name] = self.value(kind, pair.value, key, depth=depth + 1)
+        return found
