@@ -18,6 +18,7 @@ records = Counter(
 )
 dead_letters = Counter("consumer_dead_letters", "Dead letters newly written", ["reason"])
 offsets_lost = Counter("consumer_offsets_lost", "Offsets that retention took away before they were read")
+truncations = Counter("consumer_truncations", "Times that a partition's log had lost records that were settled")
 lag_records = Gauge("consumer_lag_records", "Records of the partition that have no fate yet", ["partition"])
 lag_seconds = Gauge(
     "consumer_lag_seconds", "Age of the oldest record of the partition that has no fate yet", ["partition"]

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -11,7 +12,7 @@ from typing import Any
 
 from consumer.operations.operation import Operation, Refused, WrongUse
 from consumer.settings import ConsumerSettings
-from consumer.store import suppressions
+from consumer.store import suppressions, suppressions_topic
 from consumer.store.schema import ANALYTICS_TABLES, at, us_of
 from consumer.store.suppressions import COLUMN, Kind, Subject
 from shared.broker import KAFKA_ERRORS, ensure_topics, new_producer, topic_settings
@@ -25,6 +26,7 @@ PUBLISH_TIMEOUT_S = 5.0  # writers stand still for as long; below the limit for 
 TOPIC_ATTEMPTS = 3
 TOPIC_PAUSE_S = 1.0
 STOP_TIMEOUT_S = 5.0
+_HASH = re.compile(r"[0-9a-f]{16}")
 EXPIRY_MARGIN_MS = 600_000  # the broker looks for old segments every few minutes
 
 
@@ -36,6 +38,8 @@ def subjects_of(settings: ConsumerSettings, kind: Kind, *, raw: str | None, hash
     if (raw is None) == (hashed is None):
         raise WrongUse("give one id or one hash")
     if hashed is not None:
+        if not _HASH.fullmatch(hashed):  # a raw id here would stay in the compacted topic for ever
+            raise WrongUse("a hash is 16 lower-case hex digits, as the tables have it; give a raw id with --user-id")
         return [Subject(kind, hashed)]
     if not raw or not raw.strip():
         raise WrongUse("an empty id is nobody's")
@@ -141,9 +145,7 @@ async def _publisher(settings: ConsumerSettings, *, dry_run: bool) -> AsyncItera
         async def publish(erased: suppressions.Suppressions) -> None:
             with _as_unpublished():
                 async with asyncio.timeout(PUBLISH_TIMEOUT_S):
-                    for subject, erased_at_us in erased.items():
-                        key, value = suppressions.encode(subject, erased_at_us)
-                        await producer.send_and_wait(settings.kafka_suppressions_topic, value, key=key, partition=0)
+                    await suppressions_topic.publish(producer, settings.kafka_suppressions_topic, erased)
 
         yield publish
     finally:

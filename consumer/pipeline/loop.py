@@ -18,10 +18,12 @@ from aiokafka.errors import IllegalStateError, NoOffsetForPartitionError, Offset
 from consumer import metrics
 from consumer.pipeline import positions
 from consumer.pipeline.batch import Batch, Decoded, Written, decoded
+from consumer.pipeline.peek import Peek
 from consumer.pipeline.writer import Writer
+from consumer.store.database import explained
 from consumer.store.ledger import Fenced, Ledger, Line
-from consumer.store.suppressions import Topic as SuppressionsTopic
-from consumer.store.suppressions import adopt
+from consumer.store.suppressions import Suppressions, adopt, unpublished
+from consumer.store.suppressions_topic import Topic as SuppressionsTopic
 from shared.broker import KAFKA_ERRORS, RebalanceCount
 from shared.errors import BrokerUnavailable, DatabaseUnavailable, Transient, WrongTopic
 from shared.lifecycle import background, backoff_s, ended, wait_for
@@ -71,7 +73,7 @@ class Pipeline:
         ledger: Ledger,
         writer: Writer,
         suppressions: SuppressionsTopic,
-        peek: positions.Peek,
+        peek: Peek,
         health: Health,
         batch_rows: int,
         linger_ms: int,
@@ -99,6 +101,9 @@ class Pipeline:
         self._cycle: asyncio.Task[bool] | None = None
         self._is_interrupted = False
         self._interruptions = 0
+        self._unwritten: set[int] = set()  # partitions of the batch whose write failed last
+        self.attempts = 0  # that have ended, well or not: what the watchdog takes for progress
+        self._write_need = "write" if share == WHOLE else f"write_{share.index}"
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until `stop`: load the ledger, consume until something moves or fails, and again.
@@ -131,10 +136,14 @@ class Pipeline:
                 await wait_for(stop, HALTED_RETRY_S)
             except (BrokerUnavailable, DatabaseUnavailable) as error:
                 cause = "broker" if isinstance(error, BrokerUnavailable) else "database"
+                if isinstance(error, DatabaseUnavailable):
+                    self._health.block(self._write_need, f"the last write failed: {explained(str(error))}")
                 metrics.retries.labels(cause).inc()
                 log.warning("loop_restarted", cause=cause, why=str(error), attempt=attempt, **error_facts(error))
                 await wait_for(stop, backoff_s(attempt))
                 attempt += 1
+            finally:
+                self.attempts += 1
 
     def interrupt(self) -> None:
         """Begin again at the ledger, from whatever the loop hangs in. For the watchdog.
@@ -185,6 +194,8 @@ class Pipeline:
         """Fetch and decode while the database works."""
         while True:
             batch = await self._fetch(lines)
+            if batch.records:
+                await self._check_leaders(lines)
             lines = batch.lines_after()
             await fetched.put(batch)
 
@@ -201,13 +212,20 @@ class Pipeline:
         ]
         if not mine:
             self._lines = {}
+            self._unwritten = set()
+            self._health.unblock(self._write_need)
             return {}
         erased = await self._suppressions.read()  # before any write: what was erased stays so
         await self._writer.using(lambda connection: adopt(connection, erased))
+        await self._republish(erased)
         lines = await self._writer.using(
             lambda connection: positions.load(self._consumer, self._ledger, connection, mine, self._peek)
         )
         self._check_unmoved()
+        if not self._unwritten <= set(lines):  # another consumer's now, and so is the failed write
+            self._unwritten = set()
+        if not self._unwritten:
+            self._health.unblock(self._write_need)
         try:
             for line in lines.values():
                 self._consumer.seek(TopicPartition(self._ledger.topic, line.partition), line.next_offset)
@@ -216,6 +234,13 @@ class Pipeline:
         self._lines = lines
         log.info("positions_loaded", partitions=len(lines))
         return lines
+
+    async def _republish(self, erased: Suppressions) -> None:
+        """The table and the topic are equally true: what the topic lost is written to it again."""
+        lost = await self._writer.using(lambda connection: unpublished(connection, erased))
+        if lost:
+            await self._suppressions.republish(lost)
+            log.warning("suppressions_republished", count=len(lost))
 
     async def _fetch(self, lines: dict[int, Line]) -> Batch:
         """The next records from `lines` on: full, or as many as came within the linger; none when idle."""
@@ -246,6 +271,12 @@ class Pipeline:
                 await asyncio.sleep(0)  # nothing here waits while records are there, and COPY would starve meanwhile
         return Batch(records, lines)
 
+    async def _check_leaders(self, lines: dict[int, Line]) -> None:
+        """A log may have lost its tail whenever its leader changed: then begin again at the ledger, which compares."""
+        epochs = await positions.leader_epochs(self._consumer, self._ledger.topic)
+        if any(epochs.get(partition) != line.leader_epoch for partition, line in lines.items()):
+            raise Moved("leader")
+
     async def _getmany(
         self, places: Sequence[TopicPartition], *, timeout_ms: int, max_records: int
     ) -> dict[TopicPartition, list[ConsumerRecord]]:
@@ -268,11 +299,15 @@ class Pipeline:
             with metrics.stage_seconds.labels("write").time():
                 written = await self._writer.write(batch)
         except DatabaseUnavailable as error:
+            self._unwritten = set(batch.last)
             if str(error) in ("57014", "TimeoutError"):  # too much for one statement's time, perhaps
                 self._batch_rows = max(1, self._batch_rows // 2)
             raise
         self._batch_rows = min(self._batch_rows_max, self._batch_rows * 2)
         self._interruptions = 0
+        self.attempts += 1
+        self._unwritten = set()
+        self._health.unblock(self._write_need)
         self._record_times |= {partition: record.timestamp / 1000 for partition, record in batch.last.items()}
         _measure(batch, written)
         return written

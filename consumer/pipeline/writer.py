@@ -12,7 +12,7 @@ import asyncpg
 
 from consumer.pipeline.batch import Batch, Decoded, Written, by_table
 from consumer.store import dead_letters, suppressions
-from consumer.store.database import DATABASE_ERRORS, Fate, connect, fate_of
+from consumer.store.database import DATABASE_ERRORS, Fate, connect, error_name, fate_of
 from consumer.store.dead_letters import Breaker, DeadLetter, Place
 from consumer.store.ledger import Ledger
 from consumer.store.upsert import Upsert, make_stages
@@ -79,7 +79,7 @@ class Writer:
             self.close()
             if fate_of(error) is not Fate.TRANSIENT:
                 raise
-            raise DatabaseUnavailable(getattr(error, "sqlstate", None) or type(error).__name__) from error
+            raise DatabaseUnavailable(error_name(error)) from error
 
     async def _open(self) -> asyncpg.Connection:
         if self._connection is None or self._connection.is_closed():

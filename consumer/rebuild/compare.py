@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from consumer.operations.operation import Operation, Refused
-from consumer.pipeline import positions
+from consumer.pipeline.peek import peek_with
 from consumer.rebuild.shadow import SHADOW, lines, reached
 from consumer.store.ledger import LIVE
 from consumer.store.schema import ANALYTICS_TABLES, at
@@ -48,15 +48,13 @@ async def note_unseen(operation: Operation) -> None:
 
 async def _first_times(operation: Operation) -> dict[int, datetime]:
     """The record time of the first record that each partition still has; the end of time where it has none."""
-    peek = positions.peek_with(operation.settings)
     places = operation.places(await operation.partitions())
     first = await operation.kafka.beginning_offsets(places)
     end = await operation.kafka.end_offsets(places)
-    times = {}
-    for place in places:
-        record = await peek(place, first[place]) if first[place] < end[place] else None
-        times[place.partition] = at(record.timestamp * 1000) if record else datetime.max.replace(tzinfo=UTC)
-    return times
+    found = await peek_with(operation.settings)({place: first[place] for place in places if first[place] < end[place]})
+    never = datetime.max.replace(tzinfo=UTC)
+    records = {place.partition: found.get(place) for place in places}
+    return {partition: at(record.timestamp * 1000) if record else never for partition, record in records.items()}
 
 
 async def carry_over(operation: Operation) -> dict[str, int]:

@@ -13,14 +13,15 @@ from dataclasses import dataclass, field
 from consumer.operations.operation import REBUILD_LOCK, Operation, Refused
 from consumer.pipeline import positions
 from consumer.pipeline.loop import Pipeline
+from consumer.pipeline.peek import peek_with
 from consumer.pipeline.writer import Writer
 from consumer.rebuild.compare import Day, carry_over, compare, note_unseen, unexplained
 from consumer.rebuild.shadow import GENERATION, OLD, SHADOW, copy_indexes, lines, refuse_what_would_be_lost, shadow_ddl
 from consumer.rebuild.swap import swap
-from consumer.store import suppressions
 from consumer.store.dead_letters import Breaker
 from consumer.store.ledger import LIVE, Ledger
 from consumer.store.schema import ANALYTICS_TABLES
+from consumer.store.suppressions_topic import Topic as SuppressionsTopic
 from shared.broker import RebalanceCount, new_consumer
 from shared.lifecycle import ended
 from shared.probes import Health
@@ -98,6 +99,17 @@ async def abort(operation: Operation) -> None:
         await operation.database.execute(f"DROP SCHEMA IF EXISTS {SHADOW} CASCADE")
 
 
+async def old_described(operation: Operation) -> str:
+    """What `drop_old` would drop, in words."""
+    if not await _has_schema(operation, OLD):
+        return "there are no old tables"
+    counts = [
+        f"{await operation.database.fetchval(f'SELECT count(*) FROM {OLD}.{table}')} rows of {OLD}.{table}"  # noqa: S608  our own names
+        for table in ANALYTICS_TABLES
+    ]
+    return "would be dropped: " + ", ".join(counts)
+
+
 async def drop_old(operation: Operation) -> None:
     """Drop the tables that the last swap replaced. Idempotent."""
     await operation.database.execute(f"DROP SCHEMA IF EXISTS {OLD} CASCADE")
@@ -150,7 +162,7 @@ async def _feeding(operation: Operation, rate: float) -> AsyncIterator[None]:
     await consumer.start()
     consumer.assign(operation.places(await operation.partitions()))
     ledger = Ledger(operation.topic, GENERATION)
-    erasures = suppressions.Topic(settings)
+    erasures = SuppressionsTopic(settings)
     pipeline = Pipeline(
         consumer=consumer,
         rebalances=RebalanceCount(lambda: None),
@@ -164,7 +176,7 @@ async def _feeding(operation: Operation, rate: float) -> AsyncIterator[None]:
             schema=SHADOW,
         ),
         suppressions=erasures,
-        peek=positions.peek_with(settings),
+        peek=peek_with(settings),
         health=Health(),
         batch_rows=min(settings.consumer_batch_rows, max(100, int(rate) // 4))
         if rate

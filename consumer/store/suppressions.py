@@ -8,25 +8,17 @@ the lock for itself. So it waits for the batches in flight, deletes what they st
 sees it.
 """
 
-import asyncio
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal, NamedTuple, Protocol
 
-from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka import ConsumerRecord
 from asyncpg import Connection
 
 from consumer.store.schema import ANALYTICS_TABLES, at, us_of
-from shared.broker import KAFKA_ERRORS, new_consumer
-from shared.errors import BrokerUnavailable, WrongTopic
-from shared.lifecycle import ended
-from shared.settings import KafkaSettings
 
 Kind = Literal["user", "organization"]
 COLUMN: dict[Kind, str] = {"user": "user_id", "organization": "organization_id"}
-READ_TIMEOUT_S = 30.0
-STOP_TIMEOUT_S = 5.0
 
 
 class Subject(NamedTuple):
@@ -48,78 +40,6 @@ class OfSubjects(Protocol):
     def organization_id(self) -> str | None: ...
     @property
     def timestamp_us(self) -> int: ...
-
-
-def encode(subject: Subject, erased_at_us: int) -> tuple[bytes, bytes]:
-    """Key and value of a record in the topic of erasures."""
-    value = {"kind": subject.kind, "hash": subject.hash, "erased_at_us": erased_at_us}
-    return f"{subject.kind}:{subject.hash}".encode(), json.dumps(value, separators=(",", ":")).encode()
-
-
-def decode(value: bytes) -> tuple[Subject, int]:
-    """A subject and when it was erased, in microseconds since 1970 UTC.
-
-    Raises:
-        WrongTopic: this is no suppression. One that cannot be read must stop us, not be passed over.
-    """
-    try:
-        fields = json.loads(value)
-        kind, hashed, erased_at_us = fields["kind"], fields["hash"], fields["erased_at_us"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise WrongTopic("the topic of erasures holds a record that is none") from error
-    if kind not in COLUMN or not isinstance(hashed, str) or type(erased_at_us) is not int:
-        raise WrongTopic("the topic of erasures holds a record that is none")
-    return Subject(kind, hashed), erased_at_us
-
-
-class Topic:
-    """The topic of erasures, read to its end again and again; each time only what is new."""
-
-    def __init__(self, settings: KafkaSettings) -> None:
-        self._settings = settings
-        self._place = TopicPartition(settings.kafka_suppressions_topic, 0)
-        self._consumer: AIOKafkaConsumer | None = None
-        self._known: Suppressions = {}
-        self._turn = asyncio.Lock()  # several pipelines share it
-
-    async def read(self) -> Suppressions:
-        """Every erasure there is, with its latest date.
-
-        Raises:
-            BrokerUnavailable: the end was not reached. Nothing may be written then.
-        """
-        async with self._turn:
-            try:
-                await self._read_new()
-            except KAFKA_ERRORS as error:
-                await self.close()
-                raise BrokerUnavailable(f"suppressions: {type(error).__name__}") from error
-            return self._known.copy()
-
-    async def _read_new(self) -> None:
-        async with asyncio.timeout(READ_TIMEOUT_S):
-            if self._consumer is None:
-                self._consumer = new_consumer(self._settings, group=None)
-                await self._consumer.start()
-                self._consumer.assign([self._place])
-                first = await self._consumer.beginning_offsets([self._place])
-                self._consumer.seek(self._place, first[self._place])
-            end = (await self._consumer.end_offsets([self._place]))[self._place]
-            while await self._consumer.position(self._place) < end:
-                for records in (await self._consumer.getmany(self._place, timeout_ms=500)).values():
-                    for record in records:
-                        self._note(record)
-
-    def _note(self, record: ConsumerRecord) -> None:
-        if record.value is not None:
-            subject, erased_at_us = decode(record.value)
-            self._known[subject] = max(erased_at_us, self._known.get(subject, erased_at_us))
-
-    async def close(self) -> None:
-        if self._consumer is not None:
-            consumer, self._consumer = self._consumer, None
-            self._known = {}
-            await ended(consumer.stop(), STOP_TIMEOUT_S)
 
 
 async def adopt(connection: Connection, known: Mapping[Subject, int]) -> int:
@@ -146,6 +66,13 @@ async def adopt(connection: Connection, known: Mapping[Subject, int]) -> int:
                 await suppress(connection, subject, erased_at)
                 await delete_subject(connection, subject, until=erased_at)
     return len(lacking)
+
+
+async def unpublished(connection: Connection, known: Mapping[Subject, int]) -> Suppressions:
+    """Those of the table that the topic lacks, or holds with an older date: it was lost, or cut short."""
+    held = await connection.fetch("SELECT kind, hash, erased_at FROM ingest.suppressions")
+    table = {Subject(row["kind"], row["hash"]): us_of(row["erased_at"]) for row in held}
+    return {subject: erased_at for subject, erased_at in table.items() if known.get(subject, -1) < erased_at}
 
 
 async def lock(connection: Connection) -> None:
