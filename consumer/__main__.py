@@ -21,6 +21,7 @@ from consumer.pipeline.peek import peek_with
 from consumer.pipeline.writer import Writer
 from consumer.settings import ConsumerSettings
 from consumer.store.dead_letters import Breaker
+from consumer.store.erasures import carry_out_pending
 from consumer.store.ledger import Ledger
 from consumer.store.retain import retain_now_and_then
 from consumer.store.suppressions_topic import Topic as SuppressionsTopic
@@ -133,6 +134,7 @@ async def _consume(settings: ConsumerSettings, state: probes.Health, stop: async
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(watch.run(stop), name="watch")]
             tasks += [group.create_task(pipeline.run(stop), name="pipeline") for pipeline in pipelines]
+            tasks.append(group.create_task(carry_out_pending(settings.database_url, stop), name="erase"))
             if settings.retention_days:
                 retaining = retain_now_and_then(settings.database_url, days=settings.retention_days, stop=stop)
                 tasks.append(group.create_task(retaining, name="retain"))

@@ -21,6 +21,7 @@ from consumer.cli.common import (
 from consumer.operations import erase as erasing
 from consumer.operations.operation import WrongUse, answer, database_alone, operation, say
 from consumer.settings import ConsumerSettings
+from consumer.store import erasures
 from consumer.store import retain as retaining
 from consumer.store.suppressions import Kind, Subject
 from shared.output import write_out
@@ -38,6 +39,7 @@ def erase(
     user_hash: UserHash = None,
     organization_id: OrganizationId = None,
     organization_hash: OrganizationHash = None,
+    status: Annotated[bool, typer.Option("--status", help="List all erasures, with their progress.")] = False,
     dry_run: DryRun = False,
     yes: Yes = False,
     as_json: AsJson = False,
@@ -48,8 +50,12 @@ def erase(
 
     Examples: python -m consumer erase --user-id - --dry-run
               python -m consumer erase --user-hash 73475cb40a568e8d --json
+              python -m consumer erase --status
     """
     settings = settings_of_command()
+    if status:
+        _erasures(settings, as_json=as_json)
+        return
     if not settings.hash_key and (user_id or organization_id):
         say("ID_HASH_KEY is not set: only unkeyed hashes are looked for. Set it if the receiver has one.")
 
@@ -61,12 +67,27 @@ def erase(
 
     async def work(*, dry_run: bool) -> erasing.Receipt:
         async with operation(settings, "erase") as reached:
-            return await erasing.erase(reached, subjects, dry_run=dry_run)
+            with progress_bar("rows and dead letters deleted") as progress:
+                return await erasing.erase(reached, subjects, dry_run=dry_run, progress=progress)
 
     if not dry_run:
         confirm(lambda: _receipt_text(run_command(work(dry_run=True))), yes=yes)
     receipt = run_command(work(dry_run=dry_run))
     answer(_receipt_fields(receipt), as_json=as_json, text=_receipt_text(receipt))
+
+
+def _erasures(settings: ConsumerSettings, *, as_json: bool) -> None:
+    async def work() -> list[dict[str, object]]:
+        async with database_alone(settings, "erase") as connection:
+            return await erasures.listed(connection)
+
+    found = run_command(work())
+    text = "\n".join(
+        f"{each['kind']} {each['hash']}: erased at {each['erased_at']:%Y-%m-%d %H:%M:%S} UTC, {each['deleted']} deleted"
+        + (f", done at {each['done_at']:%Y-%m-%d %H:%M:%S} UTC" if each["done_at"] else ", under way")
+        for each in found
+    )
+    answer({"erasures": found}, as_json=as_json, text=text or "none")
 
 
 def _receipt_fields(receipt: erasing.Receipt) -> dict[str, Any]:
@@ -168,4 +189,4 @@ def subjects_of(
     raw = user_id if user_id is not None else organization_id
     if raw == "-":
         raw = sys.stdin.readline().rstrip("\r\n")
-    return erasing.subjects_of(settings, kind, raw=raw, hashed=user_hash or organization_hash)
+    return erasing.subjects_of(settings, kind, raw=raw, hashed=organization_hash if user_hash is None else user_hash)

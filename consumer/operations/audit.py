@@ -13,7 +13,9 @@ from sqlalchemy.pool import NullPool
 from consumer.operations.operation import DatabaseRefused, Operation, operation
 from consumer.pipeline import positions
 from consumer.settings import ConsumerSettings
+from consumer.store.copies import copies, may_read
 from consumer.store.database import DATABASE_ERRORS, connect
+from consumer.store.erasures import lacking, pending
 from consumer.store.schema import FATES, metadata
 from consumer.store.suppressions import unpublished
 from consumer.store.suppressions_topic import Topic as SuppressionsTopic
@@ -23,7 +25,11 @@ from shared.topic_identity import NO_TOPIC_ID
 
 @dataclass(frozen=True, slots=True)
 class AuditFinding:
-    kind: str  # unreachable, database, topic, topic_identity, balance, bounds, no_line, gap, suppressions, schema
+    """Kinds: unreachable, database, topic, topic_identity, balance, bounds, no_line, gap, suppressions, erasure,
+    schema.
+    """
+
+    kind: str
     topic: str
     partition: int | None
     detail: str
@@ -33,7 +39,12 @@ async def audit(settings: ConsumerSettings) -> list[AuditFinding]:
     """Everything that is not as it must be; empty when all is well. A server out of reach is a finding too."""
     try:
         async with operation(settings, "audit") as reached:
-            found = [*await _ledger(reached), *await _gaps(reached), *await _suppressions(reached)]
+            found = [
+                *await _ledger(reached),
+                *await _gaps(reached),
+                *await _suppressions(reached),
+                *await _erased(reached),
+            ]
     except (BrokerUnavailable, DatabaseUnavailable) as error:
         found = [AuditFinding("unreachable", settings.kafka_topic, None, str(error))]
     except DatabaseRefused as error:
@@ -95,9 +106,40 @@ async def _suppressions(operation: Operation) -> list[AuditFinding]:
         return finding(str(error))
     finally:
         await topic.close()
+    if waiting := await lacking(operation.database, known):
+        return finding(f"{len(waiting)} of its erasures are not carried out: a consumer that starts does it")
     if lost := await unpublished(operation.database, known):
         return finding(f"it lacks {len(lost)} erasures of ingest.suppressions: a consumer that starts adds them")
     return []
+
+
+async def _erased(operation: Operation) -> list[AuditFinding]:
+    """Rows of erased subjects, wherever copies of the tables are, and erasures that are under way."""
+    found = []
+
+    def finding(detail: str) -> None:
+        found.append(AuditFinding("erasure", operation.topic, None, detail))
+
+    for table in await copies(operation.database):
+        if not await may_read(operation.database, table):
+            finding(f"this role may not look into {table.name}: audit as the owner of the tables")
+            continue
+        count = await operation.database.fetchval(
+            f"""
+            SELECT count(*) FROM (
+                SELECT row.id FROM ingest.suppressions AS erased JOIN {table.name} AS row ON row.user_id = erased.hash
+                WHERE erased.kind = 'user' AND row.timestamp <= erased.erased_at
+                UNION SELECT row.id FROM ingest.suppressions AS erased
+                JOIN {table.name} AS row ON row.organization_id = erased.hash
+                WHERE erased.kind = 'organization' AND row.timestamp <= erased.erased_at
+            ) AS rows
+            """  # noqa: S608  our own names
+        )
+        if count:
+            finding(f"{table.name} holds {count} rows of erased people or organizations")
+    if waiting := await pending(operation.database):
+        finding(f"{len(waiting)} erasures are under way: `consumer erase --status`")
+    return found
 
 
 async def _gaps(operation: Operation) -> list[AuditFinding]:

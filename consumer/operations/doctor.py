@@ -199,6 +199,7 @@ _REMEDIES: dict[str, str] = {
     "no_line": "start a consumer",
     "gap": "what is gone is gone: docs/operate.md says what to do. Acknowledge it with `consumer gaps ack`",
     "database": "do what it says",
+    "erasure": "a consumer or `consumer erase` again finishes it; copies of a rebuild need the owner's role",
     "suppressions": "restart a consumer, or see docs/operate.md",
     "schema": "alembic upgrade head; if it is at head, somebody altered the tables by hand",
     "unreachable": "bring the server back",

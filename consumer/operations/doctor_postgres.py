@@ -1,9 +1,7 @@
 """What doctor finds out about Postgres."""
 
 import shutil
-import time
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
 
 import asyncpg
 
@@ -14,6 +12,7 @@ from consumer.store.database import (
     IDLE_IN_TRANSACTION_TIMEOUT_S,
     LOCK_TIMEOUT_S,
     STATEMENT_TIMEOUT_S,
+    clock_skew_s,
     connect,
     why_not_writable,
 )
@@ -32,15 +31,12 @@ CONSUMER_GRANTS = {
 
 
 async def postgres(settings: ConsumerSettings) -> AsyncIterator[Diagnosis]:
-    before = time.time()
     connection = await connect(settings.database_url, application_name="telemetry-doctor")
     try:
-        for check in (_revision, _grants, _writable, _locks, _timeouts, _disk):
+        for check in (_revision, _grants, _writable, _locks, _timeouts, _disk, _clock):
             for diagnosis in await check(connection):
                 yield diagnosis
         for diagnosis in await _connections(connection, settings):
-            yield diagnosis
-        for diagnosis in await _clock(connection, before):
             yield diagnosis
     finally:
         await ended(connection.close(), 5)
@@ -199,10 +195,9 @@ async def _connections(connection: asyncpg.Connection, settings: ConsumerSetting
     ]
 
 
-async def _clock(connection: asyncpg.Connection, before: float) -> list[Diagnosis]:
-    theirs: datetime = await connection.fetchval("SELECT clock_timestamp()")
-    skew_s = (theirs - datetime.now(UTC)).total_seconds()
-    if abs(skew_s) < CLOCK_SKEW_S_MAX + (time.time() - before):
+async def _clock(connection: asyncpg.Connection) -> list[Diagnosis]:
+    skew_s = await clock_skew_s(connection)
+    if abs(skew_s) < CLOCK_SKEW_S_MAX:
         return []
     return [
         Diagnosis(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID, uuid4
 
-from consumer.operations.operation import Operation, Refused, WrongUse
+from consumer.operations.operation import REBUILD_LOCK, Operation, Refused, WrongUse
 from consumer.pipeline import positions
 from consumer.pipeline.peek import peek_with
 from consumer.pipeline.truncation import changed_partitions
@@ -46,6 +46,8 @@ async def rewind(operation: Operation, target: Target, *, accept_new_topic: bool
         WrongUse: no such partition.
         BrokerUnavailable, DatabaseUnavailable
     """
+    if not dry_run and not await operation.database.fetchval("SELECT pg_try_advisory_lock_shared($1)", REBUILD_LOCK):
+        raise Refused("a rebuild is running, and it follows the live lines: wait for its end, or abort it")
     identity = await positions.identity_of(operation.kafka, operation.topic)
     partitions = await operation.partitions()
     first = await operation.kafka.beginning_offsets(operation.places(partitions))

@@ -9,7 +9,6 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from operator import attrgetter
 
 import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
@@ -21,8 +20,9 @@ from consumer.pipeline.batch import Batch, Decoded, Written, decoded
 from consumer.pipeline.peek import Peek
 from consumer.pipeline.writer import Writer
 from consumer.store.database import explained
+from consumer.store.erasures import adopt
 from consumer.store.ledger import Fenced, Ledger, Line
-from consumer.store.suppressions import Suppressions, adopt, unpublished
+from consumer.store.suppressions import Suppressions, unpublished
 from consumer.store.suppressions_topic import Topic as SuppressionsTopic
 from shared.broker import KAFKA_ERRORS, RebalanceCount
 from shared.errors import BrokerUnavailable, DatabaseUnavailable, Transient, WrongTopic
@@ -35,12 +35,14 @@ log = structlog.get_logger("consumer.pipeline.loop")
 IDLE_MS = 500  # how long a fetch waits for the first record, and so how late a stop is seen
 FETCH_RECORDS = 500  # taken from aiokafka in one go, some ms: its own cost of a call is high
 SLICE_RECORDS = 100  # decoded in one go, while the writer waits for its turn: half a millisecond
-BATCH_BYTES_MAX = 64 * 1024 * 1024
+# What the records of a batch become in memory, over all writers of the process. Three such are there at once: one is
+# written, one waits, one is decoded.
+BATCH_BYTES_MAX = 128 * 1024 * 1024
 BATCHES_AHEAD = 1  # beside the one that is written and the one that is decoded
 GROUP_COMMIT_TIMEOUT_S = 5.0
 HALTED_RETRY_S = 5.0
 INTERRUPTIONS_MAX = 3
-_size = attrgetter("serialized_value_size")
+ASCII_FACTOR, OTHER_FACTOR = 2, 5  # the bytes, and text of them: one emoji makes a string take 4 bytes a character
 
 
 class Stuck(Exception):  # noqa: N818  a bug, of ours or a library's: the process ends, and is restarted
@@ -91,6 +93,7 @@ class Pipeline:
         self._batch_rows = self._batch_rows_max = batch_rows
         self._linger_s = linger_ms / 1000
         self._share = share
+        self._batch_bytes = BATCH_BYTES_MAX // share.of
         self._pace = pace
         self._generation = 0
         self._lines: dict[int, Line] = {}
@@ -249,7 +252,7 @@ class Pipeline:
         records: list[Decoded] = []
         size = 0
         deadline: float | None = None
-        while len(records) < self._batch_rows and size < BATCH_BYTES_MAX:
+        while len(records) < self._batch_rows and size < self._batch_bytes:
             wait_s = IDLE_MS / 1000 if deadline is None else deadline - time.monotonic()
             if wait_s <= 0:
                 break
@@ -263,7 +266,7 @@ class Pipeline:
                 if fetched[0].offset < expected[place.partition]:
                     raise Moved("a record below the ledger")
                 expected[place.partition] = fetched[-1].offset + 1
-                size += sum(map(_size, fetched))
+                size += sum(map(memory_bytes, fetched))
             fetched_now = [*chain.from_iterable(found.values())]
             for start in range(0, len(fetched_now), SLICE_RECORDS):
                 with metrics.stage_seconds.labels("decode").time():
@@ -365,6 +368,12 @@ class Pipeline:
             await asyncio.wait([self._group_commit], timeout=1)
             self._group_commit.cancel()
         self._writer.close()
+
+
+def memory_bytes(record: ConsumerRecord) -> int:
+    """About what a record takes once it is decoded: its bytes, and its row's text."""
+    value = record.value or b""
+    return len(value) * (ASCII_FACTOR if value.isascii() else OTHER_FACTOR)
 
 
 async def _next(fetched: asyncio.Queue[Batch], fetching: asyncio.Task[None]) -> Batch:

@@ -7,7 +7,6 @@ idle consumer never meets the fence; this is how it learns of a rewind, a restor
 import asyncio
 import re
 import time
-from collections import deque
 from collections.abc import Sequence
 from uuid import UUID
 
@@ -16,6 +15,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from consumer import metrics
 from consumer.pipeline import positions
+from consumer.pipeline.lag import Lag
 from consumer.pipeline.loop import Pipeline
 from consumer.pipeline.peek import Peek
 from consumer.store.database import DATABASE_ERRORS, connect, open_connections, why_not_writable
@@ -49,22 +49,18 @@ class Watch:
         stall_s: float = STALL_S,
     ) -> None:
         metrics.writers.set(len(pipelines))
+        self._lag = Lag(ledger.topic, peek=peek, retention_s=retention_s)
         self._consumer = consumer
         self._pipelines = pipelines
         self._ledger = ledger
         self._health = health
         self._database_url = database_url
-        self._peek = peek
         self._suppressions = suppressions
-        self._retention_s = retention_s
         self._connection: asyncpg.Connection | None = None
         self._topic_id: UUID | None = None
-        self._measured: set[int] = set()
         self._stall_s = stall_s
         self._stood: dict[Pipeline, tuple[tuple[dict[int, int], int] | None, float]] = {}
-        self._rates: deque[tuple[float, int]] = deque(maxlen=int(60 / EVERY_S))
         self._ends: dict[int, int] = {}
-        self._waiting: dict[int, tuple[int, float]] = {}  # offset of the first waiting record, and when it was received
 
     async def run(self, stop: asyncio.Event) -> None:
         while not stop.is_set():
@@ -72,7 +68,7 @@ class Watch:
             why_not = self._health.why_not_ready()
             metrics.ready.set(not why_not)
             metrics.database_connections.set(open_connections())
-            await self._measure_lag()
+            await self._lag.measure(self._next_offsets(), self._ends, self._record_times())
             self._interrupt_stalled(is_ready=not why_not)
             await wait_for(stop, EVERY_S)
         if self._connection:
@@ -144,6 +140,9 @@ class Watch:
         else:
             self._health.unblock("suppressions")
 
+    def _record_times(self) -> dict[int, float]:
+        return {partition: at for pipeline in self._pipelines for partition, at in pipeline.record_times().items()}
+
     def _next_offsets(self) -> dict[int, int]:
         return {partition: at for pipeline in self._pipelines for partition, at in pipeline.next_offsets().items()}
 
@@ -163,50 +162,6 @@ class Watch:
             elif now - since > self._stall_s:
                 self._stood[pipeline] = (at, now)
                 pipeline.interrupt()
-
-    async def _measure_lag(self) -> None:
-        """Lag that grows while consumption stalls: by the clock of the receiver that got the first waiting record."""
-        next_offsets = self._next_offsets()
-        settled_at = {place: at for pipeline in self._pipelines for place, at in pipeline.record_times().items()}
-        oldest_s = 0.0
-        for partition in self._measured - next_offsets.keys():  # another consumer's now
-            metrics.lag_records.remove(str(partition))
-            metrics.lag_seconds.remove(str(partition))
-        self._measured = set(next_offsets)
-        for partition, at in next_offsets.items():
-            lag = max(0, self._ends.get(partition, at) - at)
-            seconds = max(0.0, time.time() - await self._received_at(partition, at, settled_at)) if lag else 0.0
-            metrics.lag_records.labels(str(partition)).set(lag)
-            metrics.lag_seconds.labels(str(partition)).set(seconds)
-            oldest_s = max(oldest_s, seconds)
-        metrics.retention_used_ratio.set(oldest_s / self._retention_s)
-        self._measure_drain(next_offsets)
-
-    async def _received_at(self, partition: int, offset: int, settled_at: dict[int, float]) -> float:
-        """When the record at `offset` was received. While the loop moves, the record before it is near enough."""
-        known = self._waiting.get(partition)
-        if known and known[0] == offset:
-            return known[1]
-        self._waiting[partition] = (offset, settled_at.get(partition, time.time()))
-        if partition not in settled_at:
-            place = TopicPartition(self._ledger.topic, partition)
-            try:
-                record = (await self._peek({place: offset}))[place]
-            except BrokerUnavailable:
-                del self._waiting[partition]
-                return time.time()
-            if record is not None:
-                self._waiting[partition] = (offset, record.timestamp / 1000)
-        return self._waiting[partition][1]
-
-    def _measure_drain(self, next_offsets: dict[int, int]) -> None:
-        """From what the lag has done within the last minute, whoever it was that drained or filled it."""
-        lag = sum(max(0, self._ends.get(partition, at) - at) for partition, at in next_offsets.items())
-        now = time.monotonic()
-        self._rates.append((now, lag))
-        then, lag_then = self._rates[0]
-        falls = (lag_then - lag) / (now - then) if now > then else 0.0
-        metrics.drain_seconds.set(0 if not lag else lag / falls if falls > 0 else -1)
 
 
 def revision_number(revision: str | None) -> int:

@@ -5,9 +5,9 @@ from datetime import UTC, datetime, timedelta
 
 from consumer.operations.operation import Operation, Refused
 from consumer.pipeline.peek import peek_with
-from consumer.rebuild.shadow import SHADOW, lines, reached
+from consumer.rebuild.shadow import SHADOW, STALLED, lines, reached
 from consumer.store.ledger import LIVE
-from consumer.store.schema import ANALYTICS_TABLES, at
+from consumer.store.schema import ANALYTICS_TABLES, KEPT_COLUMNS, at
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ async def note_unseen(operation: Operation) -> None:
                 """  # noqa: S608  our own names
             )
     if not await reached(operation, offsets, timeout_s=600):
-        raise Refused("the rebuild does not get on: is Kafka well? --resume goes on")
+        raise Refused(STALLED)
 
 
 async def _first_times(operation: Operation) -> dict[int, datetime]:
@@ -86,6 +86,21 @@ async def carry_over(operation: Operation) -> dict[str, int]:
         )
         carried[name] = int(status.rpartition(" ")[2])
     return carried
+
+
+async def keep_known_ids(operation: Operation) -> None:
+    """Where the topic still has a later version of a span but not the one that told an id, the live row knows it."""
+    for name, table in ANALYTICS_TABLES.items():
+        kept = [column.name for column in table.columns if column.name in KEPT_COLUMNS and column.nullable]
+        await operation.database.execute(
+            f"""
+            UPDATE {SHADOW}.{name} AS shadow
+            SET ({", ".join(kept)}) = ROW({", ".join(f"coalesce(shadow.{column}, live.{column})" for column in kept)})
+            FROM public.{name} AS live
+            WHERE live.id = shadow.id
+                AND ({" OR ".join(f"shadow.{column} IS NULL AND live.{column} IS NOT NULL" for column in kept)})
+            """  # noqa: S608  our own names
+        )
 
 
 def _expired_until(operation: Operation) -> datetime | None:

@@ -1,6 +1,6 @@
 """Connections to Postgres with every timeout spelled out, and the fate of each of its errors."""
 
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import Enum
 from weakref import WeakSet
 
@@ -12,6 +12,7 @@ CONNECT_TIMEOUT_S = 5.0
 STATEMENT_TIMEOUT_S = 30
 LOCK_TIMEOUT_S = 5
 IDLE_IN_TRANSACTION_TIMEOUT_S = 8  # a zombie frozen inside its transaction holds the ledger's lock no longer
+CLOCK_SKEW_S_MAX = 60.0
 _2000_US = 946_684_800_000_000  # Postgres counts from there
 
 
@@ -85,6 +86,30 @@ async def why_not_writable(connection: asyncpg.Connection) -> str:
     return ""
 
 
+async def clock_skew_s(connection: asyncpg.Connection) -> float:
+    """How far the server's clock is ahead of this host's, to within the time of a round trip."""
+    before = datetime.now(UTC)
+    theirs: datetime = await connection.fetchval("SELECT clock_timestamp()")
+    after = datetime.now(UTC)
+    if before <= theirs <= after:
+        return 0.0
+    return (theirs - after).total_seconds() if theirs > after else (theirs - before).total_seconds()
+
+
+async def check_clock(connection: asyncpg.Connection) -> None:
+    """Before rows are deleted or left out for their age: whoever of the two is wrong, nothing is.
+
+    Raises:
+        ClocksDiffer
+    """
+    if abs(await clock_skew_s(connection)) > CLOCK_SKEW_S_MAX:
+        raise ClocksDiffer("clocks differ")
+
+
+class ClocksDiffer(asyncpg.InterfaceError):
+    """This host and Postgres differ by more than CLOCK_SKEW_S_MAX about what time it is."""
+
+
 class Fate(Enum):
     """What an error of the database means for the batch that met it."""
 
@@ -125,6 +150,10 @@ _EXPLAINED = {
     "3D000": ("no such database", "check the name in ANALYTICS_DATABASE_URL, or create it"),
     "57P03": ("starting up or shutting down", "wait"),
     "57P01": ("shut down", "start the server"),
+    "ClocksDiffer": (
+        "the clocks of this host and of Postgres are more than a minute apart",
+        "run NTP on both; until then nothing expires and nobody is erased",
+    ),
     "08P01": ("protocol violation", "is a connection pooler between? docs/scaling.md says which modes work"),
 }
 _OUT_OF_REACH = ("08", "28", "3D000", "57P", "53300")
@@ -140,14 +169,14 @@ def explained(name: str) -> str:
     if name not in _EXPLAINED:
         return name
     meaning, remedy = _EXPLAINED[name]
-    return f"{meaning} (SQLSTATE {name}): {remedy}"
+    return f"{meaning} ({name if name.isalpha() else f'SQLSTATE {name}'}): {remedy}"
 
 
 def is_out_of_reach(error: BaseException) -> bool:
     """Whether there is no working connection, rather than a server that refused a statement."""
     if isinstance(error, asyncpg.PostgresError):
         return (error.sqlstate or "").startswith(_OUT_OF_REACH)
-    return not isinstance(error, ENCODER_ERRORS)
+    return not isinstance(error, (*ENCODER_ERRORS, ClocksDiffer))
 
 
 def fate_of(error: BaseException) -> Fate:

@@ -236,6 +236,8 @@ erasures = Table(
     comment="The deletions that suppressions ask for, with their progress",
 )
 
+# An upsert never replaces these by NULL: what an earlier version of a span told is still known.
+KEPT_COLUMNS = ("user_id", "organization_id", "session_id")
 Row = tuple[Any, ...]
 INDEX = {
     name: {column.name: index for index, column in enumerate(table.columns)} for name, table in ANALYTICS_TABLES.items()

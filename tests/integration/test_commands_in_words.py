@@ -24,7 +24,6 @@ async def test_an_error_of_a_reached_database_is_named_and_is_no_failure_to_conn
     await stack.fetch("ALTER TABLE ingest.dead_letters RENAME TO elsewhere")
     code, _, err = await command(stack, "dead-letters", "list")
     assert (code, "not migrated" in err, "alembic upgrade head" in err, "no answer" in err) == (1, True, True, False)
-    assert (await command(stack, "status"))[0] == 1
     await stack.fetch("ALTER TABLE ingest.elsewhere RENAME TO dead_letters")
     name = stack.database_url.rpartition("/")[2]
     await stack.fetch(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
