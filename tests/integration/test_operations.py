@@ -106,8 +106,7 @@ async def test_the_lag_of_a_quiet_partition_is_the_age_of_what_waits_and_not_of_
     def told(name: str) -> float:
         with urllib.request.urlopen(url, timeout=3) as answer:
             found = re.search(rf"^{re.escape(name)} (\S+)", answer.read().decode(), re.MULTILINE)
-        assert found
-        return float(found.group(1))
+        return float(found.group(1)) if found else -1
 
     async def says_seconds() -> bool:
         return 40 <= await asyncio.to_thread(told, 'consumer_lag_seconds{partition="0"}') < 100
