@@ -1,10 +1,8 @@
 """Every metric of the receiver: name with unit, labels from closed sets, a sentence."""
 
-from typing import get_args
-
 from prometheus_client import Counter, Gauge, Histogram
 
-from receiver.translate.reference import IgnoreReason, RejectReason
+from receiver.translate.outcome import IGNORE_REASONS, REJECT_REASONS
 from shared.events import TABLES
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 3.5, 5, 10)
@@ -43,9 +41,9 @@ for _code in CODES:
     requests.labels(_code)
 for _cause in REFUSALS:
     refusals.labels(_cause)
-for _reason in get_args(IgnoreReason):
+for _reason in IGNORE_REASONS:
     spans_ignored.labels(_reason)
-for _reason in get_args(RejectReason):
+for _reason in REJECT_REASONS:
     spans_rejected.labels(_reason)
 for _table in TABLES:
     events_published.labels(_table)

@@ -9,7 +9,6 @@ from typing import NamedTuple
 from google.protobuf.message import DecodeError
 
 from receiver.decode import otlp, scan
-from receiver.translate import speedups
 from shared.errors import Permanent
 
 # What a legitimate span may bring along beside itself: its group, the group's resource, scope and schema.
@@ -43,12 +42,6 @@ def read_request(body: bytes, *, spans_max: int) -> list[ResourceSpans]:
         MalformedRequest: the bytes are no such request.
         TooManySpans: more than `spans_max` spans, or more pieces than that many spans need.
     """
-    cut = speedups.cut(body, spans_max=spans_max, pieces_max=_pieces_max(spans_max))
-    return parsed_request(body, spans_max=spans_max) if cut is None else [ResourceSpans(*group) for group in cut]
-
-
-def parsed_request(body: bytes, *, spans_max: int) -> list[ResourceSpans]:
-    """The same by protobuf, which is what it has to be the same as."""
     pieces_max = _pieces_max(spans_max)
     try:
         if len(body) > _PIECE_BYTES_MIN * pieces_max and scan.has_more_pieces(

@@ -215,7 +215,10 @@ class TraceService:
     def _work(self, body: bytes, tally: Tally) -> Iterator[None]:
         """A few spans a step, or one that takes long."""
         received_at_ms = time.time_ns() // 1_000_000
-        for group in read_request(body, spans_max=self._settings.max_spans_per_request):
+        groups = read_request(body, spans_max=self._settings.max_spans_per_request)
+        traces = self._records.traces()
+        yield from traces.read(groups)
+        for group in groups:
             metrics.spans_received.inc(len(group.spans))
             if not self._settings.telemetry_enabled:
                 tally.ignored["telemetry_disabled"] += len(group.spans)
@@ -224,7 +227,7 @@ class TraceService:
                 part = ResourceSpans(group.resource, group.spans[start : start + SPANS_SIFTED])
                 sifted = self._records.sifted(part)
                 tally.ignored["not_product_event"] += len(part.spans) - len(sifted.spans)
-                for answers in self._records.of(sifted):
+                for answers in self._records.of(sifted, traces):
                     self._settle(answers, tally, received_at_ms)
                     yield
                 yield

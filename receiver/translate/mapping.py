@@ -7,6 +7,7 @@ models in shared/events.py.
 
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 from typing import get_args
 
 from shared.events import BaseEvent, EndpointUsage, FeatureUsage, ModelUsage, UserActivity, text_limits
@@ -154,7 +155,7 @@ class Constant:
     when: tuple[When, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Column:
     """The first key that is present fills the column: of each key first the span's attribute, then the resource's."""
 
@@ -164,17 +165,17 @@ class Column:
     otherwise: Setting | Constant | None = None
     is_shared_by_trace: bool = False  # absent, it is taken from other spans of the trace
 
-    @property
+    @cached_property
     def key_names(self) -> tuple[bytes, ...]:
         return tuple(key.name for key in self.keys)
 
-    @property
+    @cached_property
     def bad(self) -> str | None:
         """Why a span is rejected whose value is of no use; None where such a value is absent."""
         return f"invalid_{self.name}" if isinstance(self.read, HashedId) else None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Table:
     """One kind of event. Chosen by `event.category`, or inferred where one of the conditions holds."""
 
@@ -182,22 +183,22 @@ class Table:
     inferred_when: tuple[When, ...] = ()
     excluded_by: str = ""  # the column whose value may exclude an inferred event: ENDPOINT_EXCLUDE
 
-    @property
+    @cached_property
     def name(self) -> str:
         name: str = self.event.model_fields["table"].default
         return name
 
-    @property
+    @cached_property
     def columns(self) -> tuple[Column, ...]:
         """In the order on the wire."""
         return tuple(BY_NAME[name] for name in self.event.model_fields if name not in ("schema_version", "table"))
 
-    @property
+    @cached_property
     def chars_max(self) -> dict[str, int]:
         """Longest text of each text column, in code points."""
         return text_limits(self.event)
 
-    @property
+    @cached_property
     def missing(self) -> dict[str, str]:
         """By column: why a span is rejected that has no value for it."""
         fields = self.event.model_fields
@@ -303,8 +304,10 @@ TABLES = (  # in the order in which their conditions are tried
 
 # ---- what follows from it
 
-ID_KEYS = tuple(key for column in COLUMNS if isinstance(column.read, HashedId) for key in column.key_names)
-SHARED_KEYS = tuple(key for column in COLUMNS if column.is_shared_by_trace for key in column.key_names)
+ID_COLUMNS = tuple(column for column in COLUMNS if isinstance(column.read, HashedId))
+ID_KEYS = tuple(key for column in ID_COLUMNS for key in column.key_names)
+SHARED_COLUMNS = tuple(column for column in COLUMNS if column.is_shared_by_trace)
+SHARED_KEYS = tuple(key for column in SHARED_COLUMNS for key in column.key_names)
 REJECT_REASONS = tuple(
     dict.fromkeys(
         [
