@@ -17,7 +17,6 @@ from consumer.settings import ConsumerSettings, DoctorSettings
 from consumer.store.database import DATABASE_ERRORS, error_name, explained, is_out_of_reach
 from shared import probes
 from shared.broker import (
-    BATCH_BYTES_MAX,
     HOUR_MS,
     KAFKA_ERRORS,
     connection_options,
@@ -25,6 +24,7 @@ from shared.broker import (
     topic_config,
 )
 from shared.lifecycle import ended
+from shared.wire import BATCH_BYTES_MAX
 
 
 async def doctor(settings: DoctorSettings, *, receiver_metrics: str | None = None) -> list[Diagnosis]:

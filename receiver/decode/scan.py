@@ -20,12 +20,28 @@ _VALUE.update({5: {1: _VALUE}, 6: {1: _KEY_VALUE}})
 SPAN: Shape = {9: _KEY_VALUE}
 RESOURCE: Shape = {1: _KEY_VALUE}
 
+# A value inside a value costs as much to parse as an attribute: about 1 us and 100 bytes.
+_PIECES_MAX = 65_536
+# Two bytes a piece: what is shorter parses within milliseconds, whatever it holds.
+_UNSCANNED_BYTES = 64 * 1024
+
 _VARINT_BYTES_MAX = 10
 _DEPTH_MAX = 100  # protobuf's own
 
 
 class Unreadable(Exception):  # noqa: N818  what the bytes are
     """The bytes end, or turn senseless, inside a field, or nest deeper than protobuf reads."""
+
+
+def is_too_large(raw: bytes, shape: Shape, *, bytes_max: int) -> bool:
+    """Judged before a span or resource is parsed, where parsing could cost much.
+
+    Raises:
+        Unreadable: these bytes are no message.
+    """
+    if len(raw) > bytes_max:
+        return True
+    return len(raw) > _UNSCANNED_BYTES and has_more_pieces(raw, shape, pieces_max=_PIECES_MAX)
 
 
 def has_more_pieces(body: bytes, shape: Shape, *, pieces_max: int) -> bool:  # noqa: C901, PLR0912  one loop, hot

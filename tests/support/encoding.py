@@ -2,18 +2,16 @@
 
 import struct
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
-from itertools import chain
 from typing import Any
 
 from receiver.decode.spans import ResourceSpans
 from receiver.translate.attributes import Notes
-from receiver.translate.outcome import Ignored, Outcome, Rejected
-from receiver.translate.records import Answer, Records
+from receiver.translate.identity import Traces
+from receiver.translate.outcome import Outcome
 from receiver.translate.reference import read_resource, translate
 from receiver.translate.rules import Rules
-from shared.identity import hasher
-from shared.wire import encode
+from shared.identity import Hasher
+from support.engines import Answers, answers_by, engines
 
 TRACE_ID = bytes.fromhex("0af7651916cd43dd8448eb211c80319c")
 SPAN_ID = bytes.fromhex("b7ad6b7169203331")
@@ -91,13 +89,18 @@ def span_bytes(
     span_id: bytes = SPAN_ID,
     start_ns: int = START_NS,
     end_ns: int = END_NS,
+    parent: bytes = b"",
+    name: bytes = b"work",
+    trace_state: bytes = b"",
     more: bytes = b"",
 ) -> bytes:
     return b"".join(
         [
             field(1, trace_id),
             field(2, span_id),
-            field(5, b"GET /"),
+            *([field(3, trace_state)] if trace_state else []),
+            *([field(4, parent)] if parent else []),
+            field(5, name),
             b"\x30" + varint(kind),
             b"\x39" + struct.pack("<Q", start_ns),
             b"\x41" + struct.pack("<Q", end_ns),
@@ -119,27 +122,29 @@ def request_bytes(*groups: tuple[bytes, list[bytes]]) -> bytes:
     )
 
 
-PLAIN = Rules(hashed=hasher("hash"))
+PLAIN = Rules(hashed=Hasher("hash"))
 
 
 def rules(**settings: Any) -> Rules:
-    return Rules(**{"hashed": hasher("hash"), **settings})
+    return Rules(**{"hashed": Hasher("hash"), **settings})
 
 
 def translated(raw: bytes, resource: bytes = b"", by: Rules = PLAIN, notes: Notes | None = None) -> Outcome:
-    """The outcome by the long way. What is served must be the same, byte for byte, as often as it is asked for."""
-    found = translate(raw, read_resource(resource, by), by, notes)
-    expected = as_served(found)
-    for _ in range(4):  # by then speedups has been told all that it can be
-        assert [*chain.from_iterable(records(by).of(ResourceSpans(resource, [raw])))] == [expected], (raw, resource)
+    """The outcome by the reference. What is served must be the same, byte for byte, as often as it is asked for."""
+    traces = traces_of([ResourceSpans(resource, [raw])], by)
+    found = translate(raw, read_resource(resource, by), by, traces=traces, notes=notes)
+    expected = Answers.of([found])
+    for engine in engines(by):
+        for _ in range(2):
+            assert answers_by(engine, request_bytes((resource, [raw]))) == expected, (engine.name, raw, resource)
     return found
 
 
-def as_served(found: Outcome) -> Answer:
-    return found if isinstance(found, Ignored | Rejected) else encode(found)
-
-
-records = lru_cache(64)(Records)
+def traces_of(groups: list[ResourceSpans], by: Rules) -> Traces:
+    traces = Traces(by)
+    for _ in traces.read(groups):
+        pass
+    return traces
 
 
 def outcome(

@@ -10,7 +10,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from receiver.decode.spans import MalformedRequest, TooManySpans
 from receiver.translate.explain import Explanation, explain_file
-from shared.identity import hasher
+from shared.identity import Hasher
 from support.encoding import ID, LOGIN, PLAIN, SERVER, request_bytes, resource_bytes, rules, span_bytes
 
 LOGIN_SPAN = {
@@ -33,6 +33,10 @@ EXPLAINED = {
         "id": ID,
         "timestamp": "2026-11-23T18:53:20.123456+00:00",
         "deployment_type": "self-hosted",
+        "service_name": "shop",
+        "service_version": None,
+        "trace_id": "0af76519-16cd-43dd-8448-eb211c80319c",
+        "weight": 1.0,
         "user_id": "ff8d9819fc0e12bf",
         "organization_id": None,
         "event_type": "login",
@@ -50,6 +54,7 @@ EXPLAINED = {
         "table": "span event.category",
         "timestamp": "start_time_unix_nano",
         "deployment_type": "setting DEPLOYMENT_TYPE",
+        "service_name": "resource service.name",
         "user_id": "span user.id",
         "event_type": "span event.type",
         "session_id": "span session.id",
@@ -123,14 +128,11 @@ def test_an_id_that_is_no_hex_is_the_spans_trouble() -> None:
 
 def test_the_settings_decide() -> None:
     """What is explained is this deployment's answer."""
-    by = rules(hashed=hasher("hash", b"k" * 32), metadata_attributes=(), deployment_type="cloud")
+    by = rules(hashed=Hasher("hash", b"k" * 32), metadata_attributes=(), deployment_type="cloud")
     (found,) = explain_file(request_bytes((RESOURCE, [span_bytes(LOGIN)])), by)
     assert found.columns["user_id"] != "73475cb40a568e8d"
     assert found.columns["deployment_type"] == "cloud"
-    assert found.dropped == [
-        {"name": "service.name", "rule": "not_allowed"},
-        {"name": "host.name", "rule": "not_allowed"},
-    ]
+    assert found.dropped == [{"name": "host.name", "rule": "not_allowed"}]  # service.name is a column
 
 
 def test_where_an_endpoint_comes_from_is_told() -> None:
