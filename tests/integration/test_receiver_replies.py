@@ -72,7 +72,7 @@ async def test_ok_means_that_the_records_are_in_the_topic(
         record = records[str(feature.id)]
         assert json.loads(record.value) == feature.value()
         assert record.partition == int.from_bytes(feature.id.bytes[-4:], "big") % PARTITIONS
-        assert dict(record.headers) == {"event_type": b"feature_usage", "schema_version": b"1"}
+        assert dict(record.headers) == {"event_type": b"feature_usage", "schema_version": b"2"}
         assert record.timestamp_type == 0
         assert before_ms <= record.timestamp <= after_ms, "the record's time is ours and never the span's"
 
