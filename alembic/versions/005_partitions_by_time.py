@@ -51,7 +51,8 @@ BEGIN
         leaf_name := base_name || '_' || number;
     END LOOP;
     EXECUTE format(
-        'CREATE TABLE partitions.%I (LIKE %s INCLUDING DEFAULTS INCLUDING STORAGE INCLUDING COMMENTS)', leaf_name, parent
+        'CREATE TABLE partitions.%I (LIKE %s INCLUDING DEFAULTS INCLUDING STORAGE INCLUDING COMMENTS)',
+        leaf_name, parent
     );
     IF lower_bound IS NULL THEN
         EXECUTE format('ALTER TABLE %s ATTACH PARTITION partitions.%I DEFAULT', parent, leaf_name);
@@ -136,8 +137,9 @@ def _partition(table: str, until: datetime, interval: Interval) -> None:
     views = _views(table)
     grants = _grants(table)
     key, old = f"pk_{table}", f"{table}_before_partitions"
+    beside = KEY_BESIDE.format(table=table)
     op.execute(f"ALTER TABLE public.{table} DROP CONSTRAINT {key}")
-    op.execute(f"ALTER TABLE public.{table} ADD CONSTRAINT {key} PRIMARY KEY USING INDEX {KEY_BESIDE.format(table=table)}")
+    op.execute(f"ALTER TABLE public.{table} ADD CONSTRAINT {key} PRIMARY KEY USING INDEX {beside}")
     op.execute(f"ALTER TABLE public.{table} RENAME TO {old}")
     op.execute(f"ALTER TABLE public.{old} SET SCHEMA partitions")
     op.execute(
@@ -170,9 +172,7 @@ def _partition(table: str, until: datetime, interval: Interval) -> None:
         )
         spans = [span for span in ahead(datetime.now(UTC), interval) if span[0] >= until]
     for lower, upper in spans:
-        op.execute(
-            f"SELECT ingest.attach_partition('public.{table}', '{lower.isoformat()}', '{upper.isoformat()}')"
-        )
+        op.execute(f"SELECT ingest.attach_partition('public.{table}', '{lower.isoformat()}', '{upper.isoformat()}')")
     for statement in views:
         op.execute(statement)
 
@@ -222,9 +222,7 @@ def _comment(table: str, like: str) -> str:
 
 def _index(table: str) -> None:
     for column in ("organization_id", "user_id"):
-        op.create_index(
-            f"ix_{table}_{column}", table, [column], postgresql_where=sa.text(f"{column} IS NOT NULL")
-        )
+        op.create_index(f"ix_{table}_{column}", table, [column], postgresql_where=sa.text(f"{column} IS NOT NULL"))
     op.create_index(
         f"ix_{table}_timestamp",
         table,
@@ -302,4 +300,4 @@ def _to_writers(privilege: str) -> str:
                 EXECUTE format('GRANT {privilege} TO %I', holder);
             END LOOP;
         END $$
-    """
+    """  # noqa: S608  our own names

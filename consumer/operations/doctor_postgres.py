@@ -12,8 +12,12 @@ from consumer.store.database import (
     IDLE_IN_TRANSACTION_TIMEOUT_S,
     LOCK_TIMEOUT_S,
     STATEMENT_TIMEOUT_S,
+    TransactionPooling,
     clock_skew_s,
     connect,
+    error_name,
+    explained,
+    refuse_transaction_pooling,
     why_not_writable,
 )
 from consumer.store.schema import ANALYTICS_TABLES, SCHEMA_REVISION
@@ -31,6 +35,12 @@ CONSUMER_GRANTS = {
 
 
 async def postgres(settings: ConsumerSettings) -> AsyncIterator[Diagnosis]:
+    try:
+        await refuse_transaction_pooling(settings.database_url)
+    except TransactionPooling as error:
+        detail, _, remedy = explained(error_name(error)).partition(": ")
+        yield Diagnosis("pooler", "error", detail, remedy)
+        return
     connection = await connect(settings.database_url, application_name="telemetry-doctor")
     try:
         for check in (_revision, _grants, _writable, _locks, _timeouts, _disk, _clock):

@@ -1,7 +1,7 @@
 """timestamps -> partitions: made before the rows that need them, so that none but outliers lie in the default one.
 
-A partition is a month, a week or a day in UTC, cut where it would overlap one that is there. Making and dropping them is
-done by two functions of the schema `ingest`, which run with the rights of the tables' owner.
+A partition is a month, a week or a day in UTC, shortened where it would overlap one that is there. Two functions of the
+schema `ingest` make and drop them, with the rights of the tables' owner.
 """
 
 import asyncio
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Literal, NamedTuple
 
+import asyncpg
 import structlog
 from asyncpg import Connection
 
@@ -26,6 +27,9 @@ IntervalName = Literal["month", "week", "day"]
 EVERY_S = 3600.0
 AFTER_ERROR_S = 30.0
 ADVISORY_LOCK = 0x7E1E_0004  # who looks after partitions: one consumer of all
+COUNTED_ROWS_MAX = 1_000_000
+DROP_ATTEMPTS = 60
+DROP_PAUSE_S = 0.5
 MOVED_INTERVALS_MAX = 50  # out of the default partition in one go
 _LOWEST, _HIGHEST = -(2**63), 2**63 - 1
 
@@ -105,7 +109,7 @@ _BOUNDS = re.compile(r"FOR VALUES FROM \((.*)\) TO \((.*)\)")
 
 def _bound(text: str, unbounded: int) -> int:
     """Our connections' time zone is UTC, so that bounds are told as '2026-11-01 00:00:00+00'."""
-    if text in ("MINVALUE", "MAXVALUE"):
+    if text in ("MINVALUE", "MAXVALUE", "'-infinity'", "'infinity'"):
         return unbounded
     return us_of(datetime.fromisoformat(text.strip("'")))
 
@@ -120,7 +124,7 @@ class Known:
         self._unmade: set[tuple[str, Span]] = set()
 
     async def load(self, connection: Connection) -> None:
-        """Look them up anew, and see to it that each table has a default partition: without it rows would be refused."""
+        """Look them up anew. Make the default partitions that are missing: without one an outlier would be refused."""
         self._unmade = set()
         for table in ANALYTICS_TABLES:
             await _attach(connection, self._schema, table, None)
@@ -162,12 +166,17 @@ class Known:
         lowest, highest = self._interval.reach(now)
         for table in ANALYTICS_TABLES:
             spans = set(ahead(now, self._interval))
+            default = await connection.fetchval(
+                """
+                SELECT format('%I.%I', relnamespace::regnamespace, relname) FROM pg_class
+                WHERE oid = (SELECT partdefid FROM pg_partitioned_table WHERE partrelid = to_regclass($1))
+                """,
+                f"{self._schema}.{table}",
+            )
             rows = await connection.fetch(
                 f"""
-                SELECT DISTINCT date_trunc('day', timestamp, 'UTC') AS day FROM {self._schema}.{table}
-                WHERE tableoid = (
-                    SELECT partdefid FROM pg_partitioned_table WHERE partrelid = '{self._schema}.{table}'::regclass
-                ) AND timestamp >= $1 AND timestamp < $2 LIMIT 1000
+                SELECT DISTINCT date_trunc('day', timestamp, 'UTC') AS day FROM {default}
+                WHERE timestamp >= $1 AND timestamp < $2 LIMIT 1000
                 """,  # noqa: S608  our own names
                 lowest,
                 highest,
@@ -192,6 +201,40 @@ def _free(partitions: Iterable[Partition], span: Span) -> list[Span]:
     return [(EPOCH + timedelta(microseconds=start), EPOCH + timedelta(microseconds=end)) for start, end in free]
 
 
+async def drop_expired(connection: Connection, table: str, until: datetime) -> int:
+    """Drop the live partitions that end at or before `until`; how many rows went, above a million by estimate.
+
+    Raises:
+        asyncpg.LockNotAvailableError: the table was busy at every attempt; writers waited for 150 ms at each.
+    """
+    rows = 0
+    for partition in await partitions_of(connection, "public", table):
+        if partition.upper <= us_of(until):
+            rows += await _count(connection, partition)
+            await _drop(connection, partition, until)
+            log.info("partition_dropped", table=table, partition=partition.name)
+    return rows
+
+
+async def _count(connection: Connection, partition: Partition) -> int:
+    estimate: float = await connection.fetchval("SELECT reltuples FROM pg_class WHERE oid = $1", partition.oid)
+    if estimate > COUNTED_ROWS_MAX:
+        return int(estimate)
+    return int(await connection.fetchval(f"SELECT count(*) FROM {partition.name}"))  # noqa: S608  our own name
+
+
+async def _drop(connection: Connection, partition: Partition, until: datetime) -> None:
+    for attempt in range(1, DROP_ATTEMPTS + 1):
+        try:
+            await connection.execute("SELECT ingest.drop_partition($1::oid::regclass, $2)", partition.oid, until)
+        except asyncpg.LockNotAvailableError:
+            if attempt == DROP_ATTEMPTS:
+                raise
+            await asyncio.sleep(DROP_PAUSE_S)
+        else:
+            return
+
+
 async def _attach(connection: Connection, schema: str, table: str, span: Span | None) -> bool:
     """Whether it was made; False when it is there already. None is the default partition."""
     lower, upper = span or (None, None)
@@ -199,6 +242,20 @@ async def _attach(connection: Connection, schema: str, table: str, span: Span | 
         "SELECT ingest.attach_partition(to_regclass($1), $2, $3)", f"{schema}.{table}", lower, upper
     )
     return made
+
+
+async def copy_bounds(connection: Connection, partition: Partition, parent: str) -> None:
+    """Make a partition of `parent` for the same time. Its unbounded ends become those of what a timestamp can be."""
+    await connection.execute(
+        """
+        SELECT ingest.attach_partition(
+            to_regclass($1), coalesce($2::timestamptz, '-infinity'), coalesce($3::timestamptz, 'infinity')
+        )
+        """,
+        parent,
+        None if partition.lower == _LOWEST else EPOCH + timedelta(microseconds=partition.lower),
+        None if partition.upper == _HIGHEST else EPOCH + timedelta(microseconds=partition.upper),
+    )
 
 
 # ---- beside a consumer

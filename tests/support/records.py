@@ -42,7 +42,7 @@ class Made:
             rest.pop("id") == self.id
             and rest.pop("timestamp") == EPOCH + timedelta(microseconds=self.timestamp_us)
             and json.loads(rest.pop("event_metadata")) == self.metadata
-            and rest == {name: self.columns.get(name) for name in rest}
+            and rest == {name: self.columns.get(name, 1.0 if name == "weight" else None) for name in rest}
         )
 
 
