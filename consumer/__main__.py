@@ -96,7 +96,7 @@ async def _consume(settings: ConsumerSettings, state: probes.Health, stop: async
         return
     consumer, retention_ms = joined
     ledger = Ledger(settings.kafka_topic)
-    interval = interval_of(settings.partition_interval)
+    interval = interval_of(settings.partition_interval, retention_days=settings.retention_days)
     erasures = SuppressionsTopic(settings)
     breaker = Breaker(max_ratio=settings.dead_letter_max_ratio, window=settings.dead_letter_window)
     pipelines = [

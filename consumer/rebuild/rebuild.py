@@ -201,7 +201,7 @@ async def _feeding(operation: Operation, rate: float) -> AsyncIterator[None]:
             ledger=ledger,
             breaker=Breaker(max_ratio=1, window=1),
             retention_days=settings.retention_days,
-            interval=interval_of(settings.partition_interval),
+            interval=interval_of(settings.partition_interval, retention_days=settings.retention_days),
             schema=SHADOW,
         ),
         suppressions=erasures,

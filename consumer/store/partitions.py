@@ -8,7 +8,7 @@ import asyncio
 import re
 from bisect import bisect_right
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Literal, NamedTuple
 
@@ -38,11 +38,15 @@ Span = tuple[datetime, datetime]  # from, to
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """`back`: how many before now are made when rows of them come; older rows go to the default partition."""
+    """`back`: how many before now are made when rows of them come; older rows go to the default partition.
+
+    None is made for a time that is past `retention_days`; 0 is for ever.
+    """
 
     name: IntervalName
     ahead: int
     back: int
+    retention_days: int = 0
 
     def around(self, time: datetime) -> Span:
         """The interval that holds the time."""
@@ -57,15 +61,15 @@ class Interval:
 
     def reach(self, now: datetime) -> Span:
         """From where to where partitions are made on demand."""
-        days = {"day": 1, "week": 7, "month": 30}[self.name]
-        return now - timedelta(days=days * self.back), ahead(now, self)[-1][1]
+        days = {"day": 1, "week": 7, "month": 30}[self.name] * self.back
+        return now - timedelta(days=min(days, self.retention_days or days)), ahead(now, self)[-1][1]
 
 
 INTERVALS = {"month": Interval("month", 2, 60), "week": Interval("week", 4, 104), "day": Interval("day", 7, 120)}
 
 
-def interval_of(name: str) -> Interval:
-    return INTERVALS[name]
+def interval_of(name: str, *, retention_days: int = 0) -> Interval:
+    return replace(INTERVALS[name], retention_days=retention_days)
 
 
 def ahead(now: datetime, interval: Interval) -> list[Span]:

@@ -121,7 +121,7 @@ async def test_a_rebuild_keeps_what_was_added_to_the_tables_or_refuses(stack: St
     await stack.fetch("DROP TABLE notes")
     assert (await answered(stack, "rebuild", "--rate", "0"))["swapped"]
     [index] = await stack.fetch("SELECT indexdef FROM pg_indexes WHERE schemaname || indexname = 'publicby_action'")
-    definition = 'ON public.feature_usage USING btree (action, "timestamp") WHERE (action IS NOT NULL)'
+    definition = 'ON ONLY public.feature_usage USING btree (action, "timestamp") WHERE (action IS NOT NULL)'
     assert index["indexdef"].endswith(definition)
     [view] = await stack.fetch("SELECT reloptions FROM pg_class WHERE relname = 'own'")
     assert view["reloptions"] == ["security_barrier=true"]
