@@ -18,7 +18,6 @@ from rich.console import Console
 from bench import consumers, growth, path, receivers
 from bench.report import Report
 from bench.servers import servers
-from receiver.translate import speedups
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -73,7 +72,7 @@ def main(
     report = Report(Console(width=160))
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # ends what was started, as Ctrl-C
     started_at = time.monotonic()
-    report.remark(f"Python {sys.version}; {'with' if speedups.are_there() else 'without'} the receiver's part in C")
+    report.remark(f"Python {sys.version}")
     report.remark(
         f"processes that wanted a CPU in the minute before: {os.getloadavg()[0]:.1f} on {os.cpu_count()} CPUs"
     )

@@ -22,7 +22,6 @@ from receiver.serve.server import Server, is_loopback
 from receiver.serve.turns import Turns
 from receiver.serve.workers import Workers, report
 from receiver.settings import ReceiverSettings
-from receiver.translate import speedups
 from receiver.translate.explain import Explanation, explain_file
 from receiver.translate.records import Records
 from receiver.translate.rules import Rules
@@ -161,7 +160,7 @@ async def serve(settings: ReceiverSettings, *, is_worker: bool = False) -> None:
             if is_worker:
                 running.append(tasks.create_task(report(state, stop), name="report"))
             lifecycle.spare_garbage_collector()
-            log.info("receiver_started", host=settings.host, port=settings.port, speedups=speedups.are_there())
+            log.info("receiver_started", host=settings.host, port=settings.port)
             await stop.wait()
             log.info("receiver_stopping")
             await server.stop()
@@ -194,6 +193,7 @@ def rules_of(settings: ReceiverSettings) -> Rules:
         hashed=identity.hasher(settings.id_hashing, settings.hash_key),
         deployment_type=settings.deployment_type,
         infer_events=settings.infer_events,
+        identity_by_trace=settings.identity_by_trace,
         endpoint_exclude=settings.endpoint_exclude,
         metadata_attributes=settings.metadata_attributes,
         span_bytes_max=settings.max_span_bytes,

@@ -5,7 +5,7 @@ from typing import Literal, get_args
 from prometheus_client import Counter, Gauge, Histogram
 
 from receiver.serve.replies import CAUSES, CODES
-from receiver.translate.reference import IgnoreReason, RejectReason
+from receiver.translate.outcome import IGNORE_REASONS, REJECT_REASONS
 from shared.events import TABLES
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 3.5, 5, 10)
@@ -42,7 +42,7 @@ arriving_bytes = Gauge(
 reads_waiting = Gauge(
     "receiver_reads_waiting", "Calls that wait until the rest of their body may arrive", multiprocess_mode="livesum"
 )
-connections = Gauge("receiver_connections", "Open connections", ["transport"], multiprocess_mode="livesum")
+connections = Gauge("receiver_connections", "Connections that are open now", ["transport"], multiprocess_mode="livesum")
 connections_ended = Counter(
     "receiver_connections_ended", "Connections that the receiver ended, by reason", ["transport", "reason"]
 )
@@ -59,9 +59,9 @@ for _transport in TRANSPORTS:
         connections_ended.labels(_transport, _end)
 for _cause in CAUSES:
     refusals.labels(_cause)
-for _reason in get_args(IgnoreReason):
+for _reason in IGNORE_REASONS:
     spans_ignored.labels(_reason)
-for _reason in get_args(RejectReason):
+for _reason in REJECT_REASONS:
     spans_rejected.labels(_reason)
 for _table in TABLES:
     events_published.labels(_table)

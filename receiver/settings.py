@@ -71,6 +71,7 @@ class ReceiverSettings(ReceiverPlace, KafkaSettings, IdSettings):
         DEFAULT_METADATA, description="attributes that event_metadata may hold; `*` at the end stands for any rest"
     )
     infer_events: bool = Field(True, description="take feature.name and HTTP server spans for events")  # noqa: FBT003
+    identity_by_trace: bool = Field(True, description="let ids on other spans of the trace count")  # noqa: FBT003
     endpoint_exclude: Globs = Field(
         DEFAULT_EXCLUDED, description="globs of endpoints that are no events; `none`: no exclusion"
     )

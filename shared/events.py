@@ -9,7 +9,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field
 
-SCHEMA_VERSION = 1  # the newest of any event
+SCHEMA_VERSION = 2  # the newest of any event
 
 # What Python and timestamptz both hold: 0001-01-01 to 9999-12-31, in microseconds since 1970 UTC.
 TIMESTAMP_US_MIN = -62_135_596_800_000_000
@@ -19,10 +19,16 @@ Text32 = Annotated[str, Field(max_length=32)]
 Text50 = Annotated[str, Field(max_length=50)]
 Text100 = Annotated[str, Field(max_length=100)]
 Text255 = Annotated[str, Field(max_length=255)]
+Duration = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Tokens = Annotated[int, Field(ge=0, le=2**63 - 1)]
 
 
 class BaseEvent(BaseModel):
-    """The fields that every event has. `id` identifies the span; `timestamp_us` is its start, UTC."""
+    """The fields that every event has. `id` identifies the span; `timestamp_us` is its start, UTC.
+
+    `weight` is how many spans this one stands for when the sender kept a share of them. Since version 2:
+    `service_name`, `service_version`, `trace_id`, `weight`.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True, hide_input_in_errors=True)
 
@@ -33,12 +39,16 @@ class BaseEvent(BaseModel):
     deployment_type: Text50
     user_id: Text32 | None = None
     organization_id: Text32 | None = None
+    service_name: Text255 | None = None
+    service_version: Text100 | None = None
+    trace_id: UUID | None = None
+    weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
 
 
 class UserActivity(BaseEvent):
     """A person did something: login, logout, a session."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1, 2] = 2
     table: Literal["user_activity"] = "user_activity"
     user_id: Text32
     event_type: Text50
@@ -49,28 +59,43 @@ class UserActivity(BaseEvent):
 class EndpointUsage(BaseEvent):
     """An endpoint answered a request."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1, 2] = 2
     table: Literal["endpoint_usage"] = "endpoint_usage"
     endpoint: Text255
     method: Annotated[str, Field(max_length=10)] | None = None
     status_code: Annotated[int, Field(ge=0, le=999)] | None = None
-    duration_ms: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    duration_ms: Duration | None = None
     event_metadata: dict[str, Any]
 
 
 class FeatureUsage(BaseEvent):
     """A feature was used."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1, 2] = 2
     table: Literal["feature_usage"] = "feature_usage"
     feature_name: Text100
     action: Text100 | None = None
     event_metadata: dict[str, Any]
 
 
-ProductEvent = UserActivity | EndpointUsage | FeatureUsage
+class ModelUsage(BaseEvent):
+    """A language model answered a call: how many tokens, how long. Since version 2."""
+
+    schema_version: Literal[2] = 2
+    table: Literal["model_usage"] = "model_usage"
+    operation: Text50
+    provider: Text100 | None = None
+    model: Text255 | None = None
+    input_tokens: Tokens | None = None
+    output_tokens: Tokens | None = None
+    duration_ms: Duration | None = None
+    error_type: Text100 | None = None
+    event_metadata: dict[str, Any]
+
+
+ProductEvent = UserActivity | EndpointUsage | FeatureUsage | ModelUsage
 Event = Annotated[ProductEvent, Discriminator("table")]
-Table = Literal["user_activity", "endpoint_usage", "feature_usage"]
+Table = Literal["user_activity", "endpoint_usage", "feature_usage", "model_usage"]
 
 EVENT_MODELS: tuple[type[ProductEvent], ...] = get_args(ProductEvent)
 TABLES: tuple[Table, ...] = get_args(Table)

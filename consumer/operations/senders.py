@@ -20,26 +20,31 @@ DROPPED = {
     "INVALID_ARGUMENT": "they send something else than OTLP traces, or more than MAX_SPANS_PER_REQUEST",
 }
 REJECTED = {
-    "malformed_span": "their exporter writes no valid protobuf; is something between that alters it?",
-    "malformed_resource": "their exporter writes no valid protobuf; is something between that alters it?",
+    "malformed_span": "their exporter writes no valid protobuf; check what stands between it and the receiver",
+    "malformed_resource": "their exporter writes no valid protobuf; check what stands between it and the receiver",
     "invalid_trace_id": "trace ids have 16 bytes, and not all of them zero",
     "invalid_span_id": "span ids have 8 bytes, and not all of them zero",
-    "missing_user_id": "set user.id (or enduser.id, user.hash) on spans with event.category user_activity",
-    "invalid_user_id": "ids are text or whole numbers, in UTF-8",
-    "invalid_organization_id": "ids are text or whole numbers, in UTF-8",
-    "missing_event_type": "set event.type on spans with event.category user_activity",
-    "missing_endpoint": "set http.route or url.path on HTTP server spans",
-    "missing_feature_name": "set feature.name on spans with event.category feature_usage",
-    "invalid_timestamp": "start_time_unix_nano is no time that a row can hold: nanoseconds since 1970",
     "span_too_large": "smaller attributes there, or a larger MAX_SPAN_BYTES here",
     "internal": "a bug of the receiver: see spans_untranslatable in its log",
 }
 IGNORED = {
-    "not_product_event": "no span has event.category or feature.name, or is an HTTP server span with a method",
-    "unknown_category": "event.category is none of user_activity, endpoint_usage and feature_usage",
+    "not_product_event": "no span has event.category or an attribute that makes it an event: see the README",
+    "unknown_category": "event.category names no table of this release",
     "excluded_endpoint": "ENDPOINT_EXCLUDE names every endpoint that is called",
     "telemetry_disabled": "TELEMETRY_ENABLED is false",
 }
+
+
+def remedy_of(reason: str) -> str:
+    """What a sender should change. Reasons of columns are made of the column's name: missing_..., invalid_..."""
+    if reason in REJECTED:
+        return REJECTED[reason]
+    kind, _, column = reason.partition("_")
+    if kind == "missing":
+        return f"set an attribute that fills {column}: README, What becomes an event"
+    if kind == "invalid":
+        return f"attributes that fill {column} are text or whole numbers, in UTF-8: README, What becomes an event"
+    return "see send-your-spans.md"
 
 
 class Mistake(NamedTuple):
@@ -109,7 +114,7 @@ def _of_spans(counted: Callable[[str, str], Counter[str]]) -> Iterator[Mistake]:
             yield Mistake(
                 "spans_rejected",
                 f"{count} of {published + rejected.total()} events were rejected: {reason}",
-                f"{REJECTED.get(reason, 'see send-your-spans.md')}; {EXPLAIN}",
+                f"{remedy_of(reason)}; {EXPLAIN}",
             )
     if ignored and not published and not rejected:
         [(reason, count)] = ignored.most_common(1)

@@ -115,6 +115,8 @@ def _way(model: type[BaseEvent]) -> _Way:
                 not inner and outer == {"default": None}
             ):
                 or_none = "|"  # half the time of a question mark behind it
+            case {"type": "default", "schema": {"type": "float"} as schema, **outer} if outer.keys() == {"default"}:
+                or_none = ""  # our encoder writes it always
             case schema:
                 or_none = ""
         pattern, convert = _kind(schema)

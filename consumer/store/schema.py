@@ -54,6 +54,16 @@ def _common() -> list[Column[Any]]:
             server_default=text("'{}'::jsonb"),
             comment="Allowed attributes of the span, redacted",
         ),
+        Column("service_name", String(255), comment="Service that sent the span"),
+        Column("service_version", String(100), comment="Version of that service"),
+        Column("trace_id", UUID, comment="Trace of the span"),
+        Column(
+            "weight",
+            Double,
+            nullable=False,
+            server_default=text("1"),
+            comment="Spans that this one stands for, when the sender samples",
+        ),
     ]
 
 
@@ -120,7 +130,24 @@ feature_usage = _analytics(
     comment="Use of features",
 )
 
-SCHEMA_REVISION = "002_ingest_schema"  # the newest migration; a later one is fine too: they only add
+model_usage = _analytics(
+    "model_usage",
+    _id(),
+    Column("operation", String(50), nullable=False, comment="chat, embeddings, text_completion, ..."),
+    Column("provider", String(100), comment="openai, aws.bedrock, ..."),
+    Column("model", String(255), comment="Model that answered, or that was asked"),
+    _hash("user_id", _USER),
+    _hash("organization_id", _ORGANIZATION),
+    Column("input_tokens", BigInteger, comment="Tokens of the prompt"),
+    Column("output_tokens", BigInteger, comment="Tokens of the answer"),
+    Column("duration_ms", Double, comment="Duration in milliseconds"),
+    Column("error_type", String(100), comment="Why the call failed"),
+    _timestamp(),
+    *_common(),
+    comment="Calls of language models, with tokens and duration",
+)
+
+SCHEMA_REVISION = "004_service_trace_weight_models"  # the newest migration; a later one is fine too: they only add
 FATES = ("stored", "duplicates", "dead_lettered", "suppressed", "expired", "skipped")
 
 
@@ -228,14 +255,16 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def _row_maker(table: Table) -> Callable[[Any], Row]:
-    """The values of an event in the order of the table's columns, two of them as their columns take them fastest."""
+    """The values of an event in the order of the table's columns, some of them as their columns take them fastest."""
     names = [column.name for column in table.columns]
     values_of = itemgetter(*("timestamp_us" if name == "timestamp" else name for name in names))
-    id_at, metadata_at = names.index("id"), names.index("event_metadata")
+    uuids_at = [at for at, column in enumerate(table.columns) if isinstance(column.type, UUID)]
+    metadata_at = names.index("event_metadata")
 
     def made(event: BaseEvent) -> Row:
         values = list(values_of(event.__dict__))  # half the time of its attributes
-        values[id_at] = str(values[id_at])
+        for at in uuids_at:
+            values[at] = values[at] and str(values[at])
         values[metadata_at] = to_json(values[metadata_at]).decode()
         return tuple(values)
 
@@ -245,7 +274,7 @@ def _row_maker(table: Table) -> Callable[[Any], Row]:
 def row_of(event: BaseEvent) -> Row:
     """The values of the event's table, in the order of its columns.
 
-    The id is text. The timestamp stays what it is, microseconds since 1970: our connections take it so.
+    Ids are text. The timestamp stays what it is, microseconds since 1970: our connections take it so.
     """
     return _row_makers[event.table](event)
 

@@ -16,7 +16,7 @@ WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = name) \gexec
 SELECT format('GRANT CONNECT, TEMPORARY ON DATABASE %I TO analytics_consumer, analytics_operator', current_database()) \gexec
 GRANT USAGE ON SCHEMA public, ingest TO analytics_consumer, analytics_operator;
 GRANT SELECT ON public.alembic_version TO analytics_consumer, analytics_operator;
-GRANT SELECT, INSERT, UPDATE, DELETE ON public.user_activity, public.endpoint_usage, public.feature_usage
+GRANT SELECT, INSERT, UPDATE, DELETE ON public.user_activity, public.endpoint_usage, public.feature_usage, public.model_usage
     TO analytics_consumer, analytics_operator;
 GRANT SELECT, INSERT, UPDATE, DELETE ON ingest.dead_letters TO analytics_consumer, analytics_operator;
 GRANT SELECT, INSERT, UPDATE ON ingest.partition_offsets, ingest.suppressions TO analytics_consumer, analytics_operator;

@@ -2,7 +2,7 @@
 
 Protobuf refuses a whole message for one string of bad UTF-8, and senders do cut strings in the middle of
 a character. Bytes cost nothing to check, and each value is decoded where it is used, as strictly as it has
-to be. What is not read here (names, scopes, states, what span events and links hold) is not declared, so
+to be. What is not read here (scopes, states, what span events and links hold) is not declared, so
 it is skipped; tests/unit/test_otlp.py compares every field with the published descriptors.
 """
 
@@ -49,6 +49,9 @@ class KeyValueList(Protocol):
 class Span(Protocol):
     trace_id: bytes
     span_id: bytes
+    trace_state: bytes
+    parent_span_id: bytes
+    name: bytes
     kind: int
     start_time_unix_nano: int
     end_time_unix_nano: int
@@ -57,19 +60,12 @@ class Span(Protocol):
     links: Sequence[bytes]  # as events
 
 
-class PlainSpan(Protocol):
-    """A span for whoever knows attributes by their bytes. What those hold is not checked."""
+class Link(Protocol):
+    """A span's place in its trace, and nothing else of it."""
 
     trace_id: bytes
     span_id: bytes
-    kind: int
-    start_time_unix_nano: int
-    end_time_unix_nano: int
-    attributes: Sequence[bytes]
-
-
-class PlainResource(Protocol):
-    attributes: Sequence[bytes]  # as of PlainSpan
+    parent_span_id: bytes
 
 
 class Resource(Protocol):
@@ -106,6 +102,9 @@ SCHEMA: dict[str, dict[str, tuple[int, Any]]] = {
     "Span": {
         "trace_id": (1, _Field.TYPE_BYTES),
         "span_id": (2, _Field.TYPE_BYTES),
+        "trace_state": (3, _Field.TYPE_BYTES),
+        "parent_span_id": (4, _Field.TYPE_BYTES),
+        "name": (5, _Field.TYPE_BYTES),
         "kind": (6, _Field.TYPE_INT32),  # an open enum on the wire
         "start_time_unix_nano": (7, _Field.TYPE_FIXED64),
         "end_time_unix_nano": (8, _Field.TYPE_FIXED64),
@@ -113,15 +112,11 @@ SCHEMA: dict[str, dict[str, tuple[int, Any]]] = {
         "events": (11, [_Field.TYPE_BYTES]),
         "links": (13, [_Field.TYPE_BYTES]),
     },
-    "PlainSpan": {
+    "Link": {
         "trace_id": (1, _Field.TYPE_BYTES),
         "span_id": (2, _Field.TYPE_BYTES),
-        "kind": (6, _Field.TYPE_INT32),
-        "start_time_unix_nano": (7, _Field.TYPE_FIXED64),
-        "end_time_unix_nano": (8, _Field.TYPE_FIXED64),
-        "attributes": (9, [_Field.TYPE_BYTES]),
+        "parent_span_id": (4, _Field.TYPE_BYTES),
     },
-    "PlainResource": {"attributes": (1, [_Field.TYPE_BYTES])},
     "Resource": {"attributes": (1, ["KeyValue"])},
     "ScopeSpans": {"spans": (2, [_Field.TYPE_BYTES])},
     "ResourceSpans": {"resource": (1, [_Field.TYPE_BYTES]), "scope_spans": (2, ["ScopeSpans"])},
@@ -169,17 +164,13 @@ def parse_resource(raw: bytes) -> Resource:
     return cast("Resource", MESSAGES["Resource"].FromString(raw))
 
 
-def parse_plain_resource(raw: bytes) -> PlainResource:
-    return cast("PlainResource", MESSAGES["PlainResource"].FromString(raw))
-
-
 _span_of = MESSAGES["Span"].FromString
-_plain_span_of = MESSAGES["PlainSpan"].FromString
+_link_of = MESSAGES["Link"].FromString
 
 
 def parse_span(raw: bytes) -> Span:
     return cast("Span", _span_of(raw))
 
 
-def parse_plain_span(raw: bytes) -> PlainSpan:
-    return cast("PlainSpan", _plain_span_of(raw))
+def parse_link(raw: bytes) -> Link:
+    return cast("Link", _link_of(raw))

@@ -3,19 +3,20 @@
 Spans stay bytes so that one that is broken costs nobody but itself.
 """
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import NamedTuple
 
 from google.protobuf.message import DecodeError
 
 from receiver.decode import otlp, scan
-from receiver.translate import speedups
 from shared.errors import Permanent
 
-# What a legitimate span may bring along beside itself: its group, the group's resource, scope and schema.
-_PIECES_PER_SPAN = 4
+# A span may stand alone in its scope, and its scope in its group: that makes the group, its resource and schema, the
+# scope's spans, scope and schema, and the span.
+_PIECES_PER_SPAN = 7
 _PIECES_SPARE = 1024
 _PIECE_BYTES_MIN = 2
+_GROUPS_A_STEP = 1_000  # 3 ms
 
 
 class MalformedRequest(Permanent):
@@ -34,25 +35,30 @@ class ResourceSpans(NamedTuple):
 
 
 def read_request(body: bytes, *, spans_max: int) -> list[ResourceSpans]:
+    """What `reading` returns, at one go."""
+    steps = reading(body, spans_max=spans_max)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            groups: list[ResourceSpans] = end.value
+            return groups
+
+
+def reading(body: bytes, *, spans_max: int) -> Generator[None, None, list[ResourceSpans]]:
     """The spans of an ExportTraceServiceRequest by resource, as bytes; groups without a span are left out.
 
-    Memory is bounded before anything is made for each span or group: a body that could hold more than
-    4 x `spans_max` + 1024 pieces is counted first.
+    In steps of a few milliseconds. Memory is bounded before anything is made for each span or group: a body that
+    could hold more than 7 x `spans_max` + 1024 pieces is counted first.
 
     Raises:
         MalformedRequest: the bytes are no such request.
         TooManySpans: more than `spans_max` spans, or more pieces than that many spans need.
     """
-    cut = speedups.cut(body, spans_max=spans_max, pieces_max=_pieces_max(spans_max))
-    return parsed_request(body, spans_max=spans_max) if cut is None else [ResourceSpans(*group) for group in cut]
-
-
-def parsed_request(body: bytes, *, spans_max: int) -> list[ResourceSpans]:
-    """The same by protobuf, which is what it has to be the same as."""
     pieces_max = _pieces_max(spans_max)
     try:
-        if len(body) > _PIECE_BYTES_MIN * pieces_max and scan.has_more_pieces(
-            body, scan.REQUEST, pieces_max=pieces_max
+        if len(body) > _PIECE_BYTES_MIN * pieces_max and (
+            yield from scan.counting(body, scan.REQUEST, pieces_max=pieces_max)
         ):
             raise TooManySpans(f"more than {spans_max} spans")
         request = otlp.parse_request(body)
@@ -60,7 +66,9 @@ def parsed_request(body: bytes, *, spans_max: int) -> list[ResourceSpans]:
         raise MalformedRequest("not an ExportTraceServiceRequest") from None
     found = []
     room = spans_max
-    for group in request.resource_spans:
+    for number, group in enumerate(request.resource_spans, 1):
+        if number % _GROUPS_A_STEP == 0:
+            yield
         scopes = group.scope_spans
         spans = [span for scope in scopes for span in scope.spans] if scopes else None
         if not spans:

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequenc
 import structlog
 
 from receiver import metrics
-from receiver.decode.spans import ResourceSpans, read_request
+from receiver.decode.spans import ResourceSpans, reading
 from receiver.publish.publisher import Publisher
 from receiver.serve import replies
 from receiver.serve.auth import Keys
@@ -173,7 +173,10 @@ class Export:
     def _work(self, body: bytes, tally: Tally) -> Iterator[None]:
         """A few spans a step, or one that takes long."""
         received_at_ms = time.time_ns() // 1_000_000
-        for group in read_request(body, spans_max=self._settings.max_spans_per_request):
+        groups = yield from reading(body, spans_max=self._settings.max_spans_per_request)
+        traces = self._records.traces()
+        yield from traces.read(groups)
+        for group in groups:
             metrics.spans_received.inc(len(group.spans))
             if not self._settings.telemetry_enabled:
                 tally.ignored["telemetry_disabled"] += len(group.spans)
@@ -182,7 +185,7 @@ class Export:
                 part = ResourceSpans(group.resource, group.spans[start : start + SPANS_SIFTED])
                 sifted = self._records.sifted(part)
                 tally.ignored["not_product_event"] += len(part.spans) - len(sifted.spans)
-                for answers in self._records.of(sifted):
+                for answers in self._records.of(sifted, traces):
                     self._settle(answers, tally, received_at_ms)
                     yield
                 yield

@@ -5,10 +5,11 @@ counts. Whatever else is there decides, even when its type is of no use.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal, NamedTuple
 
 from receiver.decode.otlp import AnyValue, KeyValue, ValueKind
+from receiver.translate.own_ids import OwnIds
 
 AttributeMap = Mapping[bytes, AnyValue]
 Keys = tuple[bytes, ...]
@@ -27,7 +28,7 @@ class Notes:
 
     def __init__(self) -> None:
         self.cuts: set[str] = set()
-        self.own_ids: Mapping[str, str] = {}  # the span's raw ids and their hashes
+        self.own_ids = OwnIds(hashed=str)  # of the span; reading gives it
 
     def cut(self, place: str, rule: str) -> None:  # noqa: ARG002  for explain
         self.cuts.add(place)
@@ -61,17 +62,23 @@ class Attributes(NamedTuple):
     notes: Notes
 
     def first(self, keys: Keys, column: str) -> Found | None:
-        """The first of `keys` that is present, noted as the source of `column`."""
+        """The first of `keys` that is present, noted as the source of `column` unless that is empty."""
         for key in keys:
-            value = self.span.get(key)
-            if value is not None and (kind := kind_of(value)):
-                self.notes.source(column, "span", key)
-                return Found(key, kind, value)
-            value = self.resource.get(key)
-            if value is not None and (kind := kind_of(value)):
-                self.notes.source(column, "resource", key)
-                return Found(key, kind, value)
+            for origin, attributes in (("span", self.span), ("resource", self.resource)):
+                value = attributes.get(key)
+                if value is not None and (kind := kind_of(value)):
+                    if column:
+                        self.notes.source(column, origin, key)
+                    return Found(key, kind, value)
         return None
+
+    def all_of(self, keys: Keys) -> Iterator[Found]:
+        """Each of `keys` that is present, of the span and of its resource."""
+        for key in keys:
+            for attributes in (self.span, self.resource):
+                value = attributes.get(key)
+                if value is not None and (kind := kind_of(value)):
+                    yield Found(key, kind, value)
 
 
 def by_key(pairs: Iterable[KeyValue]) -> dict[bytes, AnyValue]:

@@ -2,6 +2,7 @@
 
 import json
 from base64 import b64encode
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, TypedDict
@@ -9,14 +10,16 @@ from typing import Any, Literal, TypedDict
 from google.protobuf import json_format
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from receiver.decode.spans import MalformedRequest, read_request
+from receiver.decode.spans import MalformedRequest, ResourceSpans, read_request
 from receiver.translate.attributes import Notes, Origin
-from receiver.translate.metadata import METADATA_PREFIX, candidates
-from receiver.translate.outcome import Ignored, IgnoreReason, Outcome, Rejected, RejectReason
-from receiver.translate.privacy import read_key
-from receiver.translate.reference import read_resource, translate
+from receiver.translate.identity import Traces
+from receiver.translate.keys import read_key
+from receiver.translate.mapping import METADATA_PREFIX
+from receiver.translate.metadata import candidates
+from receiver.translate.outcome import Ignored, Outcome, Rejected
+from receiver.translate.reference import Resource, read_resource, translate
 from receiver.translate.rules import Rules
-from shared.events import ProductEvent, Table
+from shared.events import BaseEvent
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _ID_FIELDS = frozenset({"traceId", "spanId", "parentSpanId", "trace_id", "span_id", "parent_span_id"})
@@ -32,8 +35,8 @@ class Explanation:
     """One span. Hashes and names only: of what was dropped or redacted, the value is not repeated."""
 
     outcome: Literal["event", "ignored", "rejected"]
-    reason: IgnoreReason | RejectReason | None = None
-    table: Table | None = None
+    reason: str | None = None
+    table: str | None = None
     columns: dict[str, Any] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
     dropped: list[Note] = field(default_factory=list)
@@ -55,12 +58,17 @@ def explain_file(content: bytes, rules: Rules, *, spans_max: int = 100_000) -> l
         TooManySpans: more than `spans_max` spans in one request.
     """
     bodies = _bodies_of_json(content) if content[:1] == b"{" else [content]
-    return [
-        _explain(span, group.resource, rules)
-        for body in bodies
-        for group in read_request(body, spans_max=spans_max)
-        for span in group.spans
-    ]
+    return [told for body in bodies for told in _explain_request(read_request(body, spans_max=spans_max), rules)]
+
+
+def _explain_request(groups: list[ResourceSpans], rules: Rules) -> Iterator[Explanation]:
+    traces = Traces(rules)
+    for _ in traces.read(groups):
+        pass
+    for group in groups:
+        resource = read_resource(group.resource, rules)
+        for span in group.spans:
+            yield _explain(span, resource, traces, rules)
 
 
 def _bodies_of_json(content: bytes) -> list[bytes]:
@@ -138,13 +146,12 @@ class _Recorder(Notes):
     def shown(self, key: bytes) -> str:
         bare = key.removeprefix(METADATA_PREFIX)
         name = read_key(bare).shown
-        return METADATA_PREFIX.decode() * (bare != key) + self.own_ids.get(name, name)
+        return METADATA_PREFIX.decode() * (bare != key) + (self.own_ids.hash_of(name) or name)
 
 
-def _explain(span: bytes, raw_resource: bytes, rules: Rules) -> Explanation:
+def _explain(span: bytes, resource: Resource, traces: Traces, rules: Rules) -> Explanation:
     recorder = _Recorder()
-    resource = read_resource(raw_resource, rules)
-    outcome = translate(span, resource, rules, recorder)
+    outcome = translate(span, resource, rules, traces=traces, notes=recorder)
     if not isinstance(outcome, Ignored | Rejected):
         candidates(
             resource.attributes, "resource", rules.allowed, recorder
@@ -175,7 +182,7 @@ def _explained(outcome: Outcome, notes: dict[str, Any]) -> Explanation:
             return Explanation("event", table=event.table, columns=_columns(event), **notes)
 
 
-def _columns(event: ProductEvent) -> dict[str, Any]:
+def _columns(event: BaseEvent) -> dict[str, Any]:
     """As the row will have them: `timestamp` in UTC, what is missing null."""
     columns = event.model_dump(mode="json", exclude={"schema_version", "table", "timestamp_us"})
     timestamp = _EPOCH + timedelta(microseconds=event.timestamp_us)

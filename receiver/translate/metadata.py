@@ -11,10 +11,10 @@ import orjson
 
 from receiver.decode.otlp import AnyValue, KeyValue, ValueKind
 from receiver.translate.attributes import AttributeMap, Notes, Origin, decoded, kind_of, without_nul
-from receiver.translate.memo import remembered
-from receiver.translate.privacy import JUDGED_CHARS_MAX, Cleaned, Key, clean, read_key
-
-METADATA_PREFIX = b"metadata."
+from receiver.translate.keys import Key, read_key
+from receiver.translate.mapping import METADATA_PREFIX
+from receiver.translate.normal import may_change
+from receiver.translate.privacy import JUDGED_CHARS_MAX, REDACTED, Cleaned, clean, has_card
 
 Json = str | int | float | bool | list["Json"] | dict[str, "Json"] | None
 
@@ -29,15 +29,13 @@ CUTS_MAX = 64
 _WORK_MAX = 512 * 1024
 _HEAD_CHARS = 2 * TEXT_CHARS_MAX
 _TEXT_WORK = 32  # beside its characters
+_NORMAL_FORM_WORK = 4  # characters of a text that has escapes cost so much more
 _KEY_WORK = 128
 # A long key is searched to its end for the letters of secret words: 4 MiB of them take 100 ms. So the long keys of
 # one span, or of one resource, are read up to this in all, at most about 40 ms; those beyond are dropped unread.
 _LONG_KEY_BYTES = 128
 _LONG_KEYS_BYTES_MAX = 128 * 1024
 CUT = "[cut]"
-# A byte on the wire becomes at most 6 of JSON (a control character is written \u0001); `[redacted]`, hashes, nulls
-# and quotes stay below that. Attributes shorter than this cannot reach JSON_BYTES_MAX.
-SAFE_WIRE_BYTES = JSON_BYTES_MAX // 8
 
 
 class Named(NamedTuple):
@@ -54,7 +52,6 @@ def allow_list(patterns: Sequence[str]) -> AllowList:
     """Which attribute keys `patterns` allow; `*` in a pattern stands for any characters, dots too."""
     allowed = compiled("|".join(glob_pattern(pattern) for pattern in patterns) or "(?!)")
 
-    @remembered(entries=8192, length_max=128)
     def named(raw: bytes) -> Named | None:
         if not allowed.match(decoded(raw)):
             return None
@@ -95,13 +92,8 @@ def candidates(attributes: AttributeMap, origin: Origin, allowed: AllowList, not
     return found
 
 
-def event_metadata(
-    of_span: list[Candidate], of_resource: list[Candidate], *, notes: Notes, is_small: bool
-) -> dict[str, Any]:
-    """The map to store, with what was cut, columns included, named in `_truncated`.
-
-    `is_small` says that the attributes have at most SAFE_WIRE_BYTES, so that the map need not be measured.
-    """
+def event_metadata(of_span: list[Candidate], of_resource: list[Candidate], *, notes: Notes) -> dict[str, Any]:
+    """The map to store, with what was cut, columns included, named in `_truncated`."""
     metadata: dict[str, Json] = {}
     json_bytes = 1  # two braces, less the comma that the first key has not
     walk = _Walk(notes)
@@ -110,18 +102,17 @@ def event_metadata(
         if _is_dropped(key, candidate.kind):
             notes.dropped(candidate.raw_key, "secret_key")
             continue
-        name = notes.own_ids.get(key.shown, key.shown)
+        name = notes.own_ids.hash_of(key.shown) or key.shown
         walk.name = name
         if len(metadata) >= KEYS_MAX or json_bytes > JSON_BYTES_MAX:
             walk.cut("keys" if len(metadata) >= KEYS_MAX else "size")
             continue
         walk.key(key)
         value = walk.value(candidate.kind, candidate.value, key, depth=1)
-        if not is_small:
-            json_bytes += len(orjson.dumps({name: value})) - 1  # a comma for the two braces
-            if json_bytes > JSON_BYTES_MAX:  # it stays so: all later keys fall out as well
-                walk.cut("size")
-                continue
+        json_bytes += len(orjson.dumps({name: value})) - 1  # a comma for the two braces
+        if json_bytes > JSON_BYTES_MAX:  # it stays so: all later keys fall out as well
+            walk.cut("size")
+            continue
         metadata[name] = value
         notes.kept(name, candidate.origin, candidate.raw_key)
     if notes.cuts:
@@ -141,18 +132,6 @@ def _without_collisions(of_span: list[Candidate], of_resource: list[Candidate], 
                 chosen[name], loser = candidate, rival
             notes.dropped(loser.raw_key, "collision")
     return iter(chosen.values())
-
-
-def _number(kind: ValueKind | None, value: AnyValue) -> Json:
-    match kind:
-        case "int_value":
-            return value.int_value
-        case "bool_value":
-            return value.bool_value
-        case "double_value" if math.isfinite(value.double_value):
-            return value.double_value
-        case _:
-            return None
 
 
 def _is_dropped(key: Key, kind: ValueKind | None) -> bool:
@@ -202,8 +181,25 @@ class _Walk:
                 return self._array(value.array_value.values, key, depth)
             case "kvlist_value":
                 return self._map(value.kvlist_value.values, depth)
+            case "int_value":
+                return self._number(value.int_value)
+            case "double_value":
+                return self._number(value.double_value) if math.isfinite(value.double_value) else None
+            case "bool_value":
+                return value.bool_value
             case _:
-                return _number(kind, value)
+                return None
+
+    def _number(self, number: float) -> Json:
+        """An id or a card number is one also where the sender's language made a number of it."""
+        hashed = self._own_ids.hash_of_number(number)
+        if hashed is not None:
+            self.redacted("own_id")
+            return hashed
+        if has_card(number):
+            self.redacted("card_number")
+            return REDACTED
+        return number
 
     def _text(self, raw: bytes, key: Key) -> str:
         text = self._judgeable(raw)
@@ -220,11 +216,11 @@ class _Walk:
     def _judgeable(self, raw: bytes) -> str:
         chars_max = JUDGED_CHARS_MAX if self._work > _WORK_MAX // 2 else _HEAD_CHARS
         text = decoded(raw[: 4 * chars_max])[:chars_max]
-        self._work -= len(text) + _TEXT_WORK
+        self._work -= (_NORMAL_FORM_WORK if may_change(text) else 1) * len(text) + _TEXT_WORK
         return text
 
     def _own_hash(self, text: str) -> str | None:
-        hashed = self._own_ids.get(text)
+        hashed = self._own_ids.hash_of(text)
         if hashed is not None:
             self.redacted("own_id")
         return hashed
@@ -260,7 +256,7 @@ class _Walk:
             if _is_dropped(key, kind):
                 self._notes.dropped(pair.key, "secret_key")
                 continue
-            name = self._own_ids.get(key.shown, key.shown)
+            name = self._own_ids.hash_of(key.shown) or key.shown
             if name in found:
                 self._notes.dropped(pair.key, "collision")
                 continue

@@ -5,14 +5,11 @@ edge of a run, and never tries a run again from its middle (`++` and `(?>...)` d
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address
-from itertools import pairwise
 from typing import Literal, NamedTuple
-from urllib.parse import unquote
 
-from receiver.translate.attributes import decoded, without_nul
-from receiver.translate.memo import remembered
+from receiver.translate.normal import normal_form
 
 REDACTED = "[redacted]"
 
@@ -22,17 +19,8 @@ SecretRule = Literal[
     "email", "jwt", "bearer_token", "known_key_format", "private_key", "card_number", "url_user_info", "ip_address"
 ]
 
-KEY_CHARS_MAX = 128
-
-# Texts up to this length are worth remembering: they repeat. 8,192 of them are at most 8 MiB.
-_MEMO_CHARS_MAX = 128
-_MEMO_TEXTS = 8192
 # Texts are judged up to here, and end here: the longest that is stored has 1,024 characters.
 JUDGED_CHARS_MAX = 65_536
-_UNQUOTED_CHARS_MAX = 16_384
-# Of a key, 128 characters are stored. What is judged beyond them is what a secret needs to show itself; in
-# a key that is longer still, the letters of a secret word are enough, wherever they stand.
-_KEY_CHARS_JUDGED = 256
 # Shorter than the shortest card number, and all letters and digits: nothing below can be in it.
 _HARMLESS_CHARS_MAX = 12
 # Nothing but a card number can be in this.
@@ -53,42 +41,57 @@ class Cleaned(NamedTuple):
 def clean(text: str, addresses: Addresses = "all") -> Cleaned:
     """The text without a URL's query and fragment, or `[redacted]` when what is left holds a secret.
 
-    Of a text of more than JUDGED_CHARS_MAX the rest is left out, unread.
+    The text is judged as it is and in its normal form, and stays as it is when neither shows anything. Of a text of
+    more than JUDGED_CHARS_MAX the rest is left out, unread.
     """
     if _is_harmless(text):
         return Cleaned(text, None, lost_query=False)
-    return _clean(text[:JUDGED_CHARS_MAX], addresses)
-
-
-@remembered(entries=_MEMO_TEXTS, length_max=_MEMO_CHARS_MAX)
-def _clean(text: str, addresses: Addresses) -> Cleaned:
-    if "://" in text and _USER_INFO.search(text):  # first: the password may hold a `?`
+    text = text[:JUDGED_CHARS_MAX]
+    normal = normal_form(text)
+    if _has_user_info(text) or _has_user_info(normal):  # first: the password may hold a `?`
         return Cleaned(REDACTED, "url_user_info", lost_query=False)
     rest = without_query(text)
+    if rest == text and normal != text and (plain := without_query(normal)) != normal:
+        rest = plain
     rule = secret_in(rest, addresses)
-    return Cleaned(REDACTED if rule else rest, rule, lost_query=rest != text)
+    lost_query = rest != text
+    return Cleaned(REDACTED if rule or (lost_query and not rest) else rest, rule, lost_query)
+
+
+def has_card(number: float) -> bool:
+    """Whether an int or a double is a card number."""
+    return float(number).is_integer() and _CARD_MIN_VALUE <= number <= _CARD_MAX_VALUE and _has_card(str(int(number)))
 
 
 def without_query(text: str) -> str:
-    """Ends the text before the first query or fragment of a URL; what follows may belong to it."""
-    found = _URL_QUERY.search(text) if "://" in text else _PATH_QUERY.match(text)
-    return text[: found.end() - 1] if found else text
+    """Ends the text before the first query, parameter or fragment of a URL; what follows may belong to it."""
+    ends = [len(text)]
+    if "://" in text and (found := _URL_QUERY.search(text)):
+        ends.append(found.end() - 1)
+    if found := _NAMED_PART.search(text):
+        ends.append(found.start())
+    return text[: min(ends)]
 
 
 def secret_in(text: str, addresses: Addresses = "all") -> SecretRule | None:
-    """Which rule finds a secret in the text, as it is or percent-decoded."""
-    rule = None if _is_harmless(text) else _secret_in(text, addresses)
-    if rule is None and "%" in text:
-        unquoted = unquote(text[:_UNQUOTED_CHARS_MAX])
-        rule = None if unquoted == text else _secret_in(unquoted, addresses)
+    """Which rule finds a secret in the text, as it is or in its normal form."""
+    if _is_harmless(text):
+        return None
+    rule = _secret_in(text, addresses)
+    if rule is None and (normal := normal_form(text)) != text:
+        rule = _secret_in(normal, addresses)
     return rule
 
 
 def _is_harmless(text: str) -> bool:
     """At a glance, for what comes most: short words, and the hexadecimal ids of sessions and the like."""
-    if len(text) <= _HARMLESS_CHARS_MAX and text.isalnum():
+    if len(text) <= _HARMLESS_CHARS_MAX and text.isalnum() and text.isascii():
         return True
     return _HEX_ID.fullmatch(text) is not None and not _has_card(text)
+
+
+def _has_user_info(text: str) -> bool:
+    return "://" in text and _USER_INFO.search(text) is not None
 
 
 def _secret_in(text: str, addresses: Addresses) -> SecretRule | None:
@@ -108,7 +111,8 @@ def _secret_in(text: str, addresses: Addresses) -> SecretRule | None:
 
 _USER_INFO = re.compile(r"://[^/\s@]*+@")
 _URL_QUERY = re.compile(r"(?<![^\s?#])(?>[^\s?#]*?://[^\s?#]*+)[?#]")  # once a run, from its start
-_PATH_QUERY = re.compile(r"/[^\s?#]*+\?(?=[\w.~%\[\]-]+=)")
+# `?name=`, `;name=` and `#name=`, but not the parameters of a media type.
+_NAMED_PART = re.compile(r"[?;#](?!(?:charset|boundary|q)=)(?=[\w.~%\[\]-]{1,64}=)")
 
 # Literal that must be there, rule, pattern.
 _FORMATS: tuple[tuple[str, SecretRule, re.Pattern[str]], ...] = (
@@ -137,8 +141,11 @@ _BEARER = re.compile(r"bearer[\s:=]++(?:[a-z0-9._~+/=-]{6}|[a-z._~+/=-]{0,5}[0-9
 # ---- card numbers
 
 _CARD_MIN, _CARD_MAX = 13, 19
+_CARD_MIN_VALUE, _CARD_MAX_VALUE = 10 ** (_CARD_MIN - 1), 10**_CARD_MAX - 1
 _CARD_NEAR_MISSES_MAX = 20  # one number in ten adds up by chance
 _CARD_RUN = re.compile(r"(?<![0-9])[0-9](?:[ -]?[0-9]){12}(?:[ -]?[0-9])*+")
+# Groups of digits with one and the same other separator between them, three groups or more: a decimal has two.
+_SEPARATED_RUN = re.compile(r"(?<![0-9])[0-9]++(?=([^0-9A-Za-z]{1,3}+)[0-9])(?:\1[0-9]++){2,}+")
 _ISSUERS = re.compile(  # Visa, Mastercard, Amex, Discover, Diners, JCB, UnionPay, Maestro
     r"4|5[1-5]|222[1-9]|22[3-9]|2[3-6]|27[01]|2720|3[47]|6011|64[4-9]|65|30[0-5]|309|36|3[89]"
     r"|352[89]|35[3-8]|62|50|5[6-8]|63|67"
@@ -148,8 +155,7 @@ _ISSUERS = re.compile(  # Visa, Mastercard, Amex, Discover, Diners, JCB, UnionPa
 def _has_card(text: str) -> bool:
     """13 to 19 digits, whole groups of them, that begin and add up like a card number."""
     starts = near_misses = 0
-    for run in _CARD_RUN.finditer(text):
-        groups = re.split("[ -]", run[0], maxsplit=_CANDIDATES_MAX)
+    for groups in _digit_groups(text):
         for start in range(len(groups)):
             starts += 1
             if starts > _CANDIDATES_MAX:
@@ -160,6 +166,13 @@ def _has_card(text: str) -> bool:
             if near_misses > _CARD_NEAR_MISSES_MAX or any(map(_luhn, _numbers(groups[start : start + _CARD_MAX]))):
                 return True
     return False
+
+
+def _digit_groups(text: str) -> Iterator[list[str]]:
+    for run in _CARD_RUN.finditer(text):
+        yield re.split("[ -]", run[0], maxsplit=_CANDIDATES_MAX)
+    for run in _SEPARATED_RUN.finditer(text):
+        yield run[0].split(run[1], maxsplit=_CANDIDATES_MAX)
 
 
 def _numbers(groups: list[str]) -> Iterator[str]:
@@ -204,74 +217,3 @@ def is_address(text: str, version: type[IPv4Address] | type[IPv6Address]) -> boo
     except ValueError:
         return False
     return True
-
-
-# ---- secrets by key
-
-_CASE_CHANGE = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
-_NOT_WORD = re.compile(r"[^A-Za-z0-9]+")
-_SECRET_WORDS = frozenset(
-    {"password", "passwd", "pwd", "token", "secret", "apikey", "authorization", "cookie", "cookies", "credential"}
-    | {"credentials", "email", "ssn", "jwt", "otp", "cvv", "cvc", "iban", "phone"}
-)
-_SECRET_PAIRS = frozenset(
-    {
-        ("api", "key"),
-        ("access", "key"),
-        ("private", "key"),
-        ("e", "mail"),
-        ("card", "number"),
-        ("credit", "card"),
-        ("debit", "card"),
-    }
-)
-_SUSPECT_LETTERS = tuple(word.encode() for word in sorted({*_SECRET_WORDS, "key", "mail", "card"}))
-_MEASURE_WORDS = frozenset({"count", "total", "usage", "used", "limit", "max", "min", "length", "cost"})
-
-
-class Key(NamedTuple):
-    """What a key alone says about itself and its value."""
-
-    shown: str  # as it may be stored: redacted or cut
-    rule: SecretRule | None  # why it is redacted
-    is_cut: bool
-    is_secret: bool  # its value is dropped, but for booleans
-    is_measure: bool  # and but for numbers
-    addresses: Addresses
-
-
-@remembered(entries=_MEMO_TEXTS, length_max=_MEMO_CHARS_MAX)
-def read_key(raw: bytes) -> Key:
-    text = without_nul(decoded(raw[: 4 * _KEY_CHARS_JUDGED])[:_KEY_CHARS_JUDGED])
-    is_long = len(text) >= _KEY_CHARS_JUDGED
-    words = [] if is_long else words_of(text)
-    cleaned = clean(text)
-    return Key(
-        shown=cleaned.text[:KEY_CHARS_MAX],
-        rule=cleaned.rule,
-        is_cut=cleaned.lost_query or len(cleaned.text) > KEY_CHARS_MAX,
-        is_secret=_is_suspect(raw) if is_long else _is_secret(words),
-        is_measure=not _MEASURE_WORDS.isdisjoint(words),
-        addresses="none" if text == "service.version" else "v6" if words[-1:] == ["version"] else "all",
-    )
-
-
-def words_of(key: str) -> list[str]:
-    """`APIKey.user_id` -> api, key, user, id."""
-    return [word.lower() for word in _words(key)]
-
-
-def _words(key: str) -> Iterable[str]:
-    return filter(None, _NOT_WORD.split(_CASE_CHANGE.sub(" ", key)))
-
-
-def _is_secret(words: list[str]) -> bool:
-    return (
-        not _SECRET_WORDS.isdisjoint(words) or words[-1:] == ["card"] or not _SECRET_PAIRS.isdisjoint(pairwise(words))
-    )
-
-
-def _is_suspect(raw: bytes) -> bool:
-    """Whether a key that is too long to be split into words may hold a secret one."""
-    lower = raw.lower()
-    return any(letters in lower for letters in _SUSPECT_LETTERS)

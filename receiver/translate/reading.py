@@ -1,257 +1,283 @@
-"""one span's attributes -> the columns of its event: the mapping table in code. Pure."""
+"""one span's attributes -> the columns of its event, as the mapping says. Pure: names no attribute.
+
+Text columns hold what privacy leaves of the first attribute that is present, truncated to the column.
+"""
 
 import re
-from collections.abc import Callable
 from math import isfinite
-from typing import Any
+from typing import Any, assert_never
+from uuid import UUID
 
 from receiver.decode import otlp
-from receiver.translate.attributes import Attributes, BadId, Found, Keys, decoded, raw_id_of, text_of, without_nul
-from receiver.translate.endpoint import FORMS, endpoint_of
+from receiver.translate import mapping
+from receiver.translate.attributes import Attributes, BadId, Found, decoded, raw_id_of, text_of, without_nul
+from receiver.translate.endpoint import endpoint_of, route_named_by
+from receiver.translate.identity import Named, Trace
+from receiver.translate.mapping import Column, Constant, Form, Key, Kind, Setting, Table, When
 from receiver.translate.metadata import Candidate, candidates, event_metadata
-from receiver.translate.outcome import EXCLUDED_ENDPOINT, NOT_PRODUCT_EVENT, Ignored, RejectReason, Unfit
-from receiver.translate.privacy import REDACTED, Cleaned, clean
-from receiver.translate.rules import CATEGORY, FEATURE_NAME, METHOD_KEYS, Rules
-from shared.events import (
-    EVENT_MODELS,
-    TABLES,
-    TIMESTAMP_US_MAX,
-    EndpointUsage,
-    FeatureUsage,
-    ProductEvent,
-    Table,
-    UserActivity,
-    event_id,
-    text_limits,
-)
+from receiver.translate.outcome import EXCLUDED_ENDPOINT, NOT_PRODUCT_EVENT, UNKNOWN_CATEGORY, Ignored, Unfit
+from receiver.translate.own_ids import OwnIds
+from receiver.translate.privacy import clean, has_card
+from receiver.translate.rules import Rules
+from receiver.translate.sampling import weight_of
+from shared.events import BaseEvent, event_id
 
-USER_KEYS: Keys = (b"user.id", b"enduser.id", b"user.hash")
-ORGANIZATION_KEYS: Keys = (b"organization.id", b"tenant.id")
-EVENT_TYPE_KEYS: Keys = (b"event.type", b"event.name")
-SESSION_KEYS: Keys = (b"session.id",)
-STATUS_KEYS: Keys = (b"http.response.status_code", b"http.status_code")
-DURATION_KEYS: Keys = (b"duration_ms",)
-ACTION_KEYS: Keys = (b"feature.action",)
-DEPLOYMENT_KEYS: Keys = (b"deployment.type",)
-
-_TABLES: dict[str | None, Table] = {table: table for table in TABLES}
-_UNKNOWN_CATEGORY = Ignored("unknown_category")
-
-_CHARS_MAX = {column: chars for model in EVENT_MODELS for column, chars in text_limits(model).items()}
-_OWN_ID_CHARS_MIN = 4  # a shorter id is part of too many texts that mean something else
-_STATUS_MAX = 999
+_TABLES = {table.name: table for table in mapping.TABLES}
 _NS_PER_MS = 1_000_000
 _NS_PER_US = 1_000
-
 _HTTP_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_STATUS = re.compile(r"0*[0-9]{1,3}", re.ASCII)
+_INTEGER = re.compile(r"0*+([0-9]{1,19})", re.ASCII)
 _NUMERIC = re.compile(r"[+-]?(?:[0-9]{1,64}(?:\.[0-9]{0,64})?|\.[0-9]{1,64})(?:[eE][+-]?[0-9]{1,4})?")
 
 
 class Reading:
-    """One span read as an event: each column from the first of its attributes that is there."""
+    """One span read as an event."""
 
-    __slots__ = ("_attributes", "_endpoint", "_id_fault", "_notes", "_rules", "_span", "ids", "own_ids")
+    __slots__ = ("_attributes", "_kept", "_notes", "_own_ids", "_rules", "_span", "_trace")
 
-    def __init__(self, span: otlp.Span, attributes: Attributes, rules: Rules) -> None:
+    def __init__(self, span: otlp.Span, attributes: Attributes, rules: Rules, trace: Trace) -> None:
         self._span = span
         self._attributes = attributes
         self._rules = rules
+        self._trace = trace
         self._notes = attributes.notes
-        self._id_fault: RejectReason | None = None
-        self.own_ids: dict[str, str] = {}  # raw -> hash: where else the span says them, the hash goes
-        self._notes.own_ids = self.own_ids
-        self.ids = {
-            "user_id": self._id("user_id", USER_KEYS, fault="invalid_user_id"),
-            "organization_id": self._id("organization_id", ORGANIZATION_KEYS, fault="invalid_organization_id"),
-        }
-        self._endpoint: str | None = None
+        self._kept: dict[str, str | None] = {}  # columns that were read to judge an exclusion
+        self._own_ids = self._notes.own_ids = OwnIds(rules.hashed)
+        for found in attributes.all_of(mapping.ID_KEYS):
+            if found.kind != "bool_value":
+                self._own_ids.add(text_of(found) or "")
+        for column in mapping.ID_COLUMNS:
+            if named := self._named_by_trace(column):
+                self._own_ids.add(named.raw)
 
-    def category(self) -> Table | Ignored | None:
-        found = self._attributes.first((CATEGORY,), "table")
-        return None if found is None else _TABLES.get(text_of(found), _UNKNOWN_CATEGORY)
+    # ---- which table
 
     def table(self) -> Table | Ignored:
-        """The first rule that matches: a category, a feature's name, an HTTP request that was served."""
-        category = self.category()
+        """The category's, else the first whose condition holds."""
+        category = self._attributes.first((mapping.CATEGORY,), "table")
         if category is not None:
-            return category
-        if not self._rules.infer_events:
-            return NOT_PRODUCT_EVENT
-        if self._attributes.first((FEATURE_NAME,), "table") is not None:
-            return "feature_usage"
-        if self._span.kind != otlp.SPAN_KIND_SERVER or self._attributes.first(METHOD_KEYS, "table") is None:
-            return NOT_PRODUCT_EVENT
-        self._endpoint = self.read_endpoint()
-        if self._endpoint is not None and self._rules.is_excluded(self._endpoint):
-            return EXCLUDED_ENDPOINT
-        return "endpoint_usage"
+            return _TABLES.get(text_of(category) or "", UNKNOWN_CATEGORY)
+        if self._rules.infer_events:
+            for table in mapping.TABLES:
+                if any(self._holds(when, "table") for when in table.inferred_when):
+                    return EXCLUDED_ENDPOINT if self._is_excluded(table) else table
+        return NOT_PRODUCT_EVENT
 
-    def event(self, table: Table, *, resource_metadata: list[Candidate], is_small: bool) -> ProductEvent:
+    def _holds(self, when: When, place: str = "") -> bool:
+        if when.is_server and self._span.kind != otlp.SPAN_KIND_SERVER:
+            return False
+        if any(self._attributes.first((key,), "") is None for key in when.all_of):
+            return False
+        found = self._attributes.first(when.any_of, "")
+        if found is None or (when.values and text_of(found) not in when.values):
+            return False
+        if place:
+            self._attributes.first(when.any_of, place)  # noted as the source only now that it decides
+        return True
+
+    def _is_excluded(self, table: Table) -> bool:
+        if not table.excluded_by:
+            return False
+        column = mapping.BY_NAME[table.excluded_by]
+        value = self._kept[column.name] = self._value(table, column)
+        return value is not None and self._rules.is_excluded(value)
+
+    # ---- the event
+
+    def event(self, table: Table, *, resource_metadata: list[Candidate]) -> BaseEvent:
         """The event, once `table` has said which.
 
         Raises:
             Unfit: something that the event needs is missing, or of no use.
         """
-        model, own_columns = _EVENTS[table]
-        columns = self._common_columns(table) | own_columns(self)
-        columns["timestamp_us"] = self._timestamp_us()
-        columns["event_metadata"] = event_metadata(
+        columns: dict[str, Any] = {}
+        missing = table.missing
+        for column in table.columns:
+            if isinstance(column.read, mapping.Metadata):
+                continue  # last: it names what was cut of the others
+            value = self._kept[column.name] if column.name in self._kept else self._value(table, column)
+            if value is None and column.name in missing:
+                raise Unfit(missing[column.name])
+            columns[column.name] = value
+        metadata = event_metadata(
             candidates(self._attributes.span, "span", self._rules.allowed, self._notes),
             resource_metadata,
             notes=self._notes,
-            is_small=is_small,
         )
-        return model(**columns)
+        return table.event(**columns, event_metadata=metadata)
 
-    # ---- columns that every table has
+    def _value(self, table: Table, column: Column) -> Any:
+        value = self._read(table, column)
+        if value is not None or column.otherwise is None:
+            return value
+        match column.otherwise:
+            case Setting(name):
+                self._notes.source(column.name, f"setting {name.upper()}")
+                return getattr(self._rules, name)
+            case Constant(text, when):
+                return text if any(map(self._holds, when)) else None
+            case _:
+                assert_never(column.otherwise)
 
-    def _common_columns(self, table: Table) -> dict[str, Any]:
+    def _read(self, table: Table, column: Column) -> Any:  # noqa: PLR0911  a kind each
+        match column.read:
+            case mapping.EventId():
+                return self._event_id()
+            case mapping.TraceId():
+                return UUID(bytes=self._span.trace_id)
+            case mapping.StartTime():
+                self._notes.source("timestamp", "start_time_unix_nano")
+                return self._span.start_time_unix_nano // _NS_PER_US
+            case mapping.SamplingWeight():
+                return weight_of(self._span.trace_state)
+            case mapping.HashedId():
+                return self._id(column)
+            case mapping.PathTemplate(is_named_by_span):
+                return self._path(table, column, is_named_by_span=is_named_by_span)
+            case mapping.Integer(minimum, maximum):
+                return self._number(_integer(self._first(column), minimum, maximum))
+            case mapping.Duration():
+                return self._duration(column)
+            case kind:
+                return self._text(table, column, kind)
+
+    def _event_id(self) -> UUID:
         trace_id, span_id = self._span.trace_id, self._span.span_id
         if len(trace_id) != 16 or not any(trace_id):
             raise Unfit("invalid_trace_id")
         if len(span_id) != 8 or not any(span_id):
             raise Unfit("invalid_span_id")
-        if self._id_fault == "invalid_user_id":
-            raise Unfit(self._id_fault)
-        if table == "user_activity" and self.ids["user_id"] is None:
-            raise Unfit("missing_user_id")
-        if self._id_fault:
-            raise Unfit(self._id_fault)
-        deployment_type = self.text("deployment_type", DEPLOYMENT_KEYS)
-        if deployment_type is None:
-            deployment_type = self._rules.deployment_type
-            self._notes.source("deployment_type", "setting DEPLOYMENT_TYPE")
-        return {"id": event_id(trace_id, span_id), "deployment_type": deployment_type, **self.ids}
+        return event_id(trace_id, span_id)
 
-    def _id(self, column: str, keys: Keys, *, fault: RejectReason) -> str | None:
-        """The hash. A fault is kept for later: this may yet turn out to be no event."""
-        found = self._attributes.first(keys, column)
+    # ---- ids
+
+    def _id(self, column: Column) -> str | None:
+        found = self._first(column)
         if found is None:
-            return None
+            named = self._named_by_trace(column)
+            return None if named is None else self._rules.hashed(self._noted_source(column, named))
         try:
-            raw = raw_id_of(found)
+            return self._rules.hashed(raw_id_of(found))
         except BadId:
-            self._id_fault = self._id_fault or fault
+            raise Unfit(column.bad or "") from None
+
+    def _named_by_trace(self, column: Column) -> Named | None:
+        """Who counts for a span that says nothing itself."""
+        if not column.is_shared_by_trace or self._attributes.first(column.key_names, "") is not None:
             return None
-        hashed = self._rules.hashed(raw)
-        if len(raw) >= _OWN_ID_CHARS_MIN:
-            self.own_ids[raw] = hashed
-        return hashed
+        return self._trace.named(column.name, self._span.span_id)
 
-    def _timestamp_us(self) -> int:
-        start_us = self._span.start_time_unix_nano // _NS_PER_US
-        if start_us > TIMESTAMP_US_MAX:  # no 64 bits of nanoseconds reach as far, today
-            raise Unfit("invalid_timestamp")
-        self._notes.source("timestamp", "start_time_unix_nano")
-        return start_us
+    def _noted_source(self, column: Column, named: Named) -> str:
+        self._notes.source(column.name, f"span {named.span_id.hex()}", named.key)
+        return named.raw
 
-    # ---- columns of one table
+    # ---- numbers
 
-    def user_activity_columns(self) -> dict[str, Any]:
-        event_type = self.text("event_type", EVENT_TYPE_KEYS)
-        if event_type is None:
-            raise Unfit("missing_event_type")
-        return {"event_type": event_type, "session_id": self.session_id()}
-
-    def session_id(self) -> str | None:
-        """A session that is named by a secret, or by the person, is known by the hash of that."""
-        raw = text_of(self._attributes.first(SESSION_KEYS, "session_id"))
-        if raw is None:
+    def _number(self, number: float | None) -> Any:
+        """A number that is an own id, or a card's, has no place in a column of numbers."""
+        if number is None or self._own_ids.hash_of_number(number) is not None or has_card(number):
             return None
-        cleaned = clean(raw)
-        rule = "own_id" if raw in self.own_ids else cleaned.rule
-        if rule is None:
-            return self._noted("session_id", cleaned)
-        self._notes.redacted("session_id", rule)
-        return self._rules.hashed(raw)
+        return number
 
-    def endpoint_usage_columns(self) -> dict[str, Any]:
-        endpoint = self._endpoint or self.read_endpoint()
-        if endpoint is None:
-            raise Unfit("missing_endpoint")
-        return {
-            "endpoint": endpoint,
-            "method": self.method(),
-            "status_code": self.status_code(),
-            "duration_ms": self.duration_ms(),
-        }
-
-    def read_endpoint(self) -> str | None:
-        found = self._attributes.first(tuple(FORMS), "endpoint")
-        text = text_of(found)
-        if found is None or text is None:
-            return None
-        return self._cut("endpoint", without_nul(endpoint_of(text, FORMS[found.key], own_ids=self.own_ids)))
-
-    def method(self) -> str | None:
-        text = text_of(self._attributes.first(METHOD_KEYS, "method"))
-        if text is None or not _HTTP_TOKEN.fullmatch(text):
-            return None
-        method = self._storable("method", text)
-        return method if method == REDACTED else method.upper()
-
-    def status_code(self) -> int | None:
-        return _status_code(self._attributes.first(STATUS_KEYS, "status_code"))
-
-    def duration_ms(self) -> float | None:
-        duration_ms = _duration_ms(self._attributes.first(DURATION_KEYS, "duration_ms"))
-        if duration_ms is not None:
-            return duration_ms
+    def _duration(self, column: Column) -> float | None:
+        sent: float | None = self._number(_duration_ms(self._first(column)))
+        if sent is not None:
+            return sent
         start_ns, end_ns = self._span.start_time_unix_nano, self._span.end_time_unix_nano
         if end_ns == 0 or end_ns < start_ns:  # 0: the sender did not say
             return None
-        self._notes.source("duration_ms", "end_time_unix_nano - start_time_unix_nano")
+        self._notes.source(column.name, "end_time_unix_nano - start_time_unix_nano")
         return (end_ns - start_ns) / _NS_PER_MS
-
-    def feature_usage_columns(self) -> dict[str, Any]:
-        feature_name = self.text("feature_name", (FEATURE_NAME,))
-        if feature_name is None:
-            raise Unfit("missing_feature_name")
-        return {"feature_name": feature_name, "action": self.text("action", ACTION_KEYS)}
 
     # ---- texts
 
-    def text(self, column: str, keys: Keys) -> str | None:
-        text = text_of(self._attributes.first(keys, column))
-        return None if text is None else self._storable(column, text)
-
-    def _storable(self, column: str, text: str) -> str:
-        return self._noted(column, clean(text))
-
-    def _noted(self, column: str, cleaned: Cleaned) -> str:
+    def _text(self, table: Table, column: Column, kind: Kind) -> str | None:
+        text = self._raw_text(column)
+        if text is None or (isinstance(kind, mapping.Token) and not _HTTP_TOKEN.fullmatch(text)):
+            return None
+        hashed = self._own_ids.hash_of(text)
+        if hashed is not None:
+            self._notes.redacted(column.name, "own_id")
+            return self._truncated(table, column, hashed)
+        cleaned = clean(text, "none" if isinstance(kind, mapping.Text) and kind.is_version else "all")
         if cleaned.rule:
-            self._notes.redacted(column, cleaned.rule)
+            self._notes.redacted(column.name, cleaned.rule)
+            if isinstance(kind, mapping.SessionText):
+                return self._truncated(table, column, self._rules.hashed(text))
+        elif isinstance(kind, mapping.Token):
+            return self._truncated(table, column, text.upper())
         if cleaned.lost_query:
-            self._notes.cut(column, "query")
-        return self._cut(column, without_nul(cleaned.text))
+            self._notes.cut(column.name, "query")
+        return self._truncated(table, column, without_nul(cleaned.text))
 
-    def _cut(self, column: str, text: str) -> str:
-        chars_max = _CHARS_MAX[column]
+    def _raw_text(self, column: Column) -> str | None:
+        found = self._first(column)
+        if found is None:
+            named = self._named_by_trace(column)
+            return None if named is None else self._noted_source(column, named)
+        return self._text_of(column, found)
+
+    def _path(self, table: Table, column: Column, *, is_named_by_span: bool) -> str | None:
+        routes = [key.name for key in column.keys if key.form is Form.ROUTE]
+        if is_named_by_span and self._attributes.first(tuple(routes), "") is None and (route := self._named_route()):
+            self._notes.source(column.name, "the span's name")
+            return self._template(table, column, route, Form.ROUTE)
+        found = self._first(column)
+        text = None if found is None else self._text_of(column, found)
+        if found is None or text is None:
+            return None
+        key = _key_of(column, found)
+        if key.form is Form.CALL and "/" not in text:
+            service = text_of(self._attributes.first((key.behind,), ""))
+            text = text if service is None else f"{service}/{text}"
+        return self._template(table, column, text, key.form or Form.PATH)
+
+    def _named_route(self) -> str | None:
+        if self._span.kind != otlp.SPAN_KIND_SERVER:
+            return None
+        return route_named_by(decoded(self._span.name), own_ids=self._own_ids)
+
+    def _template(self, table: Table, column: Column, text: str, form: Form) -> str:
+        return self._truncated(table, column, without_nul(endpoint_of(text, form, own_ids=self._own_ids)))
+
+    def _truncated(self, table: Table, column: Column, text: str) -> str:
+        chars_max = table.chars_max[column.name]
         if len(text) <= chars_max:
             return text
-        self._notes.cut(column, "length")
+        self._notes.cut(column.name, "length")
         return text[:chars_max]
 
+    # ---- attributes
 
-_EVENTS: dict[Table, tuple[type[ProductEvent], Callable[[Reading], dict[str, Any]]]] = {
-    "user_activity": (UserActivity, Reading.user_activity_columns),
-    "endpoint_usage": (EndpointUsage, Reading.endpoint_usage_columns),
-    "feature_usage": (FeatureUsage, Reading.feature_usage_columns),
-}
+    def _first(self, column: Column) -> Found | None:
+        return self._attributes.first(column.key_names, column.name)
+
+    def _text_of(self, column: Column, found: Found) -> str | None:
+        """The attribute's text, or what the mapping has in its place."""
+        key, text = _key_of(column, found), text_of(found)
+        if key.renames:
+            return dict(key.renames).get(text or "")
+        if key.stands_for is not None and text == key.stands_for[0]:
+            original = self._attributes.first((key.stands_for[1],), "")
+            if original is not None:
+                return text_of(self._attributes.first((key.stands_for[1],), column.name))
+        return text
 
 
-def _status_code(found: Found | None) -> int | None:
-    """An int or a decimal string from 0 to 999; else None."""
+def _key_of(column: Column, found: Found) -> Key:
+    return next(key for key in column.keys if key.name == found.key)
+
+
+def _integer(found: Found | None, minimum: int, maximum: int) -> int | None:
     if found is None:
         return None
     if found.kind == "int_value":
-        status = found.value.int_value
-    elif found.kind == "string_value" and _STATUS.fullmatch(text := decoded(found.value.string_value)):
-        status = int(text[-3:])
+        number = found.value.int_value
+    elif found.kind == "string_value" and (digits := _INTEGER.fullmatch(decoded(found.value.string_value))):
+        number = int(digits[1])
     else:
         return None
-    return status if 0 <= status <= _STATUS_MAX else None
+    return number if minimum <= number <= maximum else None
 
 
 def _duration_ms(found: Found | None) -> float | None:

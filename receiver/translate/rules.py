@@ -5,24 +5,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import translate as glob_pattern
 
-from receiver.translate.memo import remembered
+from receiver.translate import mapping
 from receiver.translate.metadata import AllowList, allow_list
 from shared.identity import IdHash
 
-CATEGORY = b"event.category"
-FEATURE_NAME = b"feature.name"
-METHOD_KEYS = (b"http.request.method", b"http.method")
-_METHOD_MARK = b".method"  # one search instead of two
-
 ENDPOINT_EXCLUDE = ("/health", "/healthz", "/livez", "/readyz", "/metrics", "/favicon.ico")
-METADATA_ATTRIBUTES = (
-    "metadata.*",
-    "service.name",
-    "service.version",
-    "service.namespace",
-    "error.type",
-    "telemetry.sdk.language",
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,36 +19,36 @@ class Rules:
     hashed: Callable[[str], IdHash]
     deployment_type: str = "self-hosted"
     infer_events: bool = True
+    identity_by_trace: bool = True
     endpoint_exclude: Sequence[str] = ENDPOINT_EXCLUDE
-    metadata_attributes: Sequence[str] = METADATA_ATTRIBUTES
+    metadata_attributes: Sequence[str] = mapping.METADATA_ATTRIBUTES
     span_bytes_max: int = 4 * 1024 * 1024
     span_attributes_max: int = 1024
     allowed: AllowList = field(init=False, repr=False)
     is_excluded: Callable[[str], bool] = field(init=False, repr=False)
-    deciding_keys: tuple[bytes, ...] = field(init=False, repr=False)
-    _marks: tuple[bytes, bytes, bytes] = field(init=False, repr=False)
+    has_deciding_key: Callable[[bytes], bool] = field(init=False, repr=False)
+    has_shared_key: Callable[[bytes], bool] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         excluded = re.compile("|".join(map(glob_pattern, self.endpoint_exclude)) or "(?!)")
-        inferring = (FEATURE_NAME, *METHOD_KEYS) if self.infer_events else ()
         for name, value in (
-            ("hashed", remembered(entries=8192, length_max=128)(self.hashed)),
             ("allowed", allow_list(self.metadata_attributes)),
-            ("is_excluded", remembered(entries=8192, length_max=255)(lambda path: bool(excluded.match(path)))),
-            ("deciding_keys", (CATEGORY, *inferring)),
-            ("_marks", (_METHOD_MARK, FEATURE_NAME, CATEGORY) if self.infer_events else (CATEGORY,) * 3),
+            ("is_excluded", lambda path: excluded.match(path) is not None),
+            ("has_deciding_key", _holds_one_of(mapping.deciding_keys(infer_events=self.infer_events))),
+            ("has_shared_key", _holds_one_of(mapping.SHARED_KEYS)),
         ):
             object.__setattr__(self, name, value)
 
-    def is_marked(self, raw: bytes) -> bool:
-        """Whether bytes hold a deciding key. Without one, in span and resource, a span is no event."""
+
+def _holds_one_of(keys: Sequence[bytes]) -> Callable[[bytes], bool]:
+    """Whether bytes hold one of the keys. A key that holds another one, as a text, need not be looked for."""
+    least = [key for key in keys if not any(other in key and other != key for other in keys)]
+
+    def holds(raw: bytes) -> bool:
         find = raw.find
-        for key in self.deciding_keys:  # noqa: SIM110  a generator would double the cost of a skipped span
+        for key in least:  # noqa: SIM110  a generator would double the cost of a span that is skipped
             if find(key) >= 0:
                 return True
         return False
 
-    def sifted(self, spans: Sequence[bytes]) -> list[bytes]:
-        """Without most of the spans that are not marked, at the least cost: nine of ten spans end here."""
-        first, second, third = self._marks
-        return [raw for raw in spans if raw.find(first) >= 0 or raw.find(second) >= 0 or raw.find(third) >= 0]
+    return holds

@@ -4,7 +4,7 @@ import ast
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 
@@ -12,7 +12,8 @@ import receiver.metrics
 from consumer.operations import senders
 from deploy.local.kafka import KafkaBroker
 from deploy.local.server import free_port
-from receiver.translate.outcome import IgnoreReason, RejectReason
+from receiver.translate import mapping
+from receiver.translate.outcome import IGNORE_REASONS, REJECT_REASONS
 from support.command import answered
 from support.otlp import features, request, span
 from support.receiver import Receiver, export, until
@@ -75,7 +76,7 @@ async def test_doctor_says_what_is_wrong_with_each_kind_of_sender(stack: Stack, 
         "1 of 10 events were rejected: missing_user_id",
     }
     assert "API_KEYS" in by_detail["1 of 5 requests were answered UNAUTHENTICATED"]["remedy"]
-    assert "user.id" in by_detail["1 of 10 events were rejected: missing_user_id"]["remedy"]
+    assert "user_id" in by_detail["1 of 10 events were rejected: missing_user_id"]["remedy"]
 
 
 async def test_doctor_of_good_senders_says_nothing_of_them_and_finds_this_hosts_receiver_itself(
@@ -111,8 +112,10 @@ async def test_a_receiver_that_runs_elsewhere_is_no_finding_unless_it_was_named(
 
 def test_doctor_knows_every_reason_and_asks_for_metrics_that_exist() -> None:
     """It may not import the receiver, so a renamed reason or metric would be found by nobody."""
-    assert senders.REJECTED.keys() == set(get_args(RejectReason))
-    assert senders.IGNORED.keys() == set(get_args(IgnoreReason))
+    assert {*senders.REJECTED, *mapping.REJECT_REASONS} == set(REJECT_REASONS)
+    for reason in mapping.REJECT_REASONS:
+        assert reason.partition("_")[2] in senders.remedy_of(reason)
+    assert senders.IGNORED.keys() == set(IGNORE_REASONS)
     assert senders.DROPPED.keys() <= set(receiver.metrics.CODES)
     texts = {
         node.value

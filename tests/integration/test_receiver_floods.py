@@ -24,7 +24,7 @@ from support import http2
 from support.http2 import body_frames, connected, frame, grpc_frame, hello, open_call
 from support.neighbour import beside
 from support.otlp import empty_spans, features, request
-from support.receiver import AS_SHIPPED, Receiver, export
+from support.receiver import AS_SHIPPED, Receiver, export, until
 
 MEBIBYTE = 1024 * 1024
 SECONDS = 6.0
@@ -167,7 +167,6 @@ async def test_a_neighbour_is_served_beside_a_flood(kafka: KafkaBroker, tmp_path
             growth = receiver.resident_bytes() - before
         service = neighbour.service
         told = (case.name, service, growth // MEBIBYTE)
-        print(told)
         assert not flood.done(), flood
         stopped_at = time.monotonic()
         assert await receiver.stop() == 0
@@ -195,7 +194,11 @@ async def test_a_watcher_that_reads_nothing_freezes_neither_health_nor_gauges(
         writer.write(hello(NO_WINDOW) + calls(100, b"\0\0\0\0\0", p_path=WATCH))
         await writer.drain()
         health = health_pb2_grpc.HealthStub(channel)
-        assert (await health.Check(health_pb2.HealthCheckRequest(), timeout=5)).status == 1
+
+        async def is_serving() -> bool:
+            return bool((await health.Check(health_pb2.HealthCheckRequest(), timeout=5)).status == 1)
+
+        await until(is_serving, 5, "serving")
         seen = health.Watch(health_pb2.HealthCheckRequest())
         assert isinstance(seen, grpc.aio.UnaryStreamCall)
         assert (await seen.read()).status == 1

@@ -257,7 +257,7 @@ async def test_an_unexpected_error_is_told_by_an_id_and_no_text(kafka: KafkaBrok
         "import receiver.serve.service\n"
         "def broken(body, *, spans_max):\n"
         "    raise RuntimeError(f'cannot read {body!r}')\n"
-        "receiver.serve.service.read_request = broken\n"
+        "receiver.serve.export.reading = broken\n"
     )
     receiver = Receiver(kafka.bootstrap_servers, tmp_path, PYTHONPATH=f"{tmp_path}:{ROOT}").start()
     try:

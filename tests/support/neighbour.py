@@ -83,7 +83,7 @@ async def main(port: int) -> None:
         await call(channel)
         codes.clear()
         seconds.clear()
-        print("calling", flush=True)
+        print("calling", flush=True)  # noqa: T201  to the process that started this one
         next_at = time.monotonic()
         while not stop.done():
             calls.add(asyncio.create_task(call(channel)))
@@ -93,7 +93,7 @@ async def main(port: int) -> None:
             await asyncio.sleep(max(0.0, next_at - time.monotonic()))
         await asyncio.gather(*calls)
     seconds.sort()
-    print(json.dumps({"codes": codes, "p99_s": seconds[int(len(seconds) * 0.99)], "newcomers": newcomers}))
+    print(json.dumps({"codes": codes, "p99_s": seconds[int(len(seconds) * 0.99)], "newcomers": newcomers}))  # noqa: T201
 
 
 if __name__ == "__main__":

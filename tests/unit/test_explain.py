@@ -33,6 +33,10 @@ EXPLAINED = {
         "id": ID,
         "timestamp": "2026-11-23T18:53:20.123456+00:00",
         "deployment_type": "self-hosted",
+        "service_name": "shop",
+        "service_version": None,
+        "trace_id": "0af76519-16cd-43dd-8448-eb211c80319c",
+        "weight": 1.0,
         "user_id": "ff8d9819fc0e12bf",
         "organization_id": None,
         "event_type": "login",
@@ -50,6 +54,7 @@ EXPLAINED = {
         "table": "span event.category",
         "timestamp": "start_time_unix_nano",
         "deployment_type": "setting DEPLOYMENT_TYPE",
+        "service_name": "resource service.name",
         "user_id": "span user.id",
         "event_type": "span event.type",
         "session_id": "span session.id",
@@ -127,10 +132,7 @@ def test_the_settings_decide() -> None:
     (found,) = explain_file(request_bytes((RESOURCE, [span_bytes(LOGIN)])), by)
     assert found.columns["user_id"] != "73475cb40a568e8d"
     assert found.columns["deployment_type"] == "cloud"
-    assert found.dropped == [
-        {"name": "service.name", "rule": "not_allowed"},
-        {"name": "host.name", "rule": "not_allowed"},
-    ]
+    assert found.dropped == [{"name": "host.name", "rule": "not_allowed"}]  # service.name is a column
 
 
 def test_where_an_endpoint_comes_from_is_told() -> None:

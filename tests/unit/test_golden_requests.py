@@ -9,7 +9,7 @@ from receiver.translate.outcome import Ignored, Rejected
 from receiver.translate.reference import read_resource, translate
 from shared.identity import hasher
 from shared.wire import encode
-from support.encoding import rules
+from support.encoding import rules, traces_of
 from support.golden import SENDERS, fates_of, sent_by
 
 
@@ -18,10 +18,12 @@ def test_the_original_senders_get_the_rows_that_they_know(sender: str) -> None:
     """They send hashes, old names and new ones, and nobody is going to change them for us."""
     by = rules(hashed=hasher("prehashed"))
     fates = []
-    for group in read_request(sent_by(sender), spans_max=100):
+    groups = read_request(sent_by(sender), spans_max=100)
+    traces = traces_of(groups, by)
+    for group in groups:
         resource = read_resource(group.resource, by)
         for span in group.spans:
-            found = translate(span, resource, by)
+            found = translate(span, resource, by, traces=traces)
             is_event = not isinstance(found, Ignored | Rejected)
-            fates.append(json.loads(encode(found).value) if is_event else found.reason)  # type: ignore[arg-type, union-attr]
+            fates.append(json.loads(encode(found).value) if is_event else found.reason)
     assert fates == fates_of(sender)

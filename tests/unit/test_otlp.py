@@ -26,10 +26,7 @@ NOT_READ = {
     "ScopeSpans": {"scope", "schema_url"},
     "Resource": {"dropped_attributes_count", "entity_refs"},
     "Span": {
-        "trace_state",  # carries vendors' routing, not the event
-        "parent_span_id",
         "flags",  # the sampled flag: what reached us counts
-        "name",  # may hold anything; the columns come from attributes
         "dropped_attributes_count",
         "dropped_events_count",
         "dropped_links_count",

@@ -7,7 +7,6 @@ import pytest
 
 from receiver.serve.budget import Arrivals, Budget, BudgetFull, SenderStalled
 
-
 KIBIBYTE = 1024
 
 

@@ -20,9 +20,10 @@ from support.golden import SENDERS, fates_of
 
 GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("*.json"))
 ORDINARY = (
-    b'{"schema_version":1,"table":"endpoint_usage","id":"aba33538-575a-87bc-8565-ab82e28feed1",'
+    b'{"schema_version":2,"table":"endpoint_usage","id":"aba33538-575a-87bc-8565-ab82e28feed1",'
     b'"timestamp_us":1795524929306311,"deployment_type":"cloud","user_id":"f55777966accac8a",'
-    b'"organization_id":"0cd168f3d5551c7f","endpoint":"/api/v1/invoices/{id}","method":"GET","status_code":200,'
+    b'"organization_id":"0cd168f3d5551c7f","service_name":"gateway","service_version":"1.2.3",'
+    b'"trace_id":"0af76519-16cd-43dd-8448-eb211c80319c","weight":1.0,"endpoint":"/api/v1/invoices/{id}","method":"GET","status_code":200,'
     b'"duration_ms":21.1542,"event_metadata":{"service.name":"gateway","items":[1,2.5,{"a":null}],"is_trial":false}}'
 )
 SEEDS = [ORDINARY, *(path.read_bytes() for path in GOLDEN)]

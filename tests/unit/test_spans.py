@@ -1,71 +1,53 @@
 """request bytes -> spans: one span's bytes harm no other, and no request makes more objects than it may."""
 
-import random
-import shutil
 import time
 import tracemalloc
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from receiver.decode import scan
-from receiver.decode.spans import MalformedRequest, ResourceSpans, TooManySpans, parsed_request, read_request
-from receiver.translate.cut import Spans, sizes_of
+from receiver.decode.spans import MalformedRequest, ResourceSpans, TooManySpans, read_request
 from support.encoding import field, request_bytes, resource_bytes, span_bytes, varint
-from support.mutation import Mutator
 
 MIB = 1024 * 1024
 
-Read = Callable[..., list[ResourceSpans]]
 
-
-@pytest.fixture(params=[read_request, parsed_request])
-def read(request: pytest.FixtureRequest) -> Read:
-    """With speedups and without; spans are made bytes, to be compared."""
-
-    def read(body: bytes, *, spans_max: int) -> list[ResourceSpans]:
-        groups: list[ResourceSpans] = request.param(body, spans_max=spans_max)
-        return [ResourceSpans(group.resource, [*group.spans]) for group in groups]
-
-    return read
-
-
-def test_spans_come_by_resource_in_the_order_sent(read: Read) -> None:
+def test_spans_come_by_resource_in_the_order_sent() -> None:
     """The resource's attributes belong to each of its spans, whatever scope they were recorded under."""
     one, two, three = (span_bytes({"n": n}) for n in range(3))
     shop, web = resource_bytes({"service.name": "shop"}), resource_bytes({"service.name": "web"})
     scopes = field(2, field(2, one)) + field(2, field(1, b"") + field(2, two))
     body = field(1, field(1, shop) + scopes) + request_bytes((web, [three]))
-    assert read(body, spans_max=10) == [ResourceSpans(shop, [one, two]), ResourceSpans(web, [three])]
+    assert read_request(body, spans_max=10) == [ResourceSpans(shop, [one, two]), ResourceSpans(web, [three])]
 
 
-def test_our_reading_agrees_with_the_published_classes(read: Read) -> None:
+def test_our_reading_agrees_with_the_published_classes() -> None:
     """The schema is our own: it has to mean what everybody else's means."""
     body = request_bytes((resource_bytes({"a": "b"}), [span_bytes({"c": 1}), span_bytes({"d": [1.5]})]))
     published = ExportTraceServiceRequest.FromString(body)
-    (group,) = read(published.SerializeToString(), spans_max=10)
+    (group,) = read_request(published.SerializeToString(), spans_max=10)
     assert group.resource == published.resource_spans[0].resource.SerializeToString()
     assert group.spans == [span.SerializeToString() for span in published.resource_spans[0].scope_spans[0].spans]
 
 
-def test_an_empty_request_is_a_request(read: Read) -> None:
+def test_an_empty_request_is_a_request() -> None:
     """OTLP: an empty request is a success."""
-    assert read(b"", spans_max=10) == []
-    assert read(request_bytes((b"", [])), spans_max=10) == []
+    assert read_request(b"", spans_max=10) == []
+    assert read_request(request_bytes((b"", [])), spans_max=10) == []
 
 
-def test_a_resource_in_pieces_is_merged(read: Read) -> None:
+def test_a_resource_in_pieces_is_merged() -> None:
     """Protobuf's rule for a message that is sent twice; a last-wins reading would lose the first half."""
     body = field(1, field(1, b"one") + field(1, b"two") + field(2, field(2, b"span")))
-    assert read(body, spans_max=10) == [ResourceSpans(b"onetwo", [b"span"])]
+    assert read_request(body, spans_max=10) == [ResourceSpans(b"onetwo", [b"span"])]
 
 
-def test_a_broken_span_is_handed_on_as_it_is(read: Read) -> None:
+def test_a_broken_span_is_handed_on_as_it_is() -> None:
     """Its neighbours must be stored, so its brokenness is judged alone, and later."""
     good = span_bytes()
-    (group,) = read(request_bytes((b"", [b"\xff\xff", good])), spans_max=10)
+    (group,) = read_request(request_bytes((b"", [b"\xff\xff", good])), spans_max=10)
     assert group.spans == [b"\xff\xff", good]
 
 
@@ -84,20 +66,20 @@ def test_a_broken_span_is_handed_on_as_it_is(read: Read) -> None:
     ],
 )
 @pytest.mark.parametrize("spans_max", [1, 100_000])
-def test_bytes_that_are_no_request_are_malformed(body: bytes, spans_max: int, read: Read) -> None:
+def test_bytes_that_are_no_request_are_malformed(body: bytes, spans_max: int) -> None:
     """The sender is told that repeating it is useless."""
     with pytest.raises(MalformedRequest):
-        read(body, spans_max=spans_max)
+        read_request(body, spans_max=spans_max)
     with pytest.raises(MalformedRequest):  # also when it is long enough to be counted first
-        read(field(5, b"x" * 20_000) + body, spans_max=spans_max)
+        read_request(field(5, b"x" * 20_000) + body, spans_max=spans_max)
 
 
-def test_the_limit_counts_spans_over_all_groups(read: Read) -> None:
+def test_the_limit_counts_spans_over_all_groups() -> None:
     """One above is refused, and the limit itself is not."""
     groups = [(b"", [b"s"] * 3), (b"", [b"s"] * 2)]
-    assert sum(len(group.spans) for group in read(request_bytes(*groups), spans_max=5)) == 5
+    assert sum(len(group.spans) for group in read_request(request_bytes(*groups), spans_max=5)) == 5
     with pytest.raises(TooManySpans):
-        read(request_bytes(*groups), spans_max=4)
+        read_request(request_bytes(*groups), spans_max=4)
 
 
 HOSTILE: dict[str, Callable[[], bytes]] = {
@@ -110,93 +92,20 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_sixteen_mebibytes_of_nothing_cost_neither_memory_nor_time(kind: str, read: Read) -> None:
+def test_sixteen_mebibytes_of_nothing_cost_neither_memory_nor_time(kind: str) -> None:
     """Parsed, they are gigabytes and seconds in which nobody else is answered. Measured: 0.1 to 0.2 s."""
     body = HOSTILE[kind]()
     started = time.process_time()
     with pytest.raises(TooManySpans):
-        read(body, spans_max=100_000)
+        read_request(body, spans_max=100_000)
     assert time.process_time() - started < 1
     tracemalloc.start()
     try:
         with pytest.raises(TooManySpans):
-            read(body, spans_max=1000)
+            read_request(body, spans_max=1000)
         assert tracemalloc.get_traced_memory()[1] < MIB
     finally:
         tracemalloc.stop()
-
-
-def outcome(read: Read, body: bytes, spans_max: int) -> Any:
-    try:
-        return [(group.resource, *group.spans) for group in read(body, spans_max=spans_max)]
-    except (MalformedRequest, TooManySpans) as refusal:
-        return type(refusal)
-
-
-GROUPS = [(resource_bytes({"service.name": "shop"}), [span_bytes(), span_bytes({"a": "b" * 200})]), (b"", [])]
-REQUEST = request_bytes(*GROUPS, (b"", [b"\xff", span_bytes()]))
-ODD = [
-    b"",
-    b"\x12\x01x" + REQUEST + b"\x18\x05",  # fields of later versions
-    field(1, field(1, b"one") + field(2, field(2, b"span" * 8)) + field(1, b"two")),
-    field(1, field(2, field(2, b"span" * 8)) + field(1, b"late")),
-    field(1, field(2, field(2, b"span" * 8) + b"\x08\x01") + b"\x18\x01" + field(3, b"schema")),
-    field(1, b"\x08\x01" + field(2, field(2, b"span" * 8))),  # a resource that is a number
-    field(1, b"\x0d\x01\x02\x03\x04" + field(2, field(2, b"span" * 8))),
-    field(1, b"\x10\x01" + field(2, field(2, b"span" * 8))),
-    field(1, field(2, b"\x10\x01" + field(2, b"span" * 8))),
-    b"\x08\x01" + REQUEST,
-    b"\x0b\x0c" + REQUEST,  # a group
-    b"\x13\x0a\x00\x14" + REQUEST,
-    b"\x00\x01" + REQUEST,
-    b"\x10" + varint(2**64 - 1) + REQUEST,
-    b"\x8a\x00" + REQUEST[1:],  # a tag in two bytes
-    b"\x8a\x80\x80\x80\x80\x00" + REQUEST[1:],
-    field(2**29 - 1, b"x") + REQUEST,
-    b"\x0a\xff\xff\xff\xff\x0f" + REQUEST,
-    request_bytes((b"", [b""] * 9)),
-]
-
-
-def test_a_request_is_cut_as_protobuf_parses_it() -> None:
-    """Else what a sender is told would depend on whether there was a C compiler."""
-    generator = random.Random(1)
-    cut = [REQUEST[:size] for size in range(len(REQUEST))]
-    mutated = [Mutator(generator).request(REQUEST) for _ in range(3_000)]
-    for body in (REQUEST, *ODD, *cut, *mutated):
-        for spans_max in (1, 4, 1_000):
-            assert outcome(read_request, body, spans_max) == outcome(parsed_request, body, spans_max), body
-
-
-def test_fields_are_counted_as_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On either side of the limit: each makes an object."""
-    monkeypatch.setattr("receiver.decode.spans._PIECES_SPARE", 0)
-    for fields in range(40):
-        for body in (REQUEST + fields * field(2, b""), REQUEST + field(1, fields * field(3, b""))):
-            assert outcome(read_request, body, 5) == outcome(parsed_request, body, 5), fields
-
-
-@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler: there are no speedups here")
-def test_an_ordinary_request_is_not_parsed() -> None:
-    """Parsing it would still be right, and take several times as long."""
-    [group, _] = read_request(REQUEST, spans_max=4)
-    assert isinstance(group.spans, Spans)
-    assert isinstance(read_request(b"\x12\x01x" + REQUEST, spans_max=4)[0].spans, Spans)
-
-
-def test_spans_in_their_body_are_a_sequence_like_any_other() -> None:
-    """Steps, retries and the long way take them for a list."""
-    raws = [b"one", b"", b"three", b"four"]
-    spans = Spans.of(raws)
-    assert [*spans] == [spans[at] for at in range(4)] == raws
-    assert spans[-1] == b"four"
-    assert Spans.of(spans) is spans
-    for part in (slice(1, 3), slice(2, None), slice(-1, 9), slice(3, 1)):
-        assert [*spans[part]] == raws[part]
-        assert [*sizes_of(spans[part])] == [*sizes_of(raws[part])]
-    assert [*spans[1:].picked([2, 0])] == [b"four", b""]
-    with pytest.raises(IndexError):
-        spans[4]
 
 
 def test_the_scan_counts_only_into_what_the_shape_names() -> None:

@@ -3,22 +3,19 @@
 import hashlib
 import itertools
 import time
-from types import ModuleType
-from typing import Any, get_args
+from typing import Any
 from uuid import UUID
 
 import pytest
 
-import receiver.translate.fast_path
 import receiver.translate.reading
 from receiver.decode.spans import ResourceSpans
-from receiver.translate.outcome import Ignored, IgnoreReason, Rejected, RejectReason
+from receiver.translate.outcome import IGNORE_REASONS, REJECT_REASONS, Ignored, Rejected
 from receiver.translate.records import Records
 from receiver.translate.reference import read_resource, translate
 from shared.identity import hasher
 from support.encoding import (
     CLIENT,
-    END_NS,
     ID,
     LOGIN,
     PLAIN,
@@ -41,6 +38,12 @@ HASH_42 = "73475cb40a568e8d"
 KEY = b"0123456789abcdef0123456789abcdef"
 REQUEST = {"http.request.method": "GET", "http.route": "/orders/{id}"}
 FEATURE = {"feature.name": "export"}
+UNNAMED_SERVICE = {
+    "service_name": None,
+    "service_version": None,
+    "trace_id": UUID("0af76519-16cd-43dd-8448-eb211c80319c"),
+    "weight": 1.0,
+}
 USAGE = {"event.category": "endpoint_usage", "http.route": "/orders"}
 
 
@@ -66,6 +69,7 @@ def test_a_login_becomes_a_row_of_user_activity() -> None:
         "id": UUID(ID),
         "timestamp_us": 1_795_460_000_123_456,
         "deployment_type": "cloud",
+        **UNNAMED_SERVICE,
         "user_id": HASH_42,
         "organization_id": hashed("acme"),
         "event_type": "login",
@@ -91,17 +95,20 @@ OLD_NAMES = {
 
 @pytest.mark.parametrize(
     ("attributes", "endpoint", "metadata"),
-    [(NEW_NAMES, "/orders/:id", {"service.version": "1.2.3.4"}), (OLD_NAMES, "/orders/{id}", {})],
+    [(NEW_NAMES, "/orders/{id}", {"service.version": "1.2.3.4"}), (OLD_NAMES, "/orders/{id}", {})],
 )
 def test_a_served_request_becomes_a_row_of_endpoint_usage(
     attributes: dict[str, Any], endpoint: str, metadata: dict[str, Any]
 ) -> None:
     """Stock instrumentation, new names and old, fills the table with no code change."""
-    assert columns(attributes, kind=SERVER) == {
+    found = columns(attributes, kind=SERVER)
+    assert found.pop("service_version") == attributes.get("service.version")
+    assert found | {"service_version": None} == {
         "table": "endpoint_usage",
         "id": UUID(ID),
         "timestamp_us": 1_795_460_000_123_456,
         "deployment_type": "self-hosted",
+        **UNNAMED_SERVICE,
         "user_id": None,
         "organization_id": None,
         "endpoint": endpoint,
@@ -119,6 +126,7 @@ def test_a_feature_becomes_a_row_of_feature_usage() -> None:
         "id": UUID(ID),
         "timestamp_us": 1_795_460_000_123_456,
         "deployment_type": "self-hosted",
+        **UNNAMED_SERVICE,
         "user_id": None,
         "organization_id": HASH_42,
         "feature_name": "export",
@@ -153,7 +161,8 @@ CLASSES: list[tuple[dict[str, Any], int, str]] = [
     ({**REQUEST, "http.route": "/health"}, SERVER, "excluded_endpoint"),
     ({**REQUEST, "http.route": "/healthz"}, SERVER, "excluded_endpoint"),
     ({**REQUEST, "http.route": "/Health"}, SERVER, "endpoint_usage"),
-    ({**REQUEST, "http.route": "/health/"}, SERVER, "endpoint_usage"),
+    ({**REQUEST, "http.route": "/health/"}, SERVER, "excluded_endpoint"),  # a route loses its trailing slash
+    ({**REQUEST, "http.route": None, "url.path": "/health/"}, SERVER, "endpoint_usage"),
     ({**REQUEST, "http.route": None, "url.path": "/favicon.ico"}, SERVER, "excluded_endpoint"),
     ({**USAGE, "http.route": "/health"}, SERVER, "endpoint_usage"),  # said outright: not excluded
 ]
@@ -516,7 +525,9 @@ REJECTED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({**FEATURE, "organization.id": {}}, {}, "invalid_organization_id"),
     ({**FEATURE, "tenant.id": Text(b"\xff")}, {}, "invalid_organization_id"),
     ({"event.category": "user_activity", "user.id": "42"}, {}, "missing_event_type"),
-    ({"http.method": "GET"}, {"kind": SERVER}, "missing_endpoint"),
+    ({"event.category": "endpoint_usage"}, {}, "missing_endpoint"),
+    ({"event.category": "model_usage"}, {}, "missing_operation"),
+    ({"event.category": "model_usage", "openinference.span.kind": "CHAIN"}, {}, "missing_operation"),
     ({"event.category": "endpoint_usage", "http.route": [], "url.path": "/x"}, {}, "missing_endpoint"),
     ({"event.category": "feature_usage"}, {}, "missing_feature_name"),
     ({"feature.name": ["export"]}, {}, "missing_feature_name"),
@@ -530,7 +541,7 @@ def test_an_event_that_cannot_be_stored_is_rejected_with_its_reason(
     attributes: dict[str, Any], span: dict[str, Any], reason: str
 ) -> None:
     """The sender counts these, and the reason says what to mend."""
-    assert outcome(attributes, **span) == Rejected(reason)  # type: ignore[arg-type]
+    assert outcome(attributes, **span) == Rejected(reason)
 
 
 @pytest.mark.parametrize("span", [{"trace_id": b""}, {"span_id": bytes(8)}, {"more": b""}])
@@ -625,25 +636,15 @@ def test_no_span_takes_long(kind: str) -> None:
     assert min(took_s) < 0.3
 
 
-def test_a_time_that_no_timestamp_holds_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No OTLP value reaches the bound today; a wider field tomorrow would."""
-    monkeypatch.setattr(receiver.translate.reading, "TIMESTAMP_US_MAX", END_NS // 1000 - 100_000)
-    assert translate(span_bytes(LOGIN), read_resource(b"", PLAIN), PLAIN) == Rejected("invalid_timestamp")
-
-
-@pytest.mark.parametrize(
-    ("where", "place"), [("clean", receiver.translate.reading), ("_id", receiver.translate.fast_path)]
-)
-def test_a_bug_of_ours_costs_one_span_and_says_where(
-    monkeypatch: pytest.MonkeyPatch, where: str, place: ModuleType
-) -> None:
+@pytest.mark.parametrize("where", ["clean", "event_metadata"])
+def test_a_bug_of_ours_costs_one_span_and_says_where(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     """Raised further, it would make the client send the whole request again, for ever."""
 
-    def broken(*_: object) -> str:
+    def broken(*_: object, **__: object) -> str:
         raise ValueError("alice@example.com")
 
     records = Records(PLAIN)
-    monkeypatch.setattr(place, where, broken)
+    monkeypatch.setattr(receiver.translate.reading, where, broken)
     steps = records.of(ResourceSpans(b"", [span_bytes(LOGIN), span_bytes({"a": 1})]))
     [found, neighbour] = itertools.chain.from_iterable(steps)
     assert neighbour == Ignored("not_product_event")
@@ -656,8 +657,8 @@ def test_a_bug_of_ours_costs_one_span_and_says_where(
 def test_every_reason_is_reached_by_a_test() -> None:
     """A reason that nothing gives is a label that lies in every dashboard."""
     reached = {reason for _, _, reason in REJECTED} | {expected for _, _, expected in CLASSES}
-    tested_alone = {"malformed_resource", "span_too_large", "invalid_timestamp", "internal", "telemetry_disabled"}
-    assert {*get_args(RejectReason), *get_args(IgnoreReason)} - tested_alone <= reached
+    tested_alone = {"malformed_resource", "span_too_large", "internal", "telemetry_disabled"}
+    assert {*REJECT_REASONS, *IGNORE_REASONS} - tested_alone <= reached
 
 
 def test_invalid_utf_8_costs_its_string_and_not_its_span() -> None:

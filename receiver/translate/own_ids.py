@@ -1,0 +1,41 @@
+"""a span's raw user and organization ids -> the hashes that take their place wherever the span says them. Pure."""
+
+from collections.abc import Callable, Iterator
+
+from receiver.translate.normal import normal_form
+
+CHARS_MIN = 4  # a shorter id is part of too many texts that mean something else
+
+
+class OwnIds:
+    """The raw ids of one span: of every attribute that may name one, also where another one won."""
+
+    __slots__ = ("_hashed", "_hashes")
+
+    def __init__(self, hashed: Callable[[str], str]) -> None:
+        self._hashed = hashed
+        self._hashes: dict[str, str] = {}
+
+    def add(self, raw: str) -> None:
+        if len(raw) >= CHARS_MIN:
+            hashed = self._hashed(raw)
+            self._hashes.setdefault(raw, hashed)
+            self._hashes.setdefault(normal_form(raw).strip(), hashed)
+
+    def hash_of(self, text: str) -> str | None:
+        """The hash that takes the text's place; None when the text is no own id, in whatever spelling."""
+        if not self._hashes:
+            return None
+        return self._hashes.get(text) or self._hashes.get(normal_form(text).strip())
+
+    def hash_of_number(self, number: float) -> str | None:
+        if not self._hashes:
+            return None
+        found = self._hashes.get(str(number))
+        return found or (self._hashes.get(str(int(number))) if float(number).is_integer() else None)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._hashes)
+
+    def __bool__(self) -> bool:
+        return bool(self._hashes)
