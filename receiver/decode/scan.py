@@ -45,6 +45,26 @@ def is_too_large(raw: bytes, shape: Shape, *, bytes_max: int) -> bool:
     return len(raw) > _UNSCANNED_BYTES and has_more_pieces(raw, shape, pieces_max=_PIECES_MAX)
 
 
+def groups_in(body: bytes) -> int:
+    """How many fields of bytes stand at the top level: groups of spans. Ends where the bytes turn senseless.
+
+    What a request becomes in memory depends on it: a group of six bytes takes three hundred.
+    """
+    count = position = 0
+    try:
+        while position < len(body):
+            tag, position = _varint(body, position)
+            if tag & 7 == 2:
+                size, position = _varint(body, position)
+                position += size
+                count += 1
+            else:
+                position = _after_scalar(body, position, wire_type=tag & 7)
+    except (IndexError, Unreadable):
+        pass
+    return count
+
+
 def has_more_pieces(body: bytes, shape: Shape, *, pieces_max: int) -> bool:
     """What `counting` returns, at one go."""
     steps = counting(body, shape, pieces_max=pieces_max)

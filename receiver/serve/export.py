@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequenc
 import structlog
 
 from receiver import metrics
+from receiver.decode import scan
 from receiver.decode.spans import ResourceSpans, reading
 from receiver.publish.publisher import Publisher
 from receiver.serve import replies
@@ -32,6 +33,7 @@ log = structlog.get_logger(__name__)
 # What a request holds at most for each byte of its body, until its reply: the body, protobuf's copy, and the spans cut
 # out of it; its records are counted as they are made. bench/receiver_memory.py measures it.
 HELD_PER_BODY_BYTE = 3
+HELD_PER_GROUP = 300  # bytes: a group of six on the wire is a tuple, a list and a resource here
 BUDGET_WAIT_S = 1.0
 CALLS_MAX = 4_000  # in all, whatever they wait for; each holds some 10 KiB besides its body
 REPLY_MARGIN_S = 0.3  # so that our reply and not the client's own deadline is what the client sees
@@ -140,7 +142,8 @@ class Export:
         with self._arrivals.arriving(call.peer, call.give_way) as arrival:
             body = await call.read(arrival)
             arrival.is_complete = True
-            held_bytes = HELD_PER_BODY_BYTE * len(body)
+            async with self._turns.turn(call.peer):
+                held_bytes = HELD_PER_BODY_BYTE * len(body) + HELD_PER_GROUP * scan.groups_in(body)
             await self._budget.reserve(held_bytes, wait_s=BUDGET_WAIT_S)
         try:
             yield body

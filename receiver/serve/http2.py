@@ -36,7 +36,7 @@ ROUND_S = 0.01  # for the connections that have more to read, together, in each 
 SLICE_S = (0.0002, 0.002)  # of it for one connection
 REPLY_STALL_S = 10.0  # for a reply that waits for the caller's window
 # Frames that carry no call: a caller has so many at once, and more for each call and second.
-IDLE_FRAMES, IDLE_FRAMES_A_CALL, IDLE_FRAMES_A_SECOND = 2_000, 20, 50
+IDLE_FRAMES, IDLE_FRAMES_A_CALL, IDLE_FRAMES_A_SECOND = 400, 20, 50
 RESET_WEIGHT = 20  # a call that its caller resets costs as much as a call
 
 _DATA, _HEADERS, _RST_STREAM, _GOAWAY, _CONTINUATION = 0, 1, 3, 7, 9
