@@ -50,16 +50,22 @@ def groups_in(body: bytes) -> int:
 
     What a request becomes in memory depends on it: a group of six bytes takes three hundred.
     """
-    count = position = 0
+    count, position, end = 0, 0, len(body)
     try:
-        while position < len(body):
-            tag, position = _varint(body, position)
-            if tag & 7 == 2:
-                size, position = _varint(body, position)
-                position += size
-                count += 1
-            else:
-                position = _after_scalar(body, position, wire_type=tag & 7)
+        while position < end:
+            tag, size = body[position], body[position + 1]
+            position += 2
+            if tag > 0x7F:
+                tag, position = _varint(body, position - 2)
+                size = body[position]
+                position += 1
+            if tag & 7 != 2:
+                position = _after_scalar(body, position - 1, wire_type=tag & 7)
+                continue
+            if size > 0x7F:
+                size, position = _varint(body, position - 1)
+            position += size
+            count += 1
     except (IndexError, Unreadable):
         pass
     return count

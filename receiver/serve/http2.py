@@ -8,8 +8,9 @@ import asyncio
 import contextlib
 import struct
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import h2.config
 import h2.connection
@@ -32,8 +33,8 @@ HEADER_BYTES_MAX = 16 * 1024
 WINDOW_BYTES = 64 * 1024  # of a stream, and of a connection: what arrives unasked
 WIDE_WINDOW_BYTES = 1024 * 1024  # for bodies that are larger: a Collector 50 ms away sends 20 MB/s through it
 WIDE_WINDOWS_MAX = 64  # connections that have it at once
-ROUND_S = 0.01  # for the connections that have more to read, together, in each round of the loop
-SLICE_S = (0.0002, 0.002)  # of it for one connection
+ROUND_S = 0.005  # of reading frames, for all connections together, in each round of the loop
+SLICE_S = 0.001  # of it for one connection
 REPLY_STALL_S = 10.0  # for a reply that waits for the caller's window
 # Frames that carry no call: a caller has so many at once, and more for each call and second.
 IDLE_FRAMES, IDLE_FRAMES_A_CALL, IDLE_FRAMES_A_SECOND = 400, 20, 50
@@ -165,11 +166,49 @@ class _H2(h2.connection.H2Connection):
     MAX_CLOSED_STREAMS = 1_000  # remembered, so that frames that come late are no offence; h2's own is 65,536
 
 
+class _Pump:
+    """Who reads next: a connection that has been served before those that only took, and each a slice at a time."""
+
+    def __init__(self) -> None:
+        self._known: deque[Http2Connection] = deque()
+        self._strange: deque[Http2Connection] = deque()
+        self._used_s = 0.0  # in this round of the loop
+        self._is_called = False
+
+    @property
+    def has_time(self) -> bool:
+        return self._used_s < ROUND_S
+
+    def used(self, seconds: float) -> None:
+        self._used_s += seconds
+        self._call()
+
+    def enqueue(self, connection: "Http2Connection") -> None:
+        (self._known if connection.is_known else self._strange).append(connection)
+        self._call()
+
+    def _call(self) -> None:
+        if not self._is_called:
+            self._is_called = True
+            asyncio.get_running_loop().call_soon(self._run)
+
+    def _run(self) -> None:
+        self._is_called = False
+        self._used_s = 0.0
+        for queue in (self._known, self._strange):
+            for _ in range(len(queue)):
+                if not self.has_time:
+                    break
+                queue.popleft().go_on()
+        if self._known or self._strange:
+            self._call()
+
+
 class Http2Connection(Connection):
     """A connection whose calls are answered by `serve`, a task for each."""
 
     wide = 0  # connections with a wide window, in all
-    paused = 0  # connections that have more to read, in all
+    pump: ClassVar[_Pump] = _Pump()
 
     def __init__(
         self,
@@ -194,21 +233,28 @@ class Http2Connection(Connection):
     def data_received(self, data: bytes) -> None:
         self.heard_at = time.monotonic()
         self._buffer += data
-        if not self._is_paused:
+        if self._is_paused:
+            return
+        if self.pump.has_time:
             self._feed()
+        else:
+            self._pause()
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._go_on()
+        if self._is_paused:
+            self.pump.enqueue(self)
+
+    @property
+    def is_known(self) -> bool:
+        """It asks and listens as clients do."""
+        return self._idle_frames < IDLE_FRAMES_A_CALL * self._answered
 
     def connection_lost(self, error: Exception | None) -> None:
         super().connection_lost(error)
         if self._is_wide:
             Http2Connection.wide -= 1
             self._is_wide = False
-        if self._is_paused:
-            Http2Connection.paused -= 1
-            self._is_paused = False
         for stream in list(self._streams.values()):
             stream.is_over = True
             if stream.task is not None:
@@ -286,7 +332,12 @@ class Http2Connection(Connection):
     # ---- what arrives
 
     def _feed(self) -> None:
-        ends_at = time.monotonic() + min(SLICE_S[1], max(SLICE_S[0], ROUND_S / (Http2Connection.paused + 1)))
+        started_at = time.monotonic()
+        self._read_frames(started_at + SLICE_S)
+        self.pump.used(time.monotonic() - started_at)
+        self._write()
+
+    def _read_frames(self, ends_at: float) -> None:
         while (piece := self._next_frame()) is not None:
             try:
                 for event in self._h2.receive_data(piece):
@@ -302,21 +353,19 @@ class Http2Connection(Connection):
                 return
             if not self.is_writable or time.monotonic() > ends_at:
                 self._pause()
-                break
-        self._write()
+                return
 
     def _pause(self) -> None:
         if not self._is_paused:
             self._is_paused = True
-            Http2Connection.paused += 1
             self.transport.pause_reading()
         if self.is_writable:
-            asyncio.get_running_loop().call_soon(self._go_on)
+            self.pump.enqueue(self)
 
-    def _go_on(self) -> None:
+    def go_on(self) -> None:
+        """Its turn to read."""
         if self._is_paused and self.is_writable and not self.transport.is_closing():
             self._is_paused = False
-            Http2Connection.paused -= 1
             self.transport.resume_reading()
             self._feed()
 

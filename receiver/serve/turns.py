@@ -3,9 +3,10 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Hashable
+from collections.abc import AsyncIterator, Callable, Hashable
 from contextlib import asynccontextmanager
 
+ROUND_S = 0.002  # of work in one round of the loop; then everything else has its round first
 PEERS_MAX = 1_000  # remembered although nothing of theirs waits
 
 
@@ -16,11 +17,14 @@ class Turns:
     where the least served one stands, neither ahead nor behind.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._used_s: dict[Hashable, float] = {}
         self._floor_s = 0.0  # what the least served connection had used when it was last chosen
         self._waiting: dict[Hashable, deque[asyncio.Future[None]]] = {}
         self._is_taken = False
+        self._round_s = 0.0  # worked in this round of the loop
+        self._is_round_counted = False
 
     @asynccontextmanager
     async def turn(self, peer: Hashable) -> AsyncIterator[None]:
@@ -29,12 +33,13 @@ class Turns:
             await self._wait(peer)
         self._is_taken = True
         self._floor_s = max(self._floor_s, self._standing(peer))
-        started_at = time.monotonic()
+        started_at = self._clock()
         try:
             yield
         finally:
-            self._used_s[peer] = max(self._used_s.get(peer, 0.0), self._floor_s) + time.monotonic() - started_at
-            self._next()
+            worked_s = self._clock() - started_at
+            self._used_s[peer] = self._standing(peer) + worked_s
+            self._pass_on(worked_s)
 
     async def _wait(self, peer: Hashable) -> None:
         turn = asyncio.get_running_loop().create_future()
@@ -45,6 +50,22 @@ class Turns:
             if turn.done() and not turn.cancelled():
                 self._next()  # our turn came while we were leaving
             raise
+
+    def _pass_on(self, worked_s: float) -> None:
+        """At once, or after a round of the loop: tasks that are all ready would else work one after another in it."""
+        self._round_s += worked_s
+        if not self._is_round_counted:
+            self._is_round_counted = True
+            asyncio.get_running_loop().call_soon(self._begin_round)
+        if self._round_s < ROUND_S:
+            self._next()
+
+    def _begin_round(self) -> None:
+        is_held = self._round_s >= ROUND_S
+        self._round_s = 0.0
+        self._is_round_counted = False
+        if is_held:
+            self._next()
 
     def _next(self) -> None:
         while self._waiting:
