@@ -13,6 +13,7 @@ import structlog
 import typer
 import uvloop
 
+from receiver import metrics
 from receiver.publish.publisher import NEED, Publisher
 from receiver.serve.auth import Keys
 from receiver.serve.budget import Arrivals, Budget
@@ -22,8 +23,8 @@ from receiver.serve.server import Server, is_loopback
 from receiver.serve.turns import Turns
 from receiver.serve.workers import Workers, report
 from receiver.settings import ReceiverSettings
+from receiver.translate.engine import new_engine
 from receiver.translate.explain import Explanation, explain_file
-from receiver.translate.records import Records
 from receiver.translate.rules import Rules
 from shared import identity, lifecycle, logs, probes
 from shared.errors import Permanent, WrongSetting
@@ -136,7 +137,9 @@ async def serve(settings: ReceiverSettings, *, is_worker: bool = False) -> None:
     turns = Turns()
     budget = Budget(settings.max_inflight_bytes)
     keys = Keys(settings.keys, settings.api_keys_file)
-    publisher = Publisher(settings, budget=budget, health=state)
+    engine = new_engine(rules_of(settings), setting=settings.engine, spans_max=settings.max_spans_per_request)
+    metrics.engine_info.labels(engine.name).set(1)
+    publisher = Publisher(settings, engine=engine, budget=budget, health=state)
     tracing = _tracing(settings) if settings.tracing_endpoint else None
     export = Export(
         settings,
@@ -144,7 +147,7 @@ async def serve(settings: ReceiverSettings, *, is_worker: bool = False) -> None:
         arrivals=arrivals,
         budget=budget,
         turns=turns,
-        records=Records(rules_of(settings)),
+        engine=engine,
         publisher=publisher,
         begin=tracing.begin if tracing else Course,
     )
@@ -160,7 +163,7 @@ async def serve(settings: ReceiverSettings, *, is_worker: bool = False) -> None:
             if is_worker:
                 running.append(tasks.create_task(report(state, stop), name="report"))
             lifecycle.spare_garbage_collector()
-            log.info("receiver_started", host=settings.host, port=settings.port)
+            log.info("receiver_started", host=settings.host, port=settings.port, engine=engine.name)
             await stop.wait()
             log.info("receiver_stopping")
             await server.stop()
@@ -190,7 +193,7 @@ async def supervise(settings: ReceiverSettings) -> int:
 
 def rules_of(settings: ReceiverSettings) -> Rules:
     return Rules(
-        hashed=identity.hasher(settings.id_hashing, settings.hash_key),
+        hashed=identity.Hasher(settings.id_hashing, settings.hash_key),
         deployment_type=settings.deployment_type,
         infer_events=settings.infer_events,
         identity_by_trace=settings.identity_by_trace,

@@ -3,7 +3,7 @@
 Spans stay bytes so that one that is broken costs nobody but itself.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from google.protobuf.message import DecodeError
@@ -11,12 +11,10 @@ from google.protobuf.message import DecodeError
 from receiver.decode import otlp, scan
 from shared.errors import Permanent
 
-# A span may stand alone in its scope, and its scope in its group: that makes the group, its resource and schema, the
-# scope's spans, scope and schema, and the span.
-_PIECES_PER_SPAN = 7
+# What a legitimate span may bring along beside itself: its group's resource and schema, its scope and schema.
+_PIECES_PER_SPAN = 8
 _PIECES_SPARE = 1024
 _PIECE_BYTES_MIN = 2
-_GROUPS_A_STEP = 1_000  # 3 ms
 
 
 class MalformedRequest(Permanent):
@@ -35,30 +33,19 @@ class ResourceSpans(NamedTuple):
 
 
 def read_request(body: bytes, *, spans_max: int) -> list[ResourceSpans]:
-    """What `reading` returns, at one go."""
-    steps = reading(body, spans_max=spans_max)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            groups: list[ResourceSpans] = end.value
-            return groups
-
-
-def reading(body: bytes, *, spans_max: int) -> Generator[None, None, list[ResourceSpans]]:
     """The spans of an ExportTraceServiceRequest by resource, as bytes; groups without a span are left out.
 
-    In steps of a few milliseconds. Memory is bounded before anything is made for each span or group: a body that
-    could hold more than 7 x `spans_max` + 1024 pieces is counted first.
+    Memory is bounded before anything is made for each span or group: a body that could hold more than
+    `fields_max` pieces is counted first.
 
     Raises:
         MalformedRequest: the bytes are no such request.
         TooManySpans: more than `spans_max` spans, or more pieces than that many spans need.
     """
-    pieces_max = _pieces_max(spans_max)
+    pieces_max = fields_max(spans_max)
     try:
-        if len(body) > _PIECE_BYTES_MIN * pieces_max and (
-            yield from scan.counting(body, scan.REQUEST, pieces_max=pieces_max)
+        if len(body) > _PIECE_BYTES_MIN * pieces_max and scan.has_more_pieces(
+            body, scan.REQUEST, pieces_max=pieces_max
         ):
             raise TooManySpans(f"more than {spans_max} spans")
         request = otlp.parse_request(body)
@@ -66,9 +53,7 @@ def reading(body: bytes, *, spans_max: int) -> Generator[None, None, list[Resour
         raise MalformedRequest("not an ExportTraceServiceRequest") from None
     found = []
     room = spans_max
-    for number, group in enumerate(request.resource_spans, 1):
-        if number % _GROUPS_A_STEP == 0:
-            yield
+    for group in request.resource_spans:
         scopes = group.scope_spans
         spans = [span for scope in scopes for span in scope.spans] if scopes else None
         if not spans:
@@ -80,5 +65,6 @@ def reading(body: bytes, *, spans_max: int) -> Generator[None, None, list[Resour
     return found
 
 
-def _pieces_max(spans_max: int) -> int:
+def fields_max(spans_max: int) -> int:
+    """Most fields of a request that hold spans, groups of them, and what stands beside both."""
     return _PIECES_PER_SPAN * spans_max + _PIECES_SPARE

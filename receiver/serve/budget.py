@@ -191,6 +191,21 @@ class Budget:
         """Count bytes that an admitted request made; never refuses."""
         self.bytes += size
 
+    @contextmanager
+    def charging(self) -> Iterator[Callable[[int], None]]:
+        """A function that is told how many bytes a request holds now; at the end of the block it holds none."""
+        held_bytes = 0
+
+        def hold(size: int) -> None:
+            nonlocal held_bytes
+            self.charge(size - held_bytes)
+            held_bytes = size
+
+        try:
+            yield hold
+        finally:
+            self.release(held_bytes)
+
     def release(self, size: int) -> None:
         self.bytes -= size
         self._admit()

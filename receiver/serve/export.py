@@ -7,13 +7,12 @@ import random
 import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable
 
 import structlog
 
 from receiver import metrics
 from receiver.decode import scan
-from receiver.decode.spans import ResourceSpans, reading
 from receiver.publish.publisher import Publisher
 from receiver.serve import replies
 from receiver.serve.auth import Keys
@@ -23,10 +22,8 @@ from receiver.serve.course import Course
 from receiver.serve.replies import Draining, KeyRefused, Reply
 from receiver.serve.turns import Turns
 from receiver.settings import ReceiverSettings
-from receiver.translate.outcome import Ignored, Rejected
-from receiver.translate.records import Answer, Records
+from receiver.translate.engine import Engine, Translation
 from shared.logs import error_facts
-from shared.wire import Record
 
 log = structlog.get_logger(__name__)
 
@@ -38,7 +35,6 @@ BUDGET_WAIT_S = 1.0
 CALLS_MAX = 4_000  # in all, whatever they wait for; each holds some 10 KiB besides its body
 REPLY_MARGIN_S = 0.3  # so that our reply and not the client's own deadline is what the client sees
 SLICE_S = 0.005  # what any request may wait for in each round
-SPANS_SIFTED = 512  # at once: below a millisecond
 MIDDLING_SLICES = 10  # 50 ms, or about two thousand events
 RETRY_AFTER_S = (1.0, 30.0)  # bounds; the Collector gives up when a delay leads past its 300 s
 
@@ -51,7 +47,14 @@ class Tally:
         self.rejected: Counter[str] = Counter()
         self.published: Counter[str] = Counter()
         self.faults: Counter[str] = Counter()
+        self.declined: Counter[str] = Counter()
+        self.spans = 0
         self.batches: set[asyncio.Future[bool]] = set()
+
+    def take(self, translation: Translation) -> None:
+        self.ignored, self.rejected = translation.ignored, translation.rejected
+        self.faults, self.declined = translation.faults, translation.declined
+        self.published = translation.published()
 
 
 class Export:
@@ -65,7 +68,7 @@ class Export:
         arrivals: Arrivals,
         budget: Budget,
         turns: Turns,
-        records: Records,
+        engine: Engine,
         publisher: Publisher,
         begin: Callable[[], Course] = Course,
     ) -> None:
@@ -74,7 +77,7 @@ class Export:
         self._keys = keys
         self._arrivals = arrivals
         self._budget = budget
-        self._records = records
+        self._engine = engine
         self._publisher = publisher
         self._turns = turns
         self._middling_turns = Turns()
@@ -151,66 +154,45 @@ class Export:
             self._budget.release(held_bytes)
 
     async def _publish(self, body: bytes, tally: Tally, call: Call) -> None:
-        """Put every event into a batch. Small requests overtake larger ones, and larger ones go one after another.
+        """Translate the whole request, then put its events into batches: nothing of it is published before that."""
+        received_at_ms = time.time_ns() // 1_000_000
+        async with self._turns.turn(call.peer):
+            translation = self._engine.open(body)
+        tally.spans = translation.spans
+        if not self._settings.telemetry_enabled:
+            tally.ignored["telemetry_disabled"] = translation.spans
+            return
+        with self._budget.charging() as charge:
+            await self._translate(translation, charge, call)
+            tally.take(translation)
+            if tally.published:
+                tally.batches = self._publisher.append(translation, received_at_ms=received_at_ms)
+
+    async def _translate(self, translation: Translation, charge: Callable[[int], None], call: Call) -> None:
+        """Small requests overtake larger ones, and larger ones go one after another.
 
         Had they all a share of the loop, all would be late: each answered too late to count, and sent again.
         """
-        work = self._work(body, tally)
-        if await self._is_done(work, call, slices=range(1)):
+        if await self._is_done(translation, charge, call, slices=range(1)):
             return
         async with self._middling_turns.turn(call.peer):
-            if await self._is_done(work, call, slices=range(MIDDLING_SLICES)):
+            if await self._is_done(translation, charge, call, slices=range(MIDDLING_SLICES)):
                 return
         async with self._long_turns.turn(call.peer):
-            await self._is_done(work, call, slices=itertools.count())
+            await self._is_done(translation, charge, call, slices=itertools.count())
 
-    async def _is_done(self, work: Iterator[None], call: Call, *, slices: Iterable[int]) -> bool:
-        """Work for so many slices, one of all requests' at a time."""
+    async def _is_done(
+        self, translation: Translation, charge: Callable[[int], None], call: Call, *, slices: Iterable[int]
+    ) -> bool:
+        """Translate for so many slices, one of all requests' at a time."""
         for _ in slices:
             async with self._turns.turn(call.peer):
-                if _is_done_after_slice(work):
-                    return True
+                is_done = translation.step(SLICE_S)
+            charge(translation.held_bytes)
+            if is_done:
+                return True
             await asyncio.sleep(0)
         return False
-
-    def _work(self, body: bytes, tally: Tally) -> Iterator[None]:
-        """A few spans a step, or one that takes long."""
-        received_at_ms = time.time_ns() // 1_000_000
-        groups = yield from reading(body, spans_max=self._settings.max_spans_per_request)
-        traces = self._records.traces()
-        yield from traces.read(groups)
-        for group in groups:
-            metrics.spans_received.inc(len(group.spans))
-            if not self._settings.telemetry_enabled:
-                tally.ignored["telemetry_disabled"] += len(group.spans)
-                continue
-            for start in range(0, len(group.spans), SPANS_SIFTED):
-                part = ResourceSpans(group.resource, group.spans[start : start + SPANS_SIFTED])
-                sifted = self._records.sifted(part)
-                tally.ignored["not_product_event"] += len(part.spans) - len(sifted.spans)
-                for answers in self._records.of(sifted, traces):
-                    self._settle(answers, tally, received_at_ms)
-                    yield
-                yield
-
-    def _settle(self, answers: Sequence[Answer], tally: Tally, received_at_ms: int) -> None:
-        records = []
-        for answer in answers:
-            match answer:
-                case Record():
-                    records.append(answer)
-                case Ignored(reason):
-                    tally.ignored[reason] += 1
-                case Rejected(reason, fault):
-                    tally.rejected[reason] += 1
-                    if fault:  # a bug of ours: it costs this span and none of its neighbours
-                        tally.faults[fault] += 1
-        if records:
-            placed = self._publisher.append(records, received_at_ms=received_at_ms)
-            tally.batches |= placed.batches
-            tally.published.update(placed.tables)
-            if placed.too_large:
-                tally.rejected["span_too_large"] += placed.too_large
 
     def _refusal(self, error: Exception) -> Reply:
         told = replies.told_of(error)
@@ -243,6 +225,9 @@ class Export:
         for fault, spans in tally.faults.items():
             log.error("spans_untranslatable", fault=fault, spans=spans)
         metrics.requests.labels(code, transport).inc()
+        metrics.spans_received.inc(tally.spans)
+        for reason, spans in tally.declined.items():
+            metrics.spans_declined.labels(reason).inc(spans)
         metrics.request_seconds.labels(transport).observe(time.monotonic() - started_at)
         if code == replies.OK:
             self._failing_since = None
@@ -253,8 +238,3 @@ class Export:
             ):
                 for label, count in counts.items():
                     counter.labels(label).inc(count)
-
-
-def _is_done_after_slice(work: Iterator[None]) -> bool:
-    ends_at = time.monotonic() + SLICE_S
-    return all(time.monotonic() < ends_at for _ in work)

@@ -4,6 +4,7 @@ Each shared column by itself: the value of the nearest ancestor in the request t
 the trace's spans in the request have. What arrives in another request is out of reach.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -100,22 +101,23 @@ class Traces:
         """Reads the request, in steps of a few milliseconds at most. Never raises, whatever the bytes."""
         if not self._rules.identity_by_trace:
             return
+        spans_of: Counter[bytes] = Counter()
+        for spans in _steps(groups):
+            spans_of.update(map(_trace_id_of, spans))
+            yield
         named: dict[tuple[bytes, bytes], Values] = {}
         for group in groups:
             resource = self._resource(group.resource) if self._rules.has_shared_key(group.resource) else {}
-            for spans in _steps(group.spans):
+            for spans in _steps([group]):
                 for raw in spans:
-                    if resource or self._rules.has_shared_key(raw):
+                    if (resource or self._rules.has_shared_key(raw)) and spans_of[_trace_id_of(raw)] > 1:
                         self._name(raw, resource, named)
                 yield
-        if not named:
-            return
         self._traces = {trace_id: Trace() for trace_id, _ in named}
-        for group in groups:
-            for spans in _steps(group.spans):
-                for raw in spans:
-                    self._place(raw, named)
-                yield
+        for spans in _steps(groups if named else []):
+            for raw in spans:
+                self._place(raw, named)
+            yield
 
     def _resource(self, raw: bytes) -> AttributeMap:
         try:
@@ -146,9 +148,18 @@ class Traces:
             trace.add(link, named.get((link.trace_id, link.span_id), NOTHING))
 
 
-def _steps(spans: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
-    for start in range(0, len(spans), _SPANS_A_STEP):
-        yield spans[start : start + _SPANS_A_STEP]
+def _trace_id_of(raw: bytes) -> bytes:
+    """Empty when the bytes are no span."""
+    try:
+        return otlp.parse_link(raw).trace_id
+    except DecodeError:
+        return b""
+
+
+def _steps(groups: Sequence[ResourceSpans]) -> Iterator[Sequence[bytes]]:
+    for group in groups:
+        for start in range(0, len(group.spans), _SPANS_A_STEP):
+            yield group.spans[start : start + _SPANS_A_STEP]
 
 
 def _values_of(attributes: Attributes, span_id: bytes) -> Values:

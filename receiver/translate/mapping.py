@@ -318,6 +318,13 @@ REJECT_REASONS = tuple(
 )
 
 
+def attributes() -> tuple[bytes, ...]:
+    """Every attribute that the mapping reads, but for metadata."""
+    keys = [key for column in COLUMNS for key in column.keys]
+    more = [name for key in keys for name in (key.behind, key.stands_for[1] if key.stands_for else b"") if name]
+    return tuple(dict.fromkeys([*deciding_keys(infer_events=True), *(key.name for key in keys), *more]))
+
+
 def deciding_keys(*, infer_events: bool) -> tuple[bytes, ...]:
     """A span whose bytes and resource hold none of these attributes is no event."""
     conditions = [when for table in TABLES for when in table.inferred_when] if infer_events else []

@@ -12,7 +12,6 @@ from urllib.parse import unquote
 _ROUNDS_MAX = 4
 # Of a longer text only the head has a normal form: at most 1,024 characters are ever stored.
 _CHARS_MAX = 16_384
-_MAY_CHANGE = re.compile(r"[%&\\]|[^\x00-\x7f]")
 _ESCAPE = re.compile(
     r"&\#0*+([0-9]{1,7});?"
     r"|&\#[xX]0*+([0-9A-Fa-f]{1,6});?"
@@ -50,7 +49,7 @@ def normal_form(text: str) -> str:
 
 def may_change(text: str) -> bool:
     """Whether the normal form may be another text. Costs next to nothing."""
-    return _MAY_CHANGE.search(text) is not None
+    return not text.isascii() or "%" in text or "&" in text or "\\" in text
 
 
 def _visible(text: str) -> str:

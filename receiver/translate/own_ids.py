@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 
 from receiver.translate.normal import normal_form
 
+_DIGITS_MAX = 19  # of an int64
 CHARS_MIN = 4  # a shorter id is part of too many texts that mean something else
 
 
@@ -19,8 +20,10 @@ class OwnIds:
     def add(self, raw: str) -> None:
         if len(raw) >= CHARS_MIN:
             hashed = self._hashed(raw)
-            self._hashes.setdefault(raw, hashed)
-            self._hashes.setdefault(normal_form(raw).strip(), hashed)
+            plain = normal_form(raw).strip()
+            number = [repr(float(plain))] if plain.isascii() and plain.isdigit() and len(plain) <= _DIGITS_MAX else []
+            for form in (raw, plain, *number):
+                self._hashes.setdefault(form, hashed)
 
     def hash_of(self, text: str) -> str | None:
         """The hash that takes the text's place; None when the text is no own id, in whatever spelling."""

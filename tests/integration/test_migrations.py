@@ -16,16 +16,23 @@ COLUMNS = {
     "user_activity": """id uuid NOT NULL, user_id character varying(32) NOT NULL,
         organization_id character varying(32), event_type character varying(50) NOT NULL,
         timestamp timestamp with time zone NOT NULL, session_id character varying(255),
-        deployment_type character varying(50) NOT NULL, event_metadata jsonb NOT NULL""",
+        deployment_type character varying(50) NOT NULL, event_metadata jsonb NOT NULL, ADDED""",
     "endpoint_usage": """id uuid NOT NULL, endpoint character varying(255) NOT NULL, method character varying(10),
         user_id character varying(32), organization_id character varying(32), status_code integer,
         duration_ms double precision, timestamp timestamp with time zone NOT NULL,
-        deployment_type character varying(50) NOT NULL, event_metadata jsonb NOT NULL""",
+        deployment_type character varying(50) NOT NULL, event_metadata jsonb NOT NULL, ADDED""",
     "feature_usage": """id uuid NOT NULL, feature_name character varying(100) NOT NULL,
         user_id character varying(32), organization_id character varying(32), action character varying(100),
         timestamp timestamp with time zone NOT NULL, deployment_type character varying(50) NOT NULL,
-        event_metadata jsonb NOT NULL""",
+        event_metadata jsonb NOT NULL, ADDED""",
 }
+ADDED = """service_name character varying(255), service_version character varying(100), trace_id uuid,
+        weight double precision NOT NULL"""
+COLUMNS["model_usage"] = """id uuid NOT NULL, operation character varying(50) NOT NULL,
+        provider character varying(100), model character varying(255), user_id character varying(32),
+        organization_id character varying(32), input_tokens bigint, output_tokens bigint, duration_ms double precision,
+        error_type character varying(100), timestamp timestamp with time zone NOT NULL,
+        deployment_type character varying(50) NOT NULL, event_metadata jsonb NOT NULL, ADDED"""
 
 
 def alembic(url: str, *arguments: str) -> str:
@@ -94,7 +101,7 @@ def test_columns_are_as_documented_in_name_type_order_and_with_a_comment(
         FROM pg_attribute WHERE attrelid = 'public.{table}'::regclass AND attnum > 0 AND NOT attisdropped
         """,
     )
-    assert found == " ".join(COLUMNS[table].split())
+    assert found == " ".join(COLUMNS[table].replace("ADDED", ADDED).split())
 
 
 def test_every_table_and_column_has_a_comment(database_url: str, postgres: PostgresServer) -> None:

@@ -140,7 +140,9 @@ CASES = [
     Case("pings", lambda port: over_and_over(lambda: hello() + frame(http2.PING, bytes(8)) * 20_000, port)),
     Case(
         "pings whose answers nobody reads",
-        lambda port: over_and_over(lambda: hello() + frame(http2.PING, bytes(8)) * 20_000, port, reads=False, every_s=0.02),
+        lambda port: over_and_over(
+            lambda: hello() + frame(http2.PING, bytes(8)) * 20_000, port, reads=False, every_s=0.02
+        ),
     ),
     Case("settings", lambda port: over_and_over(lambda: hello() + frame(http2.SETTINGS) * 20_000, port)),
     Case("calls that are reset at once", lambda port: over_and_over(lambda: hello() + reset_calls(5_000), port)),

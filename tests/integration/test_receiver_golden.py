@@ -36,6 +36,6 @@ async def test_the_original_senders_are_served_as_they_are(
         }
         for value in values:
             headers = dict(records[value["id"]].headers)
-            assert headers == {"event_type": value["table"].encode(), "schema_version": b"1"}
+            assert headers == {"event_type": value["table"].encode(), "schema_version": b"2"}
     finally:
         receiver.kill()

@@ -7,6 +7,7 @@ import asyncio
 import gzip
 import hashlib
 import json
+import uuid
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -313,8 +314,10 @@ async def test_each_hostile_span_has_its_fate_and_costs_its_neighbours_nothing(
 def value_of(span_id: bytes, becomes: Mapping[str, Any]) -> dict[str, Any]:
     """The whole record of a case, with what `span_bytes` gives a span where the case says nothing."""
     known = {
-        "schema_version": 1,
+        "schema_version": 2,
         "id": str(Feature(TRACE, span_id).id),
+        "trace_id": str(uuid.UUID(bytes=TRACE)),
+        "weight": 1.0,
         "timestamp_us": 1_795_460_000_123_456,
         "deployment_type": "self-hosted",
     }

@@ -5,6 +5,8 @@ import struct
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from receiver.translate import mapping
+from shared.events import TABLES
 from support.encoding import Encoded, Text, field, key_value, varint
 
 # Field number -> the shape of the message that it holds; other fields are leaves.
@@ -75,46 +77,24 @@ def spans_of(body: bytes) -> list[tuple[bytes, bytes]]:
     return found
 
 
+# Every attribute that the mapping names, and some that metadata may hold.
 KEYS = [
-    "event.category",
-    "event.type",
-    "event.name",
-    "user.id",
-    "enduser.id",
-    "user.hash",
-    "organization.id",
-    "tenant.id",
-    "session.id",
-    "deployment.type",
-    "feature.name",
-    "feature.action",
-    "http.route",
-    "url.path",
-    "http.target",
-    "url.full",
-    "http.url",
-    "http.request.method",
-    "http.method",
-    "http.response.status_code",
-    "http.status_code",
-    "duration_ms",
+    *(key.decode() for key in mapping.attributes()),
     "metadata.a",
     "metadata.b.version",
     "metadata._c",
     "metadata.token",
     "metadata.token_count",
     "metadata.service.name",
-    "service.name",
-    "service.version",
-    "error.type",
     "other",
 ]
 _KEYS = [key.encode() for key in KEYS]
 _TEXTS = [
-    "user_activity",
-    "endpoint_usage",
-    "feature_usage",
+    *TABLES,
     "other",
+    "LLM",
+    "_OTHER",
+    "GetUser",
     "GET",
     "get",
     "/a/17",
