@@ -3,18 +3,28 @@ PYTHON ?= python3
 BIN := .venv/bin
 LOCK := deploy/lock
 
-.PHONY: help setup run stack check test test-long chaos bench bench-quick bench-growth lock clean
+.PHONY: help setup native-check run stack check test test-long chaos bench bench-quick bench-growth lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
 setup: .venv/.ready  ## the virtual environment, .venv
-.venv/.ready: $(LOCK)/development.txt pyproject.toml
+NATIVE := native/Cargo.toml native/Cargo.lock native/pyproject.toml $(wildcard native/src/*.rs)
+.venv/.ready: $(LOCK)/development.txt pyproject.toml $(NATIVE)
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed; this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.11 $(MAKECMDGOALS)" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(LOCK)/development.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@if command -v cargo >/dev/null; then \
+	  echo "Building the native engine with cargo"; \
+	  PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation ./native; \
+	else \
+	  echo "cargo was not found: the Python reference will translate spans, at many times the CPU. Install Rust and run make setup again to change that."; \
+	fi
 	@touch $@
+
+native-check: setup  ## format, lints and tests of the native engine; needs cargo
+	cd native && cargo fmt --check && cargo clippy --locked --all-targets -- -D warnings && cargo test --locked --quiet
 
 run: setup  ## Kafka, Postgres, receiver, consumer and demo traffic on this machine
 	@exec $(BIN)/python -m deploy.local run
@@ -30,6 +40,7 @@ check: setup  ## lint, types, import rules, unit tests, and whether the docs tel
 	$(BIN)/pytest -q tests/unit tests/conventions
 
 test: check  ## everything, against a real Kafka and a real Postgres
+	@if command -v cargo >/dev/null; then $(MAKE) native-check; fi
 	$(BIN)/pytest -q -n 2 --dist loadfile -m "not long" --durations=15 tests/integration tests/faults
 
 test-long: setup  ## the long forms of the fault tests

@@ -13,6 +13,7 @@ import structlog
 import typer
 import uvloop
 
+from receiver import metrics
 from receiver.publish.publisher import NEED, Publisher
 from receiver.serve.auth import Keys
 from receiver.serve.budget import Budget, Reads
@@ -21,8 +22,8 @@ from receiver.serve.server import Server, is_loopback
 from receiver.serve.service import TraceService
 from receiver.serve.workers import Workers, report
 from receiver.settings import ReceiverSettings
+from receiver.translate.engine import new_engine
 from receiver.translate.explain import Explanation, explain_file
-from receiver.translate.records import Records
 from receiver.translate.rules import Rules
 from shared import identity, lifecycle, logs, probes
 from shared.errors import Permanent, WrongSetting
@@ -134,14 +135,16 @@ async def serve(settings: ReceiverSettings, *, is_worker: bool = False) -> None:
     reads = Reads(read_slots(settings))
     budget = Budget(settings.max_inflight_bytes)
     keys = Keys(settings.keys, settings.api_keys_file)
-    publisher = Publisher(settings, budget=budget, health=state)
+    engine = new_engine(rules_of(settings), setting=settings.engine, spans_max=settings.max_spans_per_request)
+    metrics.engine_info.labels(engine.name).set(1)
+    publisher = Publisher(settings, engine=engine, budget=budget, health=state)
     tracing = _tracing(settings) if settings.tracing_endpoint else None
     service = TraceService(
         settings,
         keys=keys,
         reads=reads,
         budget=budget,
-        records=Records(rules_of(settings)),
+        engine=engine,
         publisher=publisher,
         begin=tracing.begin if tracing else Course,
     )
@@ -158,7 +161,7 @@ async def serve(settings: ReceiverSettings, *, is_worker: bool = False) -> None:
             if is_worker:
                 running.append(tasks.create_task(report(state, stop), name="report"))
             lifecycle.spare_garbage_collector()
-            log.info("receiver_started", host=settings.host, port=settings.port)
+            log.info("receiver_started", host=settings.host, port=settings.port, engine=engine.name)
             await stop.wait()
             log.info("receiver_stopping")
             await server.stop()
@@ -194,7 +197,7 @@ def read_slots(settings: ReceiverSettings) -> int:
 
 def rules_of(settings: ReceiverSettings) -> Rules:
     return Rules(
-        hashed=identity.hasher(settings.id_hashing, settings.hash_key),
+        hashed=identity.Hasher(settings.id_hashing, settings.hash_key),
         deployment_type=settings.deployment_type,
         infer_events=settings.infer_events,
         identity_by_trace=settings.identity_by_trace,

@@ -2,6 +2,7 @@
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from receiver.translate.native import DECLINED
 from receiver.translate.outcome import IGNORE_REASONS, REJECT_REASONS
 from shared.events import TABLES
 
@@ -17,6 +18,12 @@ request_seconds = Histogram("receiver_request_seconds", "From the first line of 
 refusals = Counter("receiver_refusals", "Export calls answered UNAVAILABLE, by what was short", ["cause"])
 spans_received = Counter("receiver_spans_received", "Spans of readable requests")
 spans_ignored = Counter("receiver_spans_ignored", "Spans that are no product event", ["reason"])
+spans_declined = Counter(
+    "receiver_spans_declined", "Spans that the native engine left to the slower reference, by reason", ["reason"]
+)
+engine_info = Gauge(
+    "receiver_engine_info", "1 for the engine that translates spans", ["engine"], multiprocess_mode="livemax"
+)
 spans_rejected = Counter("receiver_spans_rejected", "Spans that are an event but cannot be stored", ["reason"])
 events_published = Counter(
     "receiver_events_published", "Events of requests whose every record was acknowledged", ["table"]
@@ -45,6 +52,8 @@ for _reason in IGNORE_REASONS:
     spans_ignored.labels(_reason)
 for _reason in REJECT_REASONS:
     spans_rejected.labels(_reason)
+for _reason in DECLINED:
+    spans_declined.labels(_reason)
 for _table in TABLES:
     events_published.labels(_table)
 for _outcome in BATCH_OUTCOMES:

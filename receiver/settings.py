@@ -6,6 +6,7 @@ from typing import Annotated, Self
 from pydantic import BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import NoDecode
 
+from receiver.translate.engine import EngineSetting
 from shared.settings import CommaSeparated, CommaSeparatedSecrets, IdSettings, KafkaSettings, Port, ReceiverPlace
 
 MEBIBYTE = 1024 * 1024
@@ -64,6 +65,9 @@ class ReceiverSettings(ReceiverPlace, KafkaSettings, IdSettings):
 
     metadata_attributes: CommaSeparated = Field(
         DEFAULT_METADATA, description="attributes that event_metadata may hold; `*` at the end stands for any rest"
+    )
+    engine: EngineSetting = Field(
+        "auto", description="`native` or `python` forces an engine; `auto`: native where it was built"
     )
     infer_events: bool = Field(True, description="take feature.name and HTTP server spans for events")  # noqa: FBT003
     identity_by_trace: bool = Field(True, description="let ids on other spans of the trace count")  # noqa: FBT003

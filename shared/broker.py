@@ -14,9 +14,9 @@ from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 
 from shared.errors import BrokerUnavailable, WrongTopic
 from shared.settings import KafkaSettings
+from shared.wire import BATCH_BYTES_MAX
 
 REQUEST_TIMEOUT_MS = 3_000
-BATCH_BYTES_MAX = 900 * 1024  # below the broker's default max.message.bytes of 1 MiB, with room for headers
 HOUR_MS = 3_600_000
 KAFKA_ERRORS = (KafkaError, OSError, TimeoutError)  # what aiokafka raises when brokers fail it
 

@@ -2,7 +2,8 @@
 
 import hmac
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Literal, NewType
 
@@ -24,15 +25,17 @@ def hash_id(raw: str, key: bytes = b"") -> IdHash:
     return IdHash(digest[:HASH_CHARS])
 
 
-def hasher(mode: IdHashing, key: bytes = b"") -> Callable[[str], IdHash]:
+@dataclass(frozen=True, slots=True)
+class Hasher:
     """The receiver's hash. In mode `prehashed`, 16 lower-case hex digits are taken for a hash already."""
 
-    def hashed(raw: str) -> IdHash:
-        if mode == "prehashed" and _PREHASHED.fullmatch(raw):
-            return IdHash(raw)
-        return hash_id(raw, key)
+    mode: IdHashing = "hash"
+    key: bytes = field(default=b"", repr=False)
 
-    return hashed
+    def __call__(self, raw: str) -> IdHash:
+        if self.mode == "prehashed" and _PREHASHED.fullmatch(raw):
+            return IdHash(raw)
+        return hash_id(raw, self.key)
 
 
 def hashes_of(raw: str, *, mode: IdHashing, keys: Iterable[bytes]) -> list[IdHash]:

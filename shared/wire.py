@@ -17,6 +17,12 @@ _validate = TypeAdapter[Event](
 ).validator.validate_json  # without the adapter's own wrapping: a tenth of a decoding
 
 
+# Below the broker's default max.message.bytes of 1 MiB, with room for headers.
+BATCH_BYTES_MAX = 900 * 1024
+RECORD_OVERHEAD_BYTES = 128  # headers, lengths, offsets and times around key and value, rounded up
+RECORD_BYTES_MAX = BATCH_BYTES_MAX - RECORD_OVERHEAD_BYTES  # of key and value; a larger one fits into no batch
+
+
 class Record(NamedTuple):
     """What goes to the topic, with its table's HEADERS. `key` is the event id as text, and tells the partition."""
 

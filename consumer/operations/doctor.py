@@ -20,7 +20,6 @@ from consumer.store.database import DATABASE_ERRORS, connect
 from consumer.store.schema import ANALYTICS_TABLES, SCHEMA_REVISION
 from shared import probes
 from shared.broker import (
-    BATCH_BYTES_MAX,
     HOUR_MS,
     KAFKA_ERRORS,
     connection_options,
@@ -28,6 +27,7 @@ from shared.broker import (
     topic_config,
 )
 from shared.lifecycle import ended
+from shared.wire import BATCH_BYTES_MAX
 
 CLOCK_SKEW_S_MAX = 5.0
 CONSUMER_GRANTS = {

@@ -11,8 +11,8 @@ from google.protobuf.message import DecodeError
 from receiver.decode import otlp, scan
 from shared.errors import Permanent
 
-# What a legitimate span may bring along beside itself: its group, the group's resource, scope and schema.
-_PIECES_PER_SPAN = 4
+# What a legitimate span may bring along beside itself: its group's resource and schema, its scope and schema.
+_PIECES_PER_SPAN = 8
 _PIECES_SPARE = 1024
 _PIECE_BYTES_MIN = 2
 
@@ -36,13 +36,13 @@ def read_request(body: bytes, *, spans_max: int) -> list[ResourceSpans]:
     """The spans of an ExportTraceServiceRequest by resource, as bytes; groups without a span are left out.
 
     Memory is bounded before anything is made for each span or group: a body that could hold more than
-    4 x `spans_max` + 1024 pieces is counted first.
+    `fields_max` pieces is counted first.
 
     Raises:
         MalformedRequest: the bytes are no such request.
         TooManySpans: more than `spans_max` spans, or more pieces than that many spans need.
     """
-    pieces_max = _pieces_max(spans_max)
+    pieces_max = fields_max(spans_max)
     try:
         if len(body) > _PIECE_BYTES_MIN * pieces_max and scan.has_more_pieces(
             body, scan.REQUEST, pieces_max=pieces_max
@@ -65,5 +65,6 @@ def read_request(body: bytes, *, spans_max: int) -> list[ResourceSpans]:
     return found
 
 
-def _pieces_max(spans_max: int) -> int:
+def fields_max(spans_max: int) -> int:
+    """Most fields of a request that hold spans, groups of them, and what stands beside both."""
     return _PIECES_PER_SPAN * spans_max + _PIECES_SPARE

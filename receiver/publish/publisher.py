@@ -8,10 +8,8 @@ says whether every in-sync replica has it. Callers who leave take nothing along:
 import asyncio
 import contextlib
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 import structlog
 from aiokafka import AIOKafkaProducer
@@ -20,18 +18,16 @@ from aiokafka.errors import KafkaError
 from receiver import metrics
 from receiver.serve.budget import Budget
 from receiver.settings import ReceiverSettings
-from shared.broker import BATCH_BYTES_MAX, ensure_topics, new_producer
+from receiver.translate.engine import Builder, Engine, Translation
+from shared.broker import ensure_topics, new_producer
 from shared.errors import BrokerUnavailable, WrongTopic
 from shared.lifecycle import backoff_s, ended
 from shared.logs import error_facts
 from shared.probes import Health
-from shared.wire import HEADERS, Record
 
 log = structlog.get_logger(__name__)
 
 NEED = "broker"
-RECORD_OVERHEAD_BYTES = 128  # headers, lengths, offsets and times around key and value, rounded up
-RECORD_BYTES_MAX = BATCH_BYTES_MAX - RECORD_OVERHEAD_BYTES
 CONNECT_TIMEOUT_S = 10.0
 RETRY_S_MAX = 1.0  # publishing works again within 5 s of the broker's return
 PROBE_EVERY_S = 1.0
@@ -45,21 +41,11 @@ STOP_TIMEOUT_S = 3.0
 class Batch:
     """Records on their way to one partition. `acknowledged` is True once every in-sync replica has them."""
 
-    builder: Any
+    builder: Builder
     acknowledged: asyncio.Future[bool]
     opened_at: float
     bytes: int = 0
     is_due: bool = False
-
-    def add(self, record: Record, size: int, received_at_ms: int) -> bool:
-        """Whether there was room."""
-        added = self.builder.append(
-            timestamp=received_at_ms, key=record.key, value=record.value, headers=HEADERS[record.table]
-        )
-        if added is None:
-            return False
-        self.bytes += size
-        return True
 
 
 @dataclass(slots=True, eq=False)
@@ -80,20 +66,12 @@ class Connection:
     lanes: list[Lane]
 
 
-@dataclass(slots=True)
-class Placed:
-    """Where records are on their way: their batches' futures, and how many there are of each table."""
-
-    batches: set[asyncio.Future[bool]] = field(default_factory=set)
-    tables: Counter[str] = field(default_factory=Counter)
-    too_large: int = 0  # not on their way, as no batch can hold them
-
-
 class Publisher:
     """Keeps a producer alive and publishes through it. `run` must be running for anything to be published."""
 
-    def __init__(self, settings: ReceiverSettings, *, budget: Budget, health: Health) -> None:
+    def __init__(self, settings: ReceiverSettings, *, engine: Engine, budget: Budget, health: Health) -> None:
         self._settings = settings
+        self._engine = engine
         self._topic = settings.kafka_topic
         self._linger_s = settings.publish_linger_ms / 1000
         self._ship_timeout_s = settings.publish_timeout_ms / 1000
@@ -102,35 +80,35 @@ class Publisher:
         self._connection: Connection | None = None
         self._shipping: set[asyncio.Task[None]] = set()
 
-    def append(self, records: Iterable[Record], *, received_at_ms: int) -> Placed:
-        """Put records into their partitions' open batches.
+    def append(self, translation: Translation, *, received_at_ms: int) -> set[asyncio.Future[bool]]:
+        """Put a request's records into their partitions' open batches, and return the futures of those batches.
 
         Their bytes count towards the budget until their batch is settled.
 
         Raises:
-            BrokerUnavailable: no broker has been reached yet, or none is now.
+            BrokerUnavailable: no broker has been reached yet, or none is now. Nothing was put anywhere.
         """
         connection = self._connection
         if connection is None:
             raise BrokerUnavailable("not connected")
-        lanes, placed, charged = connection.lanes, Placed(), 0
-        try:
-            for record in records:
-                size = len(record.key) + len(record.value) + RECORD_OVERHEAD_BYTES
-                if size > RECORD_BYTES_MAX:  # an empty batch would take it, and the broker would refuse everybody's
-                    placed.too_large += 1
-                    continue
-                lane = lanes[record.partition(len(lanes))]
+        batches: set[asyncio.Future[bool]] = set()
+        for partition, records in translation.partitioned(len(connection.lanes)):
+            lane, placed = connection.lanes[partition], 0
+            while placed < records:
                 batch = lane.open or self._opened(connection, lane)
-                while not batch.add(record, size, received_at_ms):
+                added = translation.add(batch.builder, partition, placed, received_at_ms)
+                if added:
+                    self._charge(batch)
+                    batches.add(batch.acknowledged)
+                    placed += added
+                if placed < records:  # the batch is full
                     self._ship(connection, lane)
-                    batch = self._opened(connection, lane)
-                charged += size
-                placed.batches.add(batch.acknowledged)
-                placed.tables[record.table] += 1
-        finally:
-            self._budget.charge(charged)
-        return placed
+        return batches
+
+    def _charge(self, batch: Batch) -> None:
+        size = batch.builder.size()
+        self._budget.charge(size - batch.bytes)
+        batch.bytes = size
 
     async def acknowledged(self, batches: Iterable[asyncio.Future[bool]]) -> None:
         """Return once every in-sync replica has every one of these batches.
@@ -149,7 +127,7 @@ class Publisher:
 
     def _opened(self, connection: Connection, lane: Lane) -> Batch:
         loop = asyncio.get_running_loop()
-        batch = Batch(connection.producer.create_batch(), loop.create_future(), time.monotonic())
+        batch = Batch(self._engine.builder(connection.producer), loop.create_future(), time.monotonic())
         loop.call_later(self._linger_s, self._due, connection, lane, batch)
         lane.open = batch
         return batch

@@ -7,8 +7,8 @@ read when its turn has come, and keeps its turn until its body is counted. From 
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeVar
 
 from shared.errors import Transient
@@ -145,6 +145,21 @@ class Budget:
     def charge(self, size: int) -> None:
         """Count bytes that an admitted request made; never refuses."""
         self.bytes += size
+
+    @contextmanager
+    def charging(self) -> Iterator[Callable[[int], None]]:
+        """A function that is told how many bytes a request holds now; at the end of the block it holds none."""
+        held_bytes = 0
+
+        def hold(size: int) -> None:
+            nonlocal held_bytes
+            self.charge(size - held_bytes)
+            held_bytes = size
+
+        try:
+            yield hold
+        finally:
+            self.release(held_bytes)
 
     def release(self, size: int) -> None:
         self.bytes -= size

@@ -7,7 +7,7 @@ import random
 import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
 import grpc
@@ -21,17 +21,15 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse as Response
 
 from receiver import metrics
-from receiver.decode.spans import MalformedRequest, ResourceSpans, TooManySpans, read_request
+from receiver.decode.spans import MalformedRequest, TooManySpans
 from receiver.publish.publisher import Publisher
 from receiver.serve.auth import Keys
 from receiver.serve.budget import Budget, BudgetFull, Reads, SenderStalled
 from receiver.serve.course import Course
 from receiver.settings import ReceiverSettings
-from receiver.translate.outcome import Ignored, Rejected
-from receiver.translate.records import Answer, Records
+from receiver.translate.engine import Engine, Translation
 from shared.errors import BrokerUnavailable, Permanent, Transient
 from shared.logs import error_facts
-from shared.wire import Record
 
 log = structlog.get_logger(__name__)
 
@@ -45,7 +43,6 @@ BUDGET_WAIT_S = 1.0
 REPLY_MARGIN_S = 0.3  # so that our reply and not the client's own deadline is what the client sees
 CANCEL_WITHIN_S = 0.05
 SLICE_S = 0.005  # what any request may wait for in each round
-SPANS_SIFTED = 512  # at once: below a millisecond
 MIDDLING_SLICES = 10  # 50 ms, or about two thousand events
 RETRY_AFTER_S = (1.0, 30.0)  # bounds; the Collector gives up when a delay leads past its 300 s
 
@@ -87,7 +84,14 @@ class Tally:
         self.rejected: Counter[str] = Counter()
         self.published: Counter[str] = Counter()
         self.faults: Counter[str] = Counter()
+        self.declined: Counter[str] = Counter()
+        self.spans = 0
         self.batches: set[asyncio.Future[bool]] = set()
+
+    def take(self, translation: Translation) -> None:
+        self.ignored, self.rejected = translation.ignored, translation.rejected
+        self.faults, self.declined = translation.faults, translation.declined
+        self.published = translation.published()
 
 
 class TraceService:
@@ -100,7 +104,7 @@ class TraceService:
         keys: Keys,
         reads: Reads,
         budget: Budget,
-        records: Records,
+        engine: Engine,
         publisher: Publisher,
         begin: Callable[[], Course] = Course,
     ) -> None:
@@ -109,7 +113,7 @@ class TraceService:
         self._keys = keys
         self._reads = reads
         self._budget = budget
-        self._records = records
+        self._engine = engine
         self._publisher = publisher
         self._turn = asyncio.Lock()
         self._middling_turn = asyncio.Lock()
@@ -190,66 +194,42 @@ class TraceService:
             self._budget.release(held_bytes)
 
     async def _publish(self, body: bytes, tally: Tally) -> None:
-        """Put every event into a batch. Small requests overtake larger ones, and larger ones go one after another.
+        """Translate the whole request, then put its events into batches: nothing of it is published before that."""
+        received_at_ms = time.time_ns() // 1_000_000
+        translation = self._engine.open(body)
+        tally.spans = translation.spans
+        if not self._settings.telemetry_enabled:
+            tally.ignored["telemetry_disabled"] = translation.spans
+            return
+        with self._budget.charging() as charge:
+            await self._translate(translation, charge)
+            tally.take(translation)
+            if tally.published:
+                tally.batches = self._publisher.append(translation, received_at_ms=received_at_ms)
+
+    async def _translate(self, translation: Translation, charge: Callable[[int], None]) -> None:
+        """Small requests overtake larger ones, and larger ones go one after another.
 
         Had they all a share of the loop, all would be late: each answered too late to count, and sent again.
         """
-        work = self._work(body, tally)
-        if await self._is_done(work, slices=range(1)):
+        if await self._is_done(translation, charge, slices=range(1)):
             return
         async with self._middling_turn:
-            if await self._is_done(work, slices=range(MIDDLING_SLICES)):
+            if await self._is_done(translation, charge, slices=range(MIDDLING_SLICES)):
                 return
         async with self._long_turn:
-            await self._is_done(work, slices=itertools.count())
+            await self._is_done(translation, charge, slices=itertools.count())
 
-    async def _is_done(self, work: Iterator[None], *, slices: Iterable[int]) -> bool:
-        """Work for so many slices, one of all requests' at a time."""
+    async def _is_done(self, translation: Translation, charge: Callable[[int], None], *, slices: Iterable[int]) -> bool:
+        """Translate for so many slices, one of all requests' at a time."""
         for _ in slices:
             async with self._turn:
-                if _is_done_after_slice(work):
-                    return True
+                is_done = translation.step(SLICE_S)
+            charge(translation.held_bytes)
+            if is_done:
+                return True
             await asyncio.sleep(0)
         return False
-
-    def _work(self, body: bytes, tally: Tally) -> Iterator[None]:
-        """A few spans a step, or one that takes long."""
-        received_at_ms = time.time_ns() // 1_000_000
-        groups = read_request(body, spans_max=self._settings.max_spans_per_request)
-        traces = self._records.traces()
-        yield from traces.read(groups)
-        for group in groups:
-            metrics.spans_received.inc(len(group.spans))
-            if not self._settings.telemetry_enabled:
-                tally.ignored["telemetry_disabled"] += len(group.spans)
-                continue
-            for start in range(0, len(group.spans), SPANS_SIFTED):
-                part = ResourceSpans(group.resource, group.spans[start : start + SPANS_SIFTED])
-                sifted = self._records.sifted(part)
-                tally.ignored["not_product_event"] += len(part.spans) - len(sifted.spans)
-                for answers in self._records.of(sifted, traces):
-                    self._settle(answers, tally, received_at_ms)
-                    yield
-                yield
-
-    def _settle(self, answers: Sequence[Answer], tally: Tally, received_at_ms: int) -> None:
-        records = []
-        for answer in answers:
-            match answer:
-                case Record():
-                    records.append(answer)
-                case Ignored(reason):
-                    tally.ignored[reason] += 1
-                case Rejected(reason, fault):
-                    tally.rejected[reason] += 1
-                    if fault:  # a bug of ours: it costs this span and none of its neighbours
-                        tally.faults[fault] += 1
-        if records:
-            placed = self._publisher.append(records, received_at_ms=received_at_ms)
-            tally.batches |= placed.batches
-            tally.published.update(placed.tables)
-            if placed.too_large:
-                tally.rejected["span_too_large"] += placed.too_large
 
     def _refusal(self, error: Exception) -> grpc.Status:
         known = next((REPLIES[kind] for kind in type(error).__mro__ if kind in REPLIES), None)
@@ -284,6 +264,9 @@ class TraceService:
         for fault, spans in tally.faults.items():
             log.error("spans_untranslatable", fault=fault, spans=spans)
         metrics.requests.labels(code).inc()
+        metrics.spans_received.inc(tally.spans)
+        for reason, spans in tally.declined.items():
+            metrics.spans_declined.labels(reason).inc(spans)
         metrics.request_seconds.observe(time.monotonic() - started_at)
         if code == "OK":
             self._trouble_since = None
@@ -305,11 +288,6 @@ async def _body(context: Context) -> bytes:
         raise NoBody
     body: bytes = received
     return body
-
-
-def _is_done_after_slice(work: Iterator[None]) -> bool:
-    ends_at = time.monotonic() + SLICE_S
-    return all(time.monotonic() < ends_at for _ in work)
 
 
 def _success(tally: Tally) -> bytes:

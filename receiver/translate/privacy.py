@@ -125,16 +125,21 @@ _FORMATS: tuple[tuple[str, SecretRule, re.Pattern[str]], ...] = (
     ("AIza", "known_key_format", re.compile(r"AIza[\w-]{30}")),  # Google
     ("ya29.", "known_key_format", re.compile(r"ya29\.[\w-]{20}")),
     ("GOCSPX-", "known_key_format", re.compile(r"GOCSPX-[\w-]{20}")),
-    ("gh", "known_key_format", re.compile(r"gh[pousr]_[A-Za-z0-9]{20}")),  # GitHub
+    *((f"gh{kind}_", "known_key_format", re.compile(rf"gh{kind}_[A-Za-z0-9]{{20}}")) for kind in "pousr"),  # GitHub
     ("github_pat_", "known_key_format", re.compile(r"github_pat_\w{20}")),
     ("xox", "known_key_format", re.compile(r"xox[a-z]-[\w-]{8}")),  # Slack
     ("xapp-", "known_key_format", re.compile(r"xapp-[\w-]{8}")),
     ("hooks.slack.com", "known_key_format", re.compile(r"hooks\.slack\.com/services/\w")),
-    ("k_", "known_key_format", re.compile(r"[srp]k_(?:live|test)_[A-Za-z0-9]{10}")),  # Stripe
+    ("k_live_", "known_key_format", re.compile(r"[srp]k_live_[A-Za-z0-9]{10}")),  # Stripe
+    ("k_test_", "known_key_format", re.compile(r"[srp]k_test_[A-Za-z0-9]{10}")),
     ("whsec_", "known_key_format", re.compile(r"whsec_[A-Za-z0-9]{16}")),
     ("sk-", "known_key_format", re.compile(r"sk-(?<![A-Za-z0-9]sk-)[\w-]{16}")),  # OpenAI and its likes
     ("PRIVATE KEY", "private_key", re.compile(r"-----BEGIN [A-Z0-9 ]{0,32}PRIVATE KEY")),
 )
+# A text without any of these has none of the formats. The native engine leaves texts with one of them to the reference.
+LITERALS = tuple(literal for literal, _, _ in _FORMATS)
+# Of those, the ones that count only where no letter or digit stands before.
+BOUNDED_LITERALS = frozenset({"sk-"})
 _BEARER = re.compile(r"bearer[\s:=]++(?:[a-z0-9._~+/=-]{6}|[a-z._~+/=-]{0,5}[0-9])", re.IGNORECASE)
 
 

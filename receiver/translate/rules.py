@@ -7,7 +7,7 @@ from fnmatch import translate as glob_pattern
 
 from receiver.translate import mapping
 from receiver.translate.metadata import AllowList, allow_list
-from shared.identity import IdHash
+from shared.identity import Hasher
 
 ENDPOINT_EXCLUDE = ("/health", "/healthz", "/livez", "/readyz", "/metrics", "/favicon.ico")
 
@@ -16,7 +16,7 @@ ENDPOINT_EXCLUDE = ("/health", "/healthz", "/livez", "/readyz", "/metrics", "/fa
 class Rules:
     """Every setting that decides what becomes of a span. Compared by identity: one a process."""
 
-    hashed: Callable[[str], IdHash]
+    hashed: Hasher
     deployment_type: str = "self-hosted"
     infer_events: bool = True
     identity_by_trace: bool = True

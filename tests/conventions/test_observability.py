@@ -159,6 +159,7 @@ def test_every_metric_has_a_sentence_and_a_unit_or_counts_something() -> None:
         "_ratio",
         "_ready",
         "_open",
+        "_info",
         "_balanced",
         "_waiting",
         "_writers",

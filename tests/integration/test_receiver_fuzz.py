@@ -3,11 +3,10 @@
 import json
 import random
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import chain
 from typing import Any
 
 import pytest
@@ -15,16 +14,16 @@ from google.protobuf.message import DecodeError
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 import receiver.translate.reading
-from receiver.decode.spans import MalformedRequest, ResourceSpans, TooManySpans, read_request
+from receiver.decode.spans import MalformedRequest, TooManySpans, read_request
+from receiver.translate.engine import Engine, Reference
 from receiver.translate.explain import explain_file
-from receiver.translate.identity import Traces
 from receiver.translate.outcome import IGNORE_REASONS, REJECT_REASONS, Ignored, Outcome, Rejected
-from receiver.translate.records import Records
 from receiver.translate.reference import read_resource, translate
 from receiver.translate.rules import Rules
-from shared.identity import hasher
-from shared.wire import Record, decode, encode
+from shared.identity import Hasher
+from shared.wire import decode, encode
 from support.encoding import LOGIN, PLAIN, SPAN_ID, request_bytes, rules, span_bytes, traces_of
+from support.engines import answers_by, engines
 from support.golden import FOLDER, SENDERS, sent_by
 from support.mutation import Mutator, spans_of
 from support.otlp import event_id
@@ -37,10 +36,9 @@ RULES = [
     PLAIN,
     PLAIN,
     SMALL,
-    rules(hashed=hasher("prehashed"), infer_events=False, metadata_attributes=("*.version", "metadata.*")),
+    rules(hashed=Hasher("prehashed"), infer_events=False, metadata_attributes=("*.version", "metadata.*")),
 ]
 SPANS_MAX = 50
-RECORDS = defaultdict(lambda: Records(PLAIN), {by: Records(by) for by in RULES})
 
 # What becomes of a request, span by span: a record's value, or a reason. A request that is refused has one fate.
 Fate = bytes | str
@@ -61,24 +59,13 @@ def reference(body: bytes, by: Rules) -> list[Fate]:
     ]
 
 
-def served(body: bytes, by: Rules) -> list[Fate]:
-    """As the service does it."""
+def served(engine: Engine, body: bytes) -> tuple[list[bytes], Counter[str]]:
+    """Records in order, and reasons, as the service has them."""
     try:
-        groups = read_request(body, spans_max=SPANS_MAX)
+        answers = answers_by(engine, body)
     except (MalformedRequest, TooManySpans) as refusal:
-        return [type(refusal).__name__]
-    traces = RECORDS[by].traces()
-    assert all(step is None for step in traces.read(groups))
-    return [fate for group in groups for fate in served_group(group, traces, by)]
-
-
-def served_group(group: ResourceSpans, traces: Traces, by: Rules) -> Iterator[Fate]:
-    sifted = RECORDS[by].sifted(group)
-    made = zip(sifted.spans, chain.from_iterable(RECORDS[by].of(sifted, traces)), strict=True)
-    rest = [(span, one.value if isinstance(one, Record) else one.reason) for span, one in made]
-    for span in group.spans:
-        yield rest.pop(0)[1] if rest and rest[0][0] == span else "not_product_event"
-    assert not rest
+        return [], Counter([type(refusal).__name__])
+    return [value for _, value in answers.records], answers.ignored + answers.rejected
 
 
 def explained(body: bytes, by: Rules) -> list[Any]:
@@ -93,7 +80,10 @@ def explained(body: bytes, by: Rules) -> list[Any]:
 def agree(body: bytes, by: Rules, *, is_explained: bool) -> None:
     """Every way from bytes to fates leads to the same ones. Another one goes in here."""
     expected = reference(body, by)
-    assert served(body, by) == expected
+    values = [fate for fate in expected if isinstance(fate, bytes)]
+    reasons = Counter(fate for fate in expected if isinstance(fate, str))
+    for engine in engines(by, SPANS_MAX):
+        assert served(engine, body) == (values, reasons), engine.name
     if is_explained:
         assert explained(body, by) == [json.loads(fate) if isinstance(fate, bytes) else fate for fate in expected]
 
@@ -249,7 +239,8 @@ def test_a_failure_of_ours_has_its_reason(monkeypatch: pytest.MonkeyPatch) -> No
     IS_BROKEN.add("event_metadata")
     try:
         monkeypatch.setattr(receiver.translate.reading, "event_metadata", broken)
-        assert reference(body, PLAIN) == explained(body, PLAIN) == served(body, rules()) == ["internal"]
+        assert reference(body, PLAIN) == explained(body, PLAIN) == ["internal"]
+        assert served(Reference(rules(), spans_max=SPANS_MAX), body) == ([], Counter(["internal"]))
     finally:
         IS_BROKEN.clear()
 

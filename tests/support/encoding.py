@@ -2,19 +2,16 @@
 
 import struct
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
-from itertools import chain
 from typing import Any
 
 from receiver.decode.spans import ResourceSpans
 from receiver.translate.attributes import Notes
 from receiver.translate.identity import Traces
-from receiver.translate.outcome import Ignored, Outcome, Rejected
-from receiver.translate.records import Answer, Records
+from receiver.translate.outcome import Outcome
 from receiver.translate.reference import read_resource, translate
 from receiver.translate.rules import Rules
-from shared.identity import hasher
-from shared.wire import encode
+from shared.identity import Hasher
+from support.engines import Answers, answers_by, engines
 
 TRACE_ID = bytes.fromhex("0af7651916cd43dd8448eb211c80319c")
 SPAN_ID = bytes.fromhex("b7ad6b7169203331")
@@ -125,21 +122,21 @@ def request_bytes(*groups: tuple[bytes, list[bytes]]) -> bytes:
     )
 
 
-PLAIN = Rules(hashed=hasher("hash"))
+PLAIN = Rules(hashed=Hasher("hash"))
 
 
 def rules(**settings: Any) -> Rules:
-    return Rules(**{"hashed": hasher("hash"), **settings})
+    return Rules(**{"hashed": Hasher("hash"), **settings})
 
 
 def translated(raw: bytes, resource: bytes = b"", by: Rules = PLAIN, notes: Notes | None = None) -> Outcome:
     """The outcome by the reference. What is served must be the same, byte for byte, as often as it is asked for."""
-    group = ResourceSpans(resource, [raw])
-    traces = traces_of([group], by)
+    traces = traces_of([ResourceSpans(resource, [raw])], by)
     found = translate(raw, read_resource(resource, by), by, traces=traces, notes=notes)
-    expected = as_served(found)
-    for _ in range(2):
-        assert [*chain.from_iterable(records(by).of(group, traces))] == [expected], (raw, resource)
+    expected = Answers.of([found])
+    for engine in engines(by):
+        for _ in range(2):
+            assert answers_by(engine, request_bytes((resource, [raw]))) == expected, (engine.name, raw, resource)
     return found
 
 
@@ -148,13 +145,6 @@ def traces_of(groups: list[ResourceSpans], by: Rules) -> Traces:
     for _ in traces.read(groups):
         pass
     return traces
-
-
-def as_served(found: Outcome) -> Answer:
-    return found if isinstance(found, Ignored | Rejected) else encode(found)
-
-
-records = lru_cache(64)(Records)
 
 
 def outcome(

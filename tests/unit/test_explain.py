@@ -10,7 +10,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from receiver.decode.spans import MalformedRequest, TooManySpans
 from receiver.translate.explain import Explanation, explain_file
-from shared.identity import hasher
+from shared.identity import Hasher
 from support.encoding import ID, LOGIN, PLAIN, SERVER, request_bytes, resource_bytes, rules, span_bytes
 
 LOGIN_SPAN = {
@@ -128,7 +128,7 @@ def test_an_id_that_is_no_hex_is_the_spans_trouble() -> None:
 
 def test_the_settings_decide() -> None:
     """What is explained is this deployment's answer."""
-    by = rules(hashed=hasher("hash", b"k" * 32), metadata_attributes=(), deployment_type="cloud")
+    by = rules(hashed=Hasher("hash", b"k" * 32), metadata_attributes=(), deployment_type="cloud")
     (found,) = explain_file(request_bytes((RESOURCE, [span_bytes(LOGIN)])), by)
     assert found.columns["user_id"] != "73475cb40a568e8d"
     assert found.columns["deployment_type"] == "cloud"

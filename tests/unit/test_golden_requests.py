@@ -7,7 +7,7 @@ import pytest
 from receiver.decode.spans import read_request
 from receiver.translate.outcome import Ignored, Rejected
 from receiver.translate.reference import read_resource, translate
-from shared.identity import hasher
+from shared.identity import Hasher
 from shared.wire import encode
 from support.encoding import rules, traces_of
 from support.golden import SENDERS, fates_of, sent_by
@@ -16,7 +16,7 @@ from support.golden import SENDERS, fates_of, sent_by
 @pytest.mark.parametrize("sender", SENDERS)
 def test_the_original_senders_get_the_rows_that_they_know(sender: str) -> None:
     """They send hashes, old names and new ones, and nobody is going to change them for us."""
-    by = rules(hashed=hasher("prehashed"))
+    by = rules(hashed=Hasher("prehashed"))
     fates = []
     groups = read_request(sent_by(sender), spans_max=100)
     traces = traces_of(groups, by)

@@ -4,7 +4,7 @@ import hashlib
 
 import pytest
 
-from shared.identity import hash_id, hasher, hashes_of
+from shared.identity import Hasher, hash_id, hashes_of
 
 KEY = b"0123456789abcdef0123456789abcdef"
 
@@ -34,8 +34,8 @@ def test_an_id_is_hashed_as_it_is(raw: str) -> None:
 )
 def test_prehashed_passes_sixteen_lower_case_hex_digits_and_nothing_else(raw: str, passes: bool) -> None:
     """Anything else might be a raw id."""
-    assert (hasher("prehashed")(raw) == raw) is passes
-    assert hasher("hash")(raw) != raw
+    assert (Hasher("prehashed")(raw) == raw) is passes
+    assert Hasher("hash")(raw) != raw
 
 
 def test_an_erasure_finds_every_hash_that_an_id_may_have() -> None:

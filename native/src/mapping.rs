@@ -1,0 +1,231 @@
+//! The mapping and the limits, handed over as data. Nothing here knows what a column means.
+
+use std::sync::Arc;
+
+use aho_corasick::{AhoCorasick, MatchKind};
+
+/// How the value of a column is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Text as it is, at most so many code points.
+    Text(usize),
+    /// An id, stored as its hash and nowhere else.
+    HashedId,
+    /// A path, in which segments that are ids give way to a placeholder.
+    Path(usize),
+    /// Letters, in upper case.
+    Token(usize),
+    /// An integer within bounds.
+    Integer(i64, i64),
+    /// A finite number of 0 or more.
+    Number,
+    /// Of a kind that only the reference knows.
+    Judged,
+}
+
+/// Where a path comes from, and so how much of it may be a template already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// A value that is no path.
+    Any,
+    /// A value that only the reference reads.
+    Judged,
+    Route,
+    Path,
+}
+
+#[derive(Debug, Clone)]
+pub struct Column {
+    pub kind: Kind,
+    /// A span without it takes it from another span of its trace.
+    pub is_inherited: bool,
+    /// A server span's name, `METHOD /path`, stands in for it where no `Route` does.
+    pub is_named_by_span: bool,
+}
+
+/// What a key says about its value.
+#[derive(Debug, Clone, Default)]
+pub struct Role {
+    /// Column, rank among the column's keys, form.
+    pub columns: Vec<(usize, u32, Form)>,
+    /// Bits of the conditions that ask for this key.
+    pub conditions: u64,
+    pub metadata: Option<MetadataRole>,
+    /// The reference reads values of this key.
+    pub is_declined: bool,
+}
+
+/// A key that the allow-list names.
+#[derive(Debug, Clone)]
+pub struct MetadataRole {
+    /// The name as it stands in the record: `"name":`
+    pub prefix: Arc<[u8]>,
+    /// A hash of the prefix: equal for keys that give the same name.
+    pub name: u64,
+    pub keeps_text: bool,
+    pub keeps_number: bool,
+    pub keeps_bool: bool,
+}
+
+/// What stands in one place of a record.
+#[derive(Debug, Clone)]
+pub enum Source {
+    EventId,
+    TimestampUs,
+    TraceId,
+    Metadata,
+    /// What the reference makes of an absent sampling threshold.
+    Weight(Vec<u8>),
+    Column {
+        column: usize,
+        is_required: bool,
+        default: Option<Vec<u8>>,
+        is_duration: bool,
+    },
+}
+
+#[derive(Debug, Clone)]
+pub struct Field {
+    /// `"name":`
+    pub prefix: Vec<u8>,
+    pub source: Source,
+}
+
+#[derive(Debug, Clone)]
+pub struct Table {
+    pub name: String,
+    /// `{"schema_version":..,"table":"..",` as every record of the table begins.
+    pub prefix: Vec<u8>,
+    pub fields: Vec<Field>,
+    /// A record's headers, as Kafka encodes them.
+    pub headers: Vec<u8>,
+}
+
+/// One line of how an event is recognised; the first line that applies decides.
+#[derive(Debug, Clone)]
+pub struct Inference {
+    pub needs_server: bool,
+    /// Bits of keys: at least one is present.
+    pub any_of: u64,
+    /// Bits of keys: each is present.
+    pub all_of: u64,
+    pub outcome: Inferred,
+}
+
+#[derive(Debug, Clone)]
+pub enum Inferred {
+    /// This table, unless this column matches an exclusion.
+    Table(usize, Option<usize>),
+    /// Left to the reference.
+    Reference,
+}
+
+/// A pattern of `METADATA_ATTRIBUTES` or `ENDPOINT_EXCLUDE` style: `*` is any text.
+#[derive(Debug, Clone)]
+pub struct Glob {
+    parts: Vec<Vec<u8>>,
+}
+
+impl Glob {
+    #[must_use]
+    pub fn new(pattern: &str) -> Self {
+        Self { parts: pattern.split('*').map(|part| part.as_bytes().to_vec()).collect() }
+    }
+
+    #[must_use]
+    pub fn matches(&self, text: &[u8]) -> bool {
+        let (first, rest) = self.parts.split_first().expect("split gives at least one part");
+        let Some((last, middle)) = rest.split_last() else {
+            return text == first.as_slice();
+        };
+        let Some(mut text) = text.strip_prefix(first.as_slice()) else {
+            return false;
+        };
+        for part in middle {
+            match memchr::memmem::find(text, part) {
+                Some(at) => text = &text[at + part.len()..],
+                None => return false,
+            }
+        }
+        text.ends_with(last)
+    }
+}
+
+/// How an id becomes its hash.
+#[derive(Clone)]
+pub struct Hashing {
+    /// HMAC under this key; none: SHA-256.
+    pub key: Option<Vec<u8>>,
+    /// Texts that are hashes already pass as they are.
+    pub is_prehashed: bool,
+}
+
+#[derive(Clone)]
+pub struct Mapping {
+    pub columns: Vec<Column>,
+    pub tables: Vec<Table>,
+    /// The column that names a table outright, if any.
+    pub category: Option<usize>,
+    pub inferences: Vec<Inference>,
+    pub exclusions: Vec<Glob>,
+    pub hashing: Hashing,
+    /// What a segment that is an id becomes.
+    pub placeholder: Vec<u8>,
+    pub span_bytes_max: usize,
+    pub span_attributes_max: usize,
+    pub metadata_keys_max: usize,
+    pub metadata_chars_max: usize,
+    pub spans_max: usize,
+    pub fields_max: usize,
+    /// A span of which neither bytes nor resource hold one of these is no event.
+    pub deciding: AhoCorasick,
+    pub shared: Arc<SharedKeys>,
+    /// A text that holds one of these could concern a privacy rule.
+    pub suspicious: AhoCorasick,
+    /// Of those, the ones that count only where no letter or digit stands before.
+    pub is_bounded: Vec<bool>,
+}
+
+/// Keys of inherited columns, and the column of each.
+#[derive(Debug)]
+pub struct SharedKeys {
+    pub searcher: AhoCorasick,
+    pub columns: Vec<usize>,
+}
+
+/// A searcher for any of these literals.
+///
+/// # Errors
+/// The literals are too many or too long to search for.
+pub fn searcher(literals: &[Vec<u8>]) -> Result<AhoCorasick, aho_corasick::BuildError> {
+    AhoCorasick::builder().match_kind(MatchKind::Standard).build(literals)
+}
+
+impl Mapping {
+    /// Whether bytes hold a text that could concern a privacy rule.
+    #[must_use]
+    pub fn is_suspicious(&self, bytes: &[u8]) -> bool {
+        // The first search is vectorised, and nearly always the only one.
+        self.suspicious.is_match(bytes)
+            && self.suspicious.find_overlapping_iter(bytes).any(|found| {
+                let is_bounded = self.is_bounded[found.pattern().as_usize()];
+                !(is_bounded && found.start() > 0 && bytes[found.start() - 1].is_ascii_alphanumeric())
+            })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_star_matches_any_text() {
+        assert!(Glob::new("/health").matches(b"/health"));
+        assert!(!Glob::new("/health").matches(b"/healthz"));
+        assert!(Glob::new("/internal/*").matches(b"/internal/a/b"));
+        assert!(Glob::new("*/ping*").matches(b"/a/ping/b"));
+        assert!(!Glob::new("*/ping").matches(b"/a/pings"));
+        assert!(Glob::new("*").matches(b""));
+        assert!(!Glob::new("a*a").matches(b"a"));
+    }
+}

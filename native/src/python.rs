@@ -1,0 +1,388 @@
+//! What Python sees: `Engine`, `Request` and `Batch`.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use pyo3::create_exception;
+use pyo3::exceptions::{PyException, PyMemoryError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedBytes;
+use pyo3::types::{PyBytes, PyDict};
+
+use crate::mapping::{
+    Column, Field, Form, Glob, Hashing, Inference, Inferred, Kind, Mapping, MetadataRole, Role, SharedKeys, Source,
+    Table, searcher,
+};
+use crate::otlp::Refused;
+use crate::record_batch::{self, encode_headers};
+use crate::request::{self, Leftover};
+use crate::translate::{Classify, Declined, Translator};
+
+create_exception!(telemetry_native, Odd, PyException, "A spelling of the request that only protobuf reads.");
+create_exception!(telemetry_native, TooMany, PyException, "More spans, or fields around them, than allowed.");
+
+#[derive(FromPyObject)]
+#[pyo3(from_item_all)]
+struct ColumnSpec {
+    kind: String,
+    chars_max: usize,
+    minimum: i64,
+    maximum: i64,
+    is_inherited: bool,
+    is_named_by_span: bool,
+    shared_keys: Vec<Vec<u8>>,
+}
+
+#[derive(FromPyObject)]
+#[pyo3(from_item_all)]
+struct FieldSpec {
+    prefix: Vec<u8>,
+    source: String,
+    column: usize,
+    is_required: bool,
+    default: Option<Vec<u8>>,
+    is_duration: bool,
+}
+
+#[derive(FromPyObject)]
+#[pyo3(from_item_all)]
+struct TableSpec {
+    name: String,
+    prefix: Vec<u8>,
+    fields: Vec<FieldSpec>,
+    headers: Vec<(String, Vec<u8>)>,
+}
+
+#[derive(FromPyObject)]
+#[pyo3(from_item_all)]
+struct InferenceSpec {
+    needs_server: bool,
+    any_of: u64,
+    all_of: u64,
+    table: Option<usize>,
+    excluded_by: Option<usize>,
+}
+
+#[derive(FromPyObject)]
+#[pyo3(from_item_all)]
+struct MappingSpec {
+    columns: Vec<ColumnSpec>,
+    tables: Vec<TableSpec>,
+    category: Option<usize>,
+    inferences: Vec<InferenceSpec>,
+    exclusions: Vec<String>,
+    hash_key: Option<Vec<u8>>,
+    is_prehashed: bool,
+    placeholder: Vec<u8>,
+    span_bytes_max: usize,
+    span_attributes_max: usize,
+    metadata_keys_max: usize,
+    metadata_chars_max: usize,
+    spans_max: usize,
+    fields_max: usize,
+    deciding_keys: Vec<Vec<u8>>,
+    suspicious: Vec<(Vec<u8>, bool)>,
+}
+
+fn kind_of(spec: &ColumnSpec) -> Kind {
+    match spec.kind.as_str() {
+        "text" => Kind::Text(spec.chars_max),
+        "hashed_id" => Kind::HashedId,
+        "path" => Kind::Path(spec.chars_max),
+        "token" => Kind::Token(spec.chars_max),
+        "integer" => Kind::Integer(spec.minimum, spec.maximum),
+        "number" => Kind::Number,
+        _ => Kind::Judged,
+    }
+}
+
+fn source_of(spec: FieldSpec) -> PyResult<Source> {
+    let FieldSpec { source, column, is_required, default, is_duration, .. } = spec;
+    Ok(match source.as_str() {
+        "column" => Source::Column { column, is_required, default, is_duration },
+        "event_id" => Source::EventId,
+        "timestamp_us" => Source::TimestampUs,
+        "trace_id" => Source::TraceId,
+        "metadata" => Source::Metadata,
+        "weight" => Source::Weight(default.unwrap_or_default()),
+        other => return Err(PyValueError::new_err(format!("no such source of a field: {other}"))),
+    })
+}
+
+impl MappingSpec {
+    fn mapping(self) -> PyResult<Mapping> {
+        let wrong = |error: aho_corasick::BuildError| PyValueError::new_err(error.to_string());
+        let shared: (Vec<usize>, Vec<Vec<u8>>) = (self.columns.iter().enumerate())
+            .flat_map(|(column, spec)| spec.shared_keys.iter().map(move |key| (column, key.clone())))
+            .unzip();
+        let columns = self.columns.iter().map(|spec| Column {
+            kind: kind_of(spec),
+            is_inherited: spec.is_inherited,
+            is_named_by_span: spec.is_named_by_span,
+        });
+        let tables = self.tables.into_iter().map(|table| {
+            let fields = table.fields.into_iter().map(|mut field| {
+                let prefix = std::mem::take(&mut field.prefix);
+                Ok(Field { prefix, source: source_of(field)? })
+            });
+            Ok(Table {
+                name: table.name,
+                prefix: table.prefix,
+                fields: fields.collect::<PyResult<_>>()?,
+                headers: encode_headers(&table.headers),
+            })
+        });
+        let inferences = self.inferences.into_iter().map(|spec| Inference {
+            needs_server: spec.needs_server,
+            any_of: spec.any_of,
+            all_of: spec.all_of,
+            outcome: spec.table.map_or(Inferred::Reference, |table| Inferred::Table(table, spec.excluded_by)),
+        });
+        let (suspicious, is_bounded): (Vec<_>, Vec<_>) = self.suspicious.into_iter().unzip();
+        Ok(Mapping {
+            columns: columns.collect(),
+            tables: tables.collect::<PyResult<_>>()?,
+            category: self.category,
+            inferences: inferences.collect(),
+            exclusions: self.exclusions.iter().map(|pattern| Glob::new(pattern)).collect(),
+            hashing: Hashing { key: self.hash_key, is_prehashed: self.is_prehashed },
+            placeholder: self.placeholder,
+            span_bytes_max: self.span_bytes_max,
+            span_attributes_max: self.span_attributes_max,
+            metadata_keys_max: self.metadata_keys_max,
+            metadata_chars_max: self.metadata_chars_max,
+            spans_max: self.spans_max,
+            fields_max: self.fields_max,
+            deciding: searcher(&self.deciding_keys).map_err(wrong)?,
+            shared: Arc::new(SharedKeys { searcher: searcher(&shared.1).map_err(wrong)?, columns: shared.0 }),
+            suspicious: searcher(&suspicious).map_err(wrong)?,
+            is_bounded,
+        })
+    }
+}
+
+/// (columns as (column, rank, form), conditions, metadata as (prefix, keeps text, number, bool), is it declined)
+type RoleSpec = (Vec<(usize, u32, String)>, u64, Option<(Vec<u8>, bool, bool, bool)>, bool);
+
+/// Asks Python what a key says.
+struct ByPython<'e> {
+    role_of: &'e Py<PyAny>,
+    failed: Option<PyErr>,
+}
+
+impl ByPython<'_> {
+    fn ask(&mut self, key: &[u8]) -> PyResult<Role> {
+        let spec: RoleSpec = Python::attach(|py| self.role_of.call1(py, (PyBytes::new(py, key),))?.extract(py))?;
+        let (columns, conditions, metadata, is_declined) = spec;
+        let columns = columns.into_iter().map(|(column, rank, form)| {
+            let form = match form.as_str() {
+                "" => Form::Any,
+                "route" => Form::Route,
+                "path" => Form::Path,
+                _ => Form::Judged,
+            };
+            (column, rank, form)
+        });
+        let metadata = metadata.map(|(prefix, keeps_text, keeps_number, keeps_bool)| {
+            let mut hasher = DefaultHasher::new();
+            prefix.hash(&mut hasher);
+            let name = hasher.finish();
+            MetadataRole { prefix: prefix.into(), name, keeps_text, keeps_number, keeps_bool }
+        });
+        Ok(Role { columns: columns.collect(), conditions, metadata, is_declined })
+    }
+}
+
+impl Classify for ByPython<'_> {
+    fn role_of(&mut self, key: &[u8]) -> Role {
+        self.ask(key).unwrap_or_else(|error| {
+            self.failed = Some(error);
+            Role { is_declined: true, ..Role::default() }
+        })
+    }
+}
+
+/// Translates plain spans by a mapping that is handed over as data; one a process.
+#[pyclass(frozen)]
+struct Engine {
+    translator: Mutex<Translator>,
+    mapping: Arc<Mapping>,
+    role_of: Py<PyAny>,
+}
+
+/// A thread that panicked left memory that is sound: at worst it forgot what it had just learnt.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[pymethods]
+impl Engine {
+    #[new]
+    #[allow(clippy::needless_pass_by_value)] // pyo3 hands arguments over
+    fn new(mapping: MappingSpec, role_of: Py<PyAny>) -> PyResult<Self> {
+        let mapping = mapping.mapping()?;
+        Ok(Self { translator: Mutex::new(Translator::new(mapping.clone())), mapping: Arc::new(mapping), role_of })
+    }
+
+    /// Split a request into spans; raises Odd or TooMany.
+    fn open(&self, py: Python<'_>, body: PyBackedBytes) -> PyResult<Request> {
+        let opened = py.detach(|| request::Request::open(body, &self.mapping));
+        match opened {
+            Ok(request) => Ok(Request { inner: Mutex::new(request) }),
+            Err(Refused::Odd) => Err(Odd::new_err(())),
+            Err(Refused::TooMany) => Err(TooMany::new_err(())),
+        }
+    }
+
+    /// Translate for about so many seconds; whether every span was looked at. Other threads run meanwhile.
+    fn step(&self, py: Python<'_>, request: &Request, seconds: f64) -> PyResult<bool> {
+        let slice = Duration::try_from_secs_f64(seconds).map_err(|error| PyValueError::new_err(error.to_string()))?;
+        py.detach(|| {
+            let mut classify = ByPython { role_of: &self.role_of, failed: None };
+            let is_done = locked(&request.inner).step(&mut locked(&self.translator), &mut classify, slice);
+            classify.failed.map_or(Ok(is_done), Err)
+        })
+    }
+
+    /// Add records of a partition to a batch, from the `start`th on; how many there was room for.
+    fn add(&self, request: &Request, batch: &Batch, partition: usize, start: usize, now_ms: i64) -> usize {
+        let request = locked(&request.inner);
+        request.add_to(&mut locked(&batch.inner), partition, start, now_ms, &self.mapping)
+    }
+}
+
+/// One request's spans and records.
+#[pyclass(frozen)]
+struct Request {
+    inner: Mutex<request::Request<PyBackedBytes>>,
+}
+
+#[pymethods]
+impl Request {
+    #[getter]
+    fn spans(&self) -> usize {
+        locked(&self.inner).spans
+    }
+
+    /// Bytes held beside the body.
+    #[getter]
+    fn held_bytes(&self) -> usize {
+        locked(&self.inner).held_bytes()
+    }
+
+    /// Spans for the reference since the last call: (place, resource, span).
+    fn leftovers<'py>(&self, py: Python<'py>) -> Vec<(usize, Bound<'py, PyBytes>, Bound<'py, PyBytes>)> {
+        let mut request = locked(&self.inner);
+        let leftovers: Vec<Leftover> = std::mem::take(&mut request.leftovers);
+        let bytes = |leftover: &Leftover| {
+            let (resource, span) = request.bytes_of(*leftover);
+            (leftover.entry, PyBytes::new(py, resource), PyBytes::new(py, span))
+        };
+        leftovers.iter().map(bytes).collect()
+    }
+
+    /// Resources and spans of one trace, in order.
+    fn spans_of<'py>(&self, py: Python<'py>, trace_id: &[u8]) -> Vec<(Bound<'py, PyBytes>, Vec<Bound<'py, PyBytes>>)> {
+        let mut request = locked(&self.inner);
+        let groups = request.spans_of(trace_id).into_iter();
+        groups
+            .map(|(resource, spans)| {
+                let spans = spans.into_iter().map(|span| PyBytes::new(py, span)).collect();
+                (PyBytes::new(py, resource), spans)
+            })
+            .collect()
+    }
+
+    /// Put the reference's record into its place.
+    #[allow(clippy::needless_pass_by_value)] // pyo3 hands arguments over
+    fn settle(&self, place: usize, table: usize, id: [u8; 16], value: PyBackedBytes) {
+        locked(&self.inner).settle(place, table, id, &value);
+    }
+
+    /// Records by table, ignored spans by reason, spans left to the reference by reason.
+    fn counts<'py>(&self, py: Python<'py>) -> PyResult<(Vec<usize>, Bound<'py, PyDict>, Bound<'py, PyDict>)> {
+        let request = locked(&self.inner);
+        let counts = &request.counts;
+        let (ignored, declined) = (PyDict::new(py), PyDict::new(py));
+        for (reason, count) in [
+            ("not_product_event", counts.not_product_event),
+            ("unknown_category", counts.unknown_category),
+            ("excluded_endpoint", counts.excluded_endpoint),
+        ] {
+            if count > 0 {
+                ignored.set_item(reason, count)?;
+            }
+        }
+        for (why, reason) in Declined::ALL {
+            if counts.declined[why as usize] > 0 {
+                declined.set_item(reason, counts.declined[why as usize])?;
+            }
+        }
+        Ok((counts.published.clone(), ignored, declined))
+    }
+
+    /// Sort the records by partition: (partition, records).
+    fn partitioned(&self, partitions: u32) -> PyResult<Vec<(usize, usize)>> {
+        if partitions == 0 {
+            return Err(PyValueError::new_err("a topic has at least one partition"));
+        }
+        Ok(locked(&self.inner).partitioned(partitions))
+    }
+}
+
+/// Records for one partition, in the shape that aiokafka's `send_batch` takes.
+#[pyclass(frozen)]
+struct Batch {
+    inner: Mutex<record_batch::Batch>,
+    built: Mutex<Option<Py<PyBytes>>>,
+    level: i32,
+}
+
+#[pymethods]
+impl Batch {
+    #[new]
+    fn new(bytes_max: usize, level: i32) -> Self {
+        Self { inner: Mutex::new(record_batch::Batch::new(bytes_max)), built: Mutex::new(None), level }
+    }
+
+    fn record_count(&self) -> i32 {
+        locked(&self.inner).count()
+    }
+
+    /// Bytes before compression.
+    fn size(&self) -> usize {
+        locked(&self.inner).bytes_count()
+    }
+
+    /// Always: nobody else adds to it.
+    #[allow(clippy::unused_self)]
+    fn closed(&self) -> bool {
+        true
+    }
+
+    #[allow(clippy::unused_self)]
+    fn close(&self) {}
+
+    /// The bytes for the broker. Other threads run while they are compressed.
+    fn _build(&self, py: Python<'_>) -> PyResult<Py<PyBytes>> {
+        let mut built = locked(&self.built);
+        if let Some(bytes) = &*built {
+            return Ok(bytes.clone_ref(py));
+        }
+        let compressed = py.detach(|| locked(&self.inner).build(self.level));
+        let bytes = PyBytes::new(py, &compressed.map_err(|error| PyMemoryError::new_err(error.to_string()))?).unbind();
+        *built = Some(bytes.clone_ref(py));
+        Ok(bytes)
+    }
+}
+
+#[pymodule]
+fn telemetry_native(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<Engine>()?;
+    module.add_class::<Request>()?;
+    module.add_class::<Batch>()?;
+    module.add("Odd", module.py().get_type::<Odd>())?;
+    module.add("TooMany", module.py().get_type::<TooMany>())?;
+    module.add("DECLINED", Declined::ALL.map(|(_, reason)| reason).to_vec())
+}

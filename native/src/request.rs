@@ -1,0 +1,266 @@
+//! One request on its way from bytes to records: a slice of spans at a time, in the order sent.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hashbrown::HashMap;
+
+use crate::mapping::{Mapping, SharedKeys};
+use crate::otlp::{self, Fields, Group, Place, Refused, Wire};
+use crate::record_batch::Batch;
+use crate::translate::{Classify, Declined, Fate, Trace, Translator};
+
+/// A record's value in the request's memory, or the place kept for a span that the reference translates.
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    table: Option<u32>,
+    id: [u8; 16],
+    start: usize,
+    end: usize,
+}
+
+/// A span for the reference: the place kept for its record, and where it stands in the request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Leftover {
+    pub entry: usize,
+    pub group: usize,
+    pub span: usize,
+}
+
+/// What became of the spans so far; `published` is by table.
+#[derive(Debug, Clone, Default)]
+pub struct Counts {
+    pub published: Vec<usize>,
+    pub not_product_event: usize,
+    pub unknown_category: usize,
+    pub excluded_endpoint: usize,
+    pub declined: [usize; Declined::ALL.len()],
+}
+
+/// By trace id, the group and place of each of its spans.
+type SpansByTrace = HashMap<Box<[u8]>, Vec<(u32, Place)>>;
+
+pub struct Request<B> {
+    body: B,
+    groups: Vec<Group>,
+    group: usize,
+    span: usize,
+    values: Vec<u8>,
+    entries: Vec<Entry>,
+    index: TraceIndex,
+    spans_by_trace: Option<SpansByTrace>,
+    /// By partition, the numbers of its entries, in order.
+    places: Vec<Vec<u32>>,
+    pub spans: usize,
+    pub counts: Counts,
+    pub leftovers: Vec<Leftover>,
+}
+
+/// How often the clock is read.
+const SPANS_A_LOOK: usize = 16;
+/// A slice ends early when the reference has so many spans to do.
+const LEFTOVERS_MAX: usize = 64;
+
+impl<B: AsRef<[u8]>> Request<B> {
+    /// Split a request into spans.
+    ///
+    /// # Errors
+    /// As `otlp::request`.
+    pub fn open(body: B, mapping: &Mapping) -> Result<Self, Refused> {
+        let groups = otlp::request(body.as_ref(), mapping.spans_max, mapping.fields_max)?;
+        Ok(Self {
+            spans: groups.iter().map(|group| group.spans.len()).sum(),
+            body,
+            groups,
+            group: 0,
+            span: 0,
+            values: Vec::new(),
+            entries: Vec::new(),
+            index: TraceIndex::new(mapping.shared.clone()),
+            spans_by_trace: None,
+            places: Vec::new(),
+            counts: Counts { published: vec![0; mapping.tables.len()], ..Counts::default() },
+            leftovers: Vec::new(),
+        })
+    }
+
+    /// Translate for about so long; whether every span has been looked at.
+    ///
+    /// A slice ends early, with leftovers, when the reference has enough to do.
+    #[allow(clippy::cast_possible_truncation)] // tables are few
+    pub fn step(&mut self, translator: &mut Translator, classify: &mut impl Classify, slice: Duration) -> bool {
+        let body = self.body.as_ref();
+        let mut trace = InRequest { index: &mut self.index, body, groups: &self.groups };
+        let ends_at = Instant::now() + slice;
+        let mut attributes = Vec::new();
+        let mut looked = 0;
+        while let Some(group) = self.groups.get(self.group) {
+            let resource = translator.resource(group.resource.of(body), classify);
+            while let Some(place) = group.spans.get(self.span) {
+                let is_late = looked % SPANS_A_LOOK == SPANS_A_LOOK - 1 && Instant::now() >= ends_at;
+                if is_late || self.leftovers.len() >= LEFTOVERS_MAX {
+                    return false;
+                }
+                looked += 1;
+                let raw = place.of(body);
+                let start = self.values.len();
+                match translator.span(&mut self.values, raw, &resource, &mut attributes, classify, &mut trace) {
+                    Fate::Written(table, id) => {
+                        self.counts.published[table] += 1;
+                        self.entries.push(Entry { table: Some(table as u32), id, start, end: self.values.len() });
+                    }
+                    Fate::NotProductEvent => self.counts.not_product_event += 1,
+                    Fate::UnknownCategory => self.counts.unknown_category += 1,
+                    Fate::ExcludedEndpoint => self.counts.excluded_endpoint += 1,
+                    Fate::Declined(why) => {
+                        self.counts.declined[why as usize] += 1;
+                        let entry = self.entries.len();
+                        self.entries.push(Entry { table: None, id: [0; 16], start, end: start });
+                        self.leftovers.push(Leftover { entry, group: self.group, span: self.span });
+                    }
+                }
+                self.span += 1;
+            }
+            self.group += 1;
+            self.span = 0;
+        }
+        true
+    }
+
+    /// A leftover's resource and span.
+    #[must_use]
+    pub fn bytes_of(&self, leftover: Leftover) -> (&[u8], &[u8]) {
+        let group = &self.groups[leftover.group];
+        (group.resource.of(self.body.as_ref()), group.spans[leftover.span].of(self.body.as_ref()))
+    }
+
+    /// Resources and spans of one trace, in order.
+    pub fn spans_of(&mut self, trace_id: &[u8]) -> Vec<(&[u8], Vec<&[u8]>)> {
+        let body = self.body.as_ref();
+        let groups = &self.groups;
+        let by_trace = self.spans_by_trace.get_or_insert_with(|| {
+            let mut by_trace = SpansByTrace::new();
+            for (number, group) in (0..).zip(groups) {
+                for &span in &group.spans {
+                    by_trace.entry(trace_id_of(span.of(body)).into()).or_default().push((number, span));
+                }
+            }
+            by_trace
+        });
+        let spans = by_trace.get(trace_id).map_or(&[] as &[_], Vec::as_slice);
+        let same_group = spans.chunk_by(|one, other| one.0 == other.0);
+        let bytes = |chunk: &[(u32, Place)]| {
+            let resource = groups[chunk[0].0 as usize].resource.of(body);
+            (resource, chunk.iter().map(|(_, span)| span.of(body)).collect())
+        };
+        same_group.map(bytes).collect()
+    }
+
+    /// Put the reference's record into the place that was kept for it.
+    #[allow(clippy::cast_possible_truncation)] // tables are few
+    pub fn settle(&mut self, entry: usize, table: usize, id: [u8; 16], value: &[u8]) {
+        let start = self.values.len();
+        self.values.extend_from_slice(value);
+        self.counts.published[table] += 1;
+        self.entries[entry] = Entry { table: Some(table as u32), id, start, end: self.values.len() };
+    }
+
+    /// Bytes that the request holds beside its body.
+    #[must_use]
+    pub fn held_bytes(&self) -> usize {
+        self.values.capacity() + self.entries.capacity() * size_of::<Entry>() + self.spans * size_of::<Place>()
+    }
+
+    /// Sort the records by partition: (partition, records) for those that have any.
+    #[allow(clippy::cast_possible_truncation)] // a request has fewer records than bytes, and fewer than 4 GiB of those
+    pub fn partitioned(&mut self, partitions: u32) -> Vec<(usize, usize)> {
+        self.places = vec![Vec::new(); partitions as usize];
+        for (number, entry) in self.entries.iter().enumerate().filter(|(_, entry)| entry.table.is_some()) {
+            let hash = u32::from_be_bytes([entry.id[12], entry.id[13], entry.id[14], entry.id[15]]);
+            self.places[(hash % partitions) as usize].push(number as u32);
+        }
+        let counted = self.places.iter().map(Vec::len).enumerate();
+        counted.filter(|&(_, records)| records > 0).collect()
+    }
+
+    /// Add records of a partition to a batch, from the `from`th on; how many there are room for.
+    pub fn add_to(&self, batch: &mut Batch, partition: usize, from: usize, now_ms: i64, mapping: &Mapping) -> usize {
+        let places = self.places[partition].get(from..).unwrap_or_default();
+        let fits = |&&number: &&u32| {
+            let entry = &self.entries[number as usize];
+            let headers = entry.table.map_or(&[] as &[u8], |table| &mapping.tables[table as usize].headers);
+            batch.append(now_ms, &entry.id, &self.values[entry.start..entry.end], headers)
+        };
+        places.iter().take_while(fits).count()
+    }
+}
+
+/// Which traces of the request name which inherited columns. Made when first asked for.
+struct TraceIndex {
+    shared: Arc<SharedKeys>,
+    /// Columns that any span or resource of the request names; None: not looked yet.
+    named: Option<u64>,
+    by_trace: Option<HashMap<Box<[u8]>, u64>>,
+}
+
+impl TraceIndex {
+    fn new(shared: Arc<SharedKeys>) -> Self {
+        Self { shared, named: None, by_trace: None }
+    }
+
+    fn columns_in(&self, bytes: &[u8]) -> u64 {
+        let found = self.shared.searcher.find_overlapping_iter(bytes);
+        found.fold(0, |columns, key| columns | 1 << self.shared.columns[key.pattern().as_usize()])
+    }
+}
+
+struct InRequest<'r> {
+    index: &'r mut TraceIndex,
+    body: &'r [u8],
+    groups: &'r [Group],
+}
+
+impl InRequest<'_> {
+    fn by_trace(&self) -> HashMap<Box<[u8]>, u64> {
+        let mut by_trace = HashMap::default();
+        for group in self.groups {
+            let of_resource = self.index.columns_in(group.resource.of(self.body));
+            for span in &group.spans {
+                let raw = span.of(self.body);
+                let columns = of_resource | self.index.columns_in(raw);
+                if columns != 0 {
+                    *by_trace.entry(trace_id_of(raw).into()).or_default() |= columns;
+                }
+            }
+        }
+        by_trace
+    }
+}
+
+impl Trace for InRequest<'_> {
+    fn names(&mut self, column: usize, trace_id: &[u8]) -> bool {
+        if self.index.named.is_none() {
+            self.index.named = Some(self.index.columns_in(self.body));
+        }
+        if self.index.named.is_some_and(|columns| columns >> column & 1 == 0) {
+            return false;
+        }
+        if self.index.by_trace.is_none() {
+            self.index.by_trace = Some(self.by_trace());
+        }
+        let columns = self.index.by_trace.as_ref().and_then(|by_trace| by_trace.get(trace_id));
+        columns.is_some_and(|columns| columns >> column & 1 == 1)
+    }
+}
+
+/// The last of a span's fields 1; nothing where the bytes turn odd.
+fn trace_id_of(raw: &[u8]) -> &[u8] {
+    let mut found: &[u8] = &[];
+    let mut fields = Fields::of(raw);
+    while let Ok(Some((number, value))) = fields.next_field() {
+        if let (1, Wire::Bytes(id)) = (number, value) {
+            found = id;
+        }
+    }
+    found
+}

@@ -1,0 +1,319 @@
+"""request bytes -> records, by the native engine where it was built, else by the reference. Does no I/O.
+
+Both engines give the same records, byte for byte. The native engine translates spans that need no judgement and
+leaves the others, one by one, to the reference.
+"""
+
+import importlib
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from types import ModuleType
+from typing import Any, Literal, Protocol
+from uuid import UUID
+
+from receiver.decode.spans import ResourceSpans, TooManySpans, fields_max, read_request
+from receiver.translate import mapping
+from receiver.translate.identity import Named, Trace, Traces
+from receiver.translate.native import mapping_spec, role_of
+from receiver.translate.outcome import NOT_PRODUCT_EVENT, Ignored, Outcome, Rejected
+from receiver.translate.reference import Resource, read_resource, translate
+from receiver.translate.rules import Rules
+from shared import wire
+from shared.errors import WrongSetting
+from shared.wire import BATCH_BYTES_MAX, HEADERS, RECORD_BYTES_MAX, Record
+
+EngineName = Literal["native", "python"]
+EngineSetting = Literal["auto", "native", "python"]
+
+ZSTD_LEVEL = 1  # a third less CPU than level 3 for records of about the same size: docs/performance.md
+
+
+# A step of the reference: a few milliseconds, but for a span that takes long alone.
+_BYTES_A_STEP = 64 * 1024
+_EVENT_BYTES = 2048  # an event costs as much as so many bytes of a long one
+_IGNORED_BYTES = 64
+_RECORD_OVERHEAD_BYTES = 256  # Python's own, around key and value
+_TABLE_NAMES = [table.name for table in mapping.TABLES]
+
+
+class Builder(Protocol):
+    """A batch of records for one partition, as aiokafka's `send_batch` takes it."""
+
+    def record_count(self) -> int: ...
+    def size(self) -> int: ...
+
+
+class Translation(Protocol):
+    """One request on its way from bytes to records. Nothing leaves it before `add`."""
+
+    spans: int
+    ignored: Counter[str]  # by reason
+    rejected: Counter[str]  # by reason
+    faults: Counter[str]  # failures of ours, by type and place
+    declined: Counter[str]  # spans that the native engine left to the reference, by reason
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory beside the request's body, in bytes."""
+
+    def step(self, seconds: float) -> bool:
+        """Translate for about so long. Whether every span has its answer."""
+
+    def published(self) -> Counter[str]:
+        """Records by table."""
+
+    def partitioned(self, partitions: int) -> list[tuple[int, int]]:
+        """(partition, records for it), for those that have any."""
+
+    def add(self, builder: Builder, partition: int, start: int, now_ms: int) -> int:
+        """Add a partition's records from the `start`th on; how many there was room for."""
+
+
+class Engine(Protocol):
+    name: EngineName
+
+    def open(self, body: bytes) -> Translation:
+        """Split a request into spans.
+
+        Raises:
+            MalformedRequest: the bytes are no ExportTraceServiceRequest.
+            TooManySpans: more spans, or fields around them, than a request may hold.
+        """
+
+    def builder(self, producer: Any) -> Builder:
+        """An empty batch."""
+
+
+def new_engine(rules: Rules, *, setting: EngineSetting, spans_max: int) -> Engine:
+    """The native engine where it was built and is not ruled out, else the reference.
+
+    Raises:
+        WrongSetting: the native engine is asked for, and was not built.
+    """
+    library = None if setting == "python" else _native_library()
+    if library is None:
+        if setting == "native":
+            raise WrongSetting("ENGINE: native was not built. Install cargo and run make setup, or set ENGINE=auto.")
+        return Reference(rules, spans_max=spans_max)
+    spec = mapping_spec(rules, spans_max=spans_max, fields_max=fields_max(spans_max))
+    return Native(library, library.Engine(spec, role_of(rules)), Reference(rules, spans_max=spans_max))
+
+
+def is_native_built() -> bool:
+    return _native_library() is not None
+
+
+def _native_library() -> ModuleType | None:
+    try:
+        return importlib.import_module("telemetry_native")
+    except ImportError:
+        return None
+
+
+class Reference:
+    """The engine in Python: complete, and the meaning of every span."""
+
+    name: EngineName = "python"
+
+    def __init__(self, rules: Rules, *, spans_max: int) -> None:
+        self.rules = rules
+        self.spans_max = spans_max
+
+    def open(self, body: bytes) -> Translation:
+        return ByReference(read_request(body, spans_max=self.spans_max), self.rules)
+
+    def builder(self, producer: Any) -> Builder:
+        builder: Builder = producer.create_batch()
+        return builder
+
+
+class _Fates:
+    """What became of a request's spans."""
+
+    def __init__(self) -> None:
+        self.ignored: Counter[str] = Counter()
+        self.rejected: Counter[str] = Counter()
+        self.faults: Counter[str] = Counter()
+        self.declined: Counter[str] = Counter()
+
+    def record_of(self, outcome: Outcome) -> Record | None:
+        """Its record; None, and counted, when it has none."""
+        match outcome:
+            case Ignored(reason):
+                self.ignored[reason] += 1
+            case Rejected(reason, fault):
+                self.rejected[reason] += 1
+                if fault:  # a bug of ours costs this span and none of its neighbours
+                    self.faults[fault] += 1
+            case event:
+                record = wire.encode(event)
+                if len(record.value) <= RECORD_BYTES_MAX:
+                    return record
+                self.rejected["span_too_large"] += 1  # no batch can hold it
+        return None
+
+
+class ByReference(_Fates):
+    """A request, translated by the reference."""
+
+    def __init__(self, groups: Sequence[ResourceSpans], rules: Rules) -> None:
+        super().__init__()
+        self.spans = sum(len(group.spans) for group in groups)
+        self.held_bytes = 0
+        self._records: list[Record] = []
+        self._by_partition: dict[int, list[Record]] = {}
+        self._work = self._steps(groups, rules)
+
+    def step(self, seconds: float) -> bool:
+        ends_at = time.monotonic() + seconds
+        return all(time.monotonic() < ends_at for _ in self._work)
+
+    def _steps(self, groups: Sequence[ResourceSpans], rules: Rules) -> Iterator[None]:
+        """A few spans a step, or one that is large."""
+        traces = Traces(rules)
+        yield from traces.read(groups)
+        for group in groups:
+            resource = read_resource(group.resource, rules)
+            unseen_bytes = 0
+            for raw in group.spans:
+                outcome = translate(raw, resource, rules, traces=traces)
+                record = self.record_of(outcome)
+                if record is not None:
+                    self._records.append(record)
+                    self.held_bytes += len(record.value) + _RECORD_OVERHEAD_BYTES
+                unseen_bytes += _IGNORED_BYTES if outcome is NOT_PRODUCT_EVENT else _EVENT_BYTES + len(raw)
+                if unseen_bytes > _BYTES_A_STEP:
+                    unseen_bytes = 0
+                    yield
+
+    def published(self) -> Counter[str]:
+        return Counter(record.table for record in self._records)
+
+    def partitioned(self, partitions: int) -> list[tuple[int, int]]:
+        self._by_partition = {}
+        for record in self._records:
+            self._by_partition.setdefault(record.partition(partitions), []).append(record)
+        return [(partition, len(records)) for partition, records in self._by_partition.items()]
+
+    def add(self, builder: Any, partition: int, start: int, now_ms: int) -> int:
+        added = 0
+        for record in self._by_partition[partition][start:]:
+            headers = HEADERS[record.table]
+            if builder.append(timestamp=now_ms, key=record.key, value=record.value, headers=headers) is None:
+                break
+            added += 1
+        return added
+
+
+class Native:
+    """The engine in Rust for plain spans, and the reference for the others."""
+
+    name: EngineName = "native"
+
+    def __init__(self, library: ModuleType, engine: Any, reference: Reference) -> None:
+        self.engine = engine
+        self.rules = reference.rules
+        self._library = library
+        self._reference = reference
+
+    def open(self, body: bytes) -> Translation:
+        try:
+            return ByNative(self, self.engine.open(body))
+        except self._library.TooMany:
+            raise TooManySpans(f"more than {self._reference.spans_max} spans") from None
+        except self._library.Odd:  # perhaps malformed, perhaps only an unusual spelling
+            return self._reference.open(body)
+
+    def builder(self, producer: Any) -> Builder:  # noqa: ARG002  the reference's builder is the producer's
+        builder: Builder = self._library.Batch(BATCH_BYTES_MAX, ZSTD_LEVEL)
+        return builder
+
+
+class ByNative(_Fates):
+    """A request, translated by the native engine, span by span left to the reference."""
+
+    def __init__(self, native: Native, request: Any) -> None:
+        super().__init__()
+        self.spans: int = request.spans
+        self._native = native
+        self._request = request
+        self._leftovers: deque[tuple[int, bytes, bytes]] = deque()
+        self._traces = _TracesOnDemand(request, native.rules)
+        self._resource: tuple[bytes, Resource] | None = None
+        self._is_read = False
+
+    @property
+    def held_bytes(self) -> int:
+        held: int = self._request.held_bytes
+        return held
+
+    def step(self, seconds: float) -> bool:
+        ends_at = time.monotonic() + seconds
+        while time.monotonic() < ends_at:
+            if self._leftovers:
+                self._translate_one(*self._leftovers.popleft())
+            elif self._is_read:
+                return True
+            else:
+                self._is_read = self._native.engine.step(self._request, max(0.0, ends_at - time.monotonic()))
+                self._leftovers.extend(self._request.leftovers())
+                if self._is_read:
+                    _, ignored, declined = self._request.counts()
+                    self.ignored.update(ignored)
+                    self.declined.update(declined)
+        return self._is_read and not self._leftovers
+
+    def _translate_one(self, place: int, raw_resource: bytes, span: bytes) -> None:
+        rules = self._native.rules
+        if self._resource is None or self._resource[0] != raw_resource:
+            self._resource = raw_resource, read_resource(raw_resource, rules)
+        record = self.record_of(translate(span, self._resource[1], rules, traces=self._traces))
+        if record is not None:
+            table = _TABLE_NAMES.index(record.table)
+            self._request.settle(place, table, UUID(record.key.decode()).bytes, record.value)
+
+    def published(self) -> Counter[str]:
+        by_table, _, _ = self._request.counts()
+        return Counter({table: count for table, count in zip(_TABLE_NAMES, by_table, strict=True) if count})
+
+    def partitioned(self, partitions: int) -> list[tuple[int, int]]:
+        found: list[tuple[int, int]] = self._request.partitioned(partitions)
+        return found
+
+    def add(self, builder: Any, partition: int, start: int, now_ms: int) -> int:
+        added: int = self._native.engine.add(self._request, builder, partition, start, now_ms)
+        return added
+
+
+class _TracesOnDemand(Traces):
+    """Traces of a request, each read when a span of it asks whose it is: few do."""
+
+    def __init__(self, request: Any, rules: Rules) -> None:
+        super().__init__(rules)
+        self._request = request
+        self._known: dict[bytes, Trace] = {}
+
+    def of(self, trace_id: bytes) -> Trace:
+        return _TraceOnDemand(lambda: self._read(trace_id))
+
+    def _read(self, trace_id: bytes) -> Trace:
+        known = self._known.get(trace_id)
+        if known is None:
+            traces = Traces(self._rules)
+            groups = [ResourceSpans(resource, spans) for resource, spans in self._request.spans_of(trace_id)]
+            for _ in traces.read(groups):
+                pass
+            known = self._known[trace_id] = traces.of(trace_id)
+        return known
+
+
+class _TraceOnDemand(Trace):
+    __slots__ = ("_read",)
+
+    def __init__(self, read: Callable[[], Trace]) -> None:
+        super().__init__()
+        self._read = read
+
+    def named(self, column: str, span_id: bytes) -> Named | None:
+        return self._read().named(column, span_id)
