@@ -10,11 +10,9 @@ import pytest
 from receiver.decode.spans import ResourceSpans
 from receiver.translate.explain import explain_file
 from receiver.translate.outcome import Ignored, Rejected
-from receiver.translate.records import Records
 from receiver.translate.reference import read_resource, translate
 from receiver.translate.rules import Rules
 from shared.identity import hash_id
-from shared.wire import decode
 from support.encoding import (
     LOGIN,
     PLAIN,
@@ -27,6 +25,7 @@ from support.encoding import (
     span_bytes,
     traces_of,
 )
+from support.engines import Answers, answers_by, engines
 
 REQUEST = {"http.request.method": "GET", "http.route": "/orders/{id}"}
 TRACE = bytes(range(16))
@@ -51,15 +50,18 @@ def events(*groups: tuple[dict[str, Any], list[bytes]], by: Rules = PLAIN) -> di
     """Each event by its span's number, the outcome where it is none."""
     read = [ResourceSpans(resource_bytes(resource), spans) for resource, spans in groups]
     traces = traces_of(read, by)
-    found = {}
-    records = Records(by)
+    found: dict[int, Any] = {}
     for group in read:
         resource = read_resource(group.resource, by)
-        outcomes = [translate(raw, resource, by, traces=traces) for raw in group.spans]
-        answers = [*itertools.chain.from_iterable(records.of(group, traces))]
-        for raw, outcome, answer in zip(group.spans, outcomes, answers, strict=True):
-            assert answer == outcome if isinstance(outcome, Ignored | Rejected) else decode(answer.value) == outcome  # type: ignore[union-attr]
-            found[int.from_bytes(raw[20:28], "big")] = outcome
+        for raw in group.spans:
+            found[int.from_bytes(raw[20:28], "big")] = translate(raw, resource, by, traces=traces)
+    body = request_bytes(*((group.resource, [*group.spans]) for group in read))
+    told = explain_file(body, by)
+    assert [one.reason or one.columns.get("user_id") for one in told] == [
+        one.reason if isinstance(one, Ignored | Rejected) else one.user_id for one in found.values()
+    ]
+    for engine in engines(by):
+        assert answers_by(engine, body) == Answers.of(found.values()), engine.name
     return found
 
 
