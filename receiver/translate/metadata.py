@@ -29,7 +29,7 @@ CUTS_MAX = 64
 _WORK_MAX = 512 * 1024
 _HEAD_CHARS = 2 * TEXT_CHARS_MAX
 _TEXT_WORK = 32  # beside its characters
-_NORMAL_FORM_WORK = 4  # characters of a text that has escapes cost so much more
+_NORMAL_FORM_WORK = 8  # characters of a text that has escapes cost so much more
 _KEY_WORK = 128
 # A long key is searched to its end for the letters of secret words: 4 MiB of them take 100 ms. So the long keys of
 # one span, or of one resource, are read up to this in all, at most about 40 ms; those beyond are dropped unread.
