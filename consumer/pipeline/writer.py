@@ -6,7 +6,6 @@ All of it commits or none of it does. One connection, one caller at a time.
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
-from operator import attrgetter
 from typing import TypeVar
 
 import asyncpg
@@ -25,11 +24,11 @@ from consumer.store.database import (
 from consumer.store.dead_letters import Breaker, DeadLetter, Place
 from consumer.store.ledger import Ledger
 from consumer.store.partitions import Interval, Known
+from consumer.store.schema import INDEX
 from consumer.store.upsert import Upsert, make_stages
 from shared.errors import DatabaseUnavailable
 
 T = TypeVar("T")
-timestamp_us_of = attrgetter("timestamp_us")
 DAY_US = 86_400_000_000
 
 
@@ -118,7 +117,8 @@ class Writer:
     async def _write_whole(self, connection: asyncpg.Connection, batch: Batch) -> Written:
         """Make the partitions that the rows need, and write: a partition stays even if the transaction does not."""
         for table, rows in by_table(batch.records).items():
-            await self._partitions.make_for(connection, table, map(timestamp_us_of, rows))
+            timestamp_at = INDEX[table]["timestamp"]
+            await self._partitions.make_for(connection, table, [each.row[timestamp_at] for each in rows])
         return await self._write(connection, batch)
 
     async def _write(self, connection: asyncpg.Connection, batch: Batch) -> Written:

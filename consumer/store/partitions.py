@@ -7,7 +7,7 @@ schema `ingest` make and drop them, with the rights of the tables' owner.
 import asyncio
 import re
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Literal, NamedTuple
@@ -134,11 +134,11 @@ class Known:
             await _attach(connection, self._schema, table, None)
             self._partitions[table] = await partitions_of(connection, self._schema, table)
 
-    async def make_for(self, connection: Connection, table: str, timestamps_us: Iterable[int]) -> None:
-        """Make the partitions that these rows lack, within reach of now. Idempotent; not within a transaction."""
-        times = list(timestamps_us)
-        if not times:
-            return
+    async def make_for(self, connection: Connection, table: str, times: Sequence[int]) -> None:
+        """Make the partitions that rows of these times lack, within reach of now. Idempotent; not in a transaction.
+
+        `times` are microseconds since 1970, one at least.
+        """
         first = self._at(table, min(times))
         if first is not None and max(times) < first.upper:
             return
