@@ -94,7 +94,7 @@ BAD_RECORDS: list[tuple[bytes, str]] = [
     (b'{"schema_version":1,', "not_json"),
     (b"[]", "invalid_fields"),
     (b'{"schema_version":1,"table":"page_views"}', "unknown_type"),
-    (b'{"schema_version":2,"table":"feature_usage"}', "newer_schema"),
+    (b'{"schema_version":3,"table":"feature_usage"}', "newer_schema"),
     (b'{"schema_version":1,"table":"feature_usage"}', "invalid_fields"),
 ]
 

@@ -50,19 +50,21 @@ def events(*groups: tuple[dict[str, Any], list[bytes]], by: Rules = PLAIN) -> di
     """Each event by its span's number, the outcome where it is none."""
     read = [ResourceSpans(resource_bytes(resource), spans) for resource, spans in groups]
     traces = traces_of(read, by)
-    found: dict[int, Any] = {}
+    found: list[tuple[int, Any]] = []
     for group in read:
         resource = read_resource(group.resource, by)
-        for raw in group.spans:
-            found[int.from_bytes(raw[20:28], "big")] = translate(raw, resource, by, traces=traces)
+        found += [
+            (int.from_bytes(raw[20:28], "big"), translate(raw, resource, by, traces=traces)) for raw in group.spans
+        ]
+    outcomes = [outcome for _, outcome in found]
     body = request_bytes(*((group.resource, [*group.spans]) for group in read))
     told = explain_file(body, by)
     assert [one.reason or one.columns.get("user_id") for one in told] == [
-        one.reason if isinstance(one, Ignored | Rejected) else one.user_id for one in found.values()
+        one.reason if isinstance(one, Ignored | Rejected) else one.user_id for one in outcomes
     ]
     for engine in engines(by):
-        assert answers_by(engine, body) == Answers.of(found.values()), engine.name
-    return found
+        assert answers_by(engine, body) == Answers.of(outcomes), engine.name
+    return dict(found)
 
 
 def user_of(*groups: tuple[dict[str, Any], list[bytes]], of: int = 1, by: Rules = PLAIN) -> str | None:
