@@ -16,10 +16,11 @@ import uvloop
 from receiver import metrics
 from receiver.publish.publisher import NEED, Publisher
 from receiver.serve.auth import Keys
-from receiver.serve.budget import Budget, Reads
+from receiver.serve.budget import Arrivals, Budget
 from receiver.serve.course import Course
+from receiver.serve.export import Export
 from receiver.serve.server import Server, is_loopback
-from receiver.serve.service import TraceService
+from receiver.serve.turns import Turns
 from receiver.serve.workers import Workers, report
 from receiver.settings import ReceiverSettings
 from receiver.translate.engine import new_engine
@@ -27,20 +28,20 @@ from receiver.translate.explain import Explanation, explain_file
 from receiver.translate.rules import Rules
 from shared import identity, lifecycle, logs, probes
 from shared.errors import Permanent, WrongSetting
-from shared.output import write_out
+from shared.output import Version, lay_out_help, write_out
 from shared.settings import described, load
 
 if TYPE_CHECKING:
     from receiver.serve.tracing import Tracing
 
 log = structlog.get_logger("receiver")
-app = typer.Typer(no_args_is_help=False, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(no_args_is_help=False, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
-READ_SLOTS = (4, 64)
+ARRIVING_SHARE = 4  # bodies on their way hold at most a quarter of what is in flight
 
 
 @app.callback(invoke_without_command=True)
-def default(context: typer.Context) -> None:
+def default(context: typer.Context, *, version: Version = False) -> None:  # noqa: ARG001  its callback answers
     """OTLP spans over gRPC -> product events -> Kafka. Without a command: run."""
     if context.invoked_subcommand is None:
         run(workers=None)
@@ -132,32 +133,33 @@ async def serve(settings: ReceiverSettings, *, is_worker: bool = False) -> None:
     """Receive until SIGTERM. Ends within 15 s with a dead broker: 7 of them for calls, the rest for the producer."""
     stop = lifecycle.stop_event()
     state = probes.Health(NEED)
-    reads = Reads(read_slots(settings))
+    arrivals = Arrivals(max(settings.max_request_bytes, settings.max_inflight_bytes // ARRIVING_SHARE))
+    turns = Turns()
     budget = Budget(settings.max_inflight_bytes)
     keys = Keys(settings.keys, settings.api_keys_file)
     engine = new_engine(rules_of(settings), setting=settings.engine, spans_max=settings.max_spans_per_request)
     metrics.engine_info.labels(engine.name).set(1)
     publisher = Publisher(settings, engine=engine, budget=budget, health=state)
     tracing = _tracing(settings) if settings.tracing_endpoint else None
-    service = TraceService(
+    export = Export(
         settings,
         keys=keys,
-        reads=reads,
+        arrivals=arrivals,
         budget=budget,
+        turns=turns,
         engine=engine,
         publisher=publisher,
         begin=tracing.begin if tracing else Course,
     )
-    server = Server(settings, service=service, reads=reads, budget=budget, state=state)
+    server = Server(settings, export=export, arrivals=arrivals, budget=budget, turns=turns, state=state)
     stop_probes = None if is_worker else _probes(settings, state, lambda: prometheus_client.REGISTRY)
     try:
         async with asyncio.TaskGroup() as tasks:  # what ends unasked here ends the process
             running = [
                 tasks.create_task(lifecycle.heartbeat(state.beat), name="heartbeat"),
                 tasks.create_task(publisher.run(), name="publisher"),
-                tasks.create_task(server.watch(), name="watch"),
+                tasks.create_task(server.run(), name="server"),
             ]
-            await server.start()
             if is_worker:
                 running.append(tasks.create_task(report(state, stop), name="report"))
             lifecycle.spare_garbage_collector()
@@ -187,12 +189,6 @@ async def supervise(settings: ReceiverSettings) -> int:
             return await workers.run(stop)
     finally:
         stop_probes()
-
-
-def read_slots(settings: ReceiverSettings) -> int:
-    """Bodies that may arrive at once: at the largest size they take twice the budget."""
-    fewest, most = READ_SLOTS
-    return max(fewest, min(most, 2 * settings.max_inflight_bytes // settings.max_request_bytes))
 
 
 def rules_of(settings: ReceiverSettings) -> Rules:
@@ -236,6 +232,8 @@ def main() -> None:
         typer.echo(f"receiver: {error}", err=True)
         sys.exit(2)
 
+
+lay_out_help(app)
 
 if __name__ == "__main__":
     main()

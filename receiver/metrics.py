@@ -1,20 +1,25 @@
 """Every metric of the receiver: name with unit, labels from closed sets, a sentence."""
 
+from typing import Literal, get_args
+
 from prometheus_client import Counter, Gauge, Histogram
 
+from receiver.serve.replies import CAUSES, CODES
 from receiver.translate.native import DECLINED
 from receiver.translate.outcome import IGNORE_REASONS, REJECT_REASONS
 from shared.events import TABLES
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 3.5, 5, 10)
 
-# CANCELLED: the caller left, or grpc refused a body over MAX_REQUEST_BYTES with RESOURCE_EXHAUSTED.
-CODES = ("OK", "INVALID_ARGUMENT", "UNAUTHENTICATED", "UNAVAILABLE", "CANCELLED")
-REFUSALS = ("arriving", "budget", "broker", "deadline", "draining", "unexpected")
 BATCH_OUTCOMES = ("acknowledged", "failed", "expired")
 
-requests = Counter("receiver_requests", "Export calls answered, by gRPC code", ["code"])
-request_seconds = Histogram("receiver_request_seconds", "From the first line of Export to its reply", buckets=SECONDS)
+ConnectionEnd = Literal["silent", "stalled", "full", "protocol"]
+TRANSPORTS = ("grpc", "http")
+
+requests = Counter("receiver_requests", "Export calls answered, by gRPC's name of the code", ["code", "transport"])
+request_seconds = Histogram(
+    "receiver_request_seconds", "From the first line of Export to its reply", ["transport"], buckets=SECONDS
+)
 refusals = Counter("receiver_refusals", "Export calls answered UNAVAILABLE, by what was short", ["cause"])
 spans_received = Counter("receiver_spans_received", "Spans of readable requests")
 spans_ignored = Counter("receiver_spans_ignored", "Spans that are no product event", ["reason"])
@@ -38,15 +43,28 @@ inflight_bytes = Gauge(
 inflight_limit_bytes = Gauge(
     "receiver_inflight_limit_bytes", "What the budget allows: MAX_INFLIGHT_BYTES a worker", multiprocess_mode="livesum"
 )
-reads_waiting = Gauge(
-    "receiver_reads_waiting", "Calls that wait until their body may arrive", multiprocess_mode="livesum"
+arriving_bytes = Gauge(
+    "receiver_arriving_bytes", "Bytes of bodies that are not complete yet", multiprocess_mode="livesum"
 )
+reads_waiting = Gauge(
+    "receiver_reads_waiting", "Calls that wait until the rest of their body may arrive", multiprocess_mode="livesum"
+)
+connections = Gauge("receiver_connections", "Connections that are open now", ["transport"], multiprocess_mode="livesum")
+connections_ended = Counter(
+    "receiver_connections_ended", "Connections that the receiver ended, by reason", ["transport", "reason"]
+)
+wrong_doors = Counter("receiver_wrong_door", "Connections that spoke another protocol than their port's", ["transport"])
 
 ready = Gauge("receiver_ready", "1 while /readyz answers 200", multiprocess_mode="livemin")
 
-for _code in CODES:
-    requests.labels(_code)
-for _cause in REFUSALS:
+for _transport in TRANSPORTS:
+    request_seconds.labels(_transport)
+    wrong_doors.labels(_transport)
+    for _code in CODES:
+        requests.labels(_code, _transport)
+    for _end in get_args(ConnectionEnd):
+        connections_ended.labels(_transport, _end)
+for _cause in CAUSES:
     refusals.labels(_cause)
 for _reason in IGNORE_REASONS:
     spans_ignored.labels(_reason)

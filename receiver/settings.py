@@ -40,13 +40,18 @@ class ReceiverSettings(ReceiverPlace, KafkaSettings, IdSettings):
 
     api_keys: CommaSeparatedSecrets = Field((), description="keys that callers may show; none set: everybody may call")
     otel_api_key: SecretStr | None = Field(None, description="one more key")
-    api_keys_file: Path | None = Field(None, description="file of more keys, one a line; read again when it changes")
+    api_keys_file: Path | None = Field(
+        None, description="file of more keys, one a line, `#` begins a comment; read again when it changes"
+    )
     tls_cert_file: Path | None = Field(None, description="PEM certificate chain; read again when it changes")
     tls_key_file: Path | None = Field(None, description="PEM key of the certificate; read again when it changes")
     tls_client_ca_file: Path | None = Field(
         None, description="PEM authorities that callers' certificates must come from; read again when it changes"
     )
 
+    max_connections: int = Field(
+        1000, ge=16, le=100_000, description="most connections at once, a worker and port; then the quietest gives way"
+    )
     max_request_bytes: int = Field(
         64 * MEBIBYTE, ge=1024, le=1024 * MEBIBYTE, description="largest request, after decompression"
     )

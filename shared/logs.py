@@ -1,10 +1,12 @@
 """One line an event: JSON for machines, readable on a terminal; to standard error, at a bounded rate.
 
-Texts of exceptions stay out: those of Postgres, pydantic and grpc repeat the data they choked on.
+Texts of exceptions stay out: those of Postgres, pydantic and grpc repeat the data they choked on. So do lines of
+libraries: of a logger that is not on the list below, the logger, level, place and type of error stay.
 """
 
 import logging
 import sys
+import threading
 import time
 import traceback
 from collections import Counter
@@ -17,6 +19,10 @@ from structlog.typing import EventDict, WrappedLogger
 
 LINES_MAX = 10  # of one event, or of one library's logger, in WINDOW_S: a lost broker fails every batch
 WINDOW_S = 30.0
+
+# Loggers whose texts speak of brokers, topics and partitions only. None of them sees a request or a row.
+TOLD_AS_THEY_ARE = ("aiokafka",)
+FOREIGN_EVENT = "library_line"
 
 LogFormat = Literal["auto", "json", "console"]
 
@@ -73,12 +79,31 @@ class RateLimit(logging.Filter):
         return True
 
 
+def _thread_crash(args: threading.ExceptHookArgs) -> None:
+    if args.exc_value is not None and not issubclass(args.exc_type, SystemExit):
+        structlog.get_logger("shared.logs").error("thread_crashed", **error_facts(args.exc_value))
+
+
+def _ignored(unraisable: Any) -> None:
+    """Errors that Python can raise nowhere, as in a finaliser."""
+    if unraisable.exc_value is not None:
+        structlog.get_logger("shared.logs").warning("error_ignored", **error_facts(unraisable.exc_value))
+
+
+def _is_told_as_it_is(logger: str) -> bool:
+    return any(logger == name or logger.startswith(f"{name}.") for name in TOLD_AS_THEY_ARE)
+
+
 def _told(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    """What was held back before this line; and the exception of a library's line shrinks to type and place."""
+    """What was held back before this line; and a library's line shrinks to logger and place, its error to type."""
     record = event.get("_record")
     if isinstance(record, logging.LogRecord):
-        if record.exc_info and record.exc_info[1] is not None:
-            event.update(error_facts(record.exc_info[1]))
+        if not event.get("_from_structlog") and not _is_told_as_it_is(record.name):
+            event["event"] = FOREIGN_EVENT
+            event["at"] = f"{record.filename}:{record.lineno}"
+        exc_info = event.get("exc_info")
+        if isinstance(exc_info, tuple) and exc_info[1] is not None:
+            event.update(error_facts(exc_info[1]))
         if hasattr(record, "held_back"):
             event["held_back"] = record.held_back
     event.pop("exc_info", None)
@@ -116,6 +141,9 @@ def configure(level: str, *, process: str, log_format: LogFormat = "auto") -> No
     root.handlers[:] = [handler]
     root.setLevel(level)
     sys.excepthook = crash
+    threading.excepthook = _thread_crash
+    sys.unraisablehook = _ignored
+    logging.captureWarnings(True)  # noqa: FBT003
     handler.addFilter(RateLimit())
-    for name in ("aiokafka", "asyncio", "grpc", "asyncpg", "opentelemetry"):
+    for name in ("aiokafka", "asyncio", "grpc", "h2", "hpack", "asyncpg", "opentelemetry"):
         logging.getLogger(name).setLevel("WARNING")

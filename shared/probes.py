@@ -1,21 +1,29 @@
-"""/livez, /readyz and /metrics, from a thread of their own, so that a blocked loop is seen and not hidden."""
+"""/livez, /readyz and /metrics, from threads of their own, so that a blocked loop is seen and not hidden.
 
+Bounded: so many connections, header bytes and seconds; the oldest connection gives way to a new one, so that a
+caller who says nothing keeps no probe out.
+"""
+
+import contextlib
 import json
+import socket
 import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable
-from socketserver import ThreadingMixIn
-from typing import Any
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from collections.abc import Callable
 
-from prometheus_client import CollectorRegistry, disable_created_metrics, make_wsgi_app
+from prometheus_client import CollectorRegistry, disable_created_metrics
+from prometheus_client.exposition import choose_encoder
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter, which nobody asks for
 
 ANSWERED_WITHIN_S = 10.0
 LOOP_BEAT_WITHIN_S = 10.0
+CONNECTIONS_MAX = 16
+BACKLOG = 128
+HEAD_BYTES_MAX = 8 * 1024
+SECONDS_MAX = 5.0  # for a request and its reply
 
 
 class Health:
@@ -60,17 +68,6 @@ class Health:
         return silent | dict(self._why_not)
 
 
-class _Server(ThreadingMixIn, WSGIServer):
-    daemon_threads = True
-
-
-class _Quiet(WSGIRequestHandler):
-    timeout = 5  # seconds a caller may take to send its request
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  the name is the base class's
-        pass
-
-
 def serve(health: Health, *, host: str, port: int, registry: Callable[[], CollectorRegistry]) -> Callable[[], None]:
     """Start serving; returns what stops it. Port 0 is off.
 
@@ -79,35 +76,97 @@ def serve(health: Health, *, host: str, port: int, registry: Callable[[], Collec
     """
     if port == 0:
         return lambda: None
+    server = _Server(health, registry)
+    server.listen(host, port)
+    return server.stop
 
-    def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        match environ["PATH_INFO"]:
-            case "/metrics":
-                metrics: Iterable[bytes] = make_wsgi_app(registry())(environ, start_response)
-                return metrics
-            case "/livez":
-                return answer({} if health.is_live else {"loop": "blocked"}, start_response)
-            case "/readyz":
-                return answer(health.why_not_ready(), start_response)
+
+class _Server:
+    def __init__(self, health: Health, registry: Callable[[], CollectorRegistry]) -> None:
+        self._health = health
+        self._registry = registry
+        self._socket: socket.socket
+        self._open: dict[socket.socket, None] = {}  # in order of their coming
+        self._lock = threading.Lock()
+        self._is_over = False
+
+    def listen(self, host: str, port: int) -> None:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._socket = socket.create_server((host, port), family=family, backlog=BACKLOG)
+        threading.Thread(target=self._accept, daemon=True, name="probes").start()
+
+    def stop(self) -> None:
+        self._is_over = True
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
+        self._socket.close()
+
+    def _accept(self) -> None:
+        while not self._is_over:
+            try:
+                connection, _ = self._socket.accept()
+            except OSError:
+                time.sleep(0.05)  # out of files, or stopped
+                continue
+            with self._lock:
+                oldest = next(iter(self._open)) if len(self._open) >= CONNECTIONS_MAX else None
+                if oldest is not None:
+                    del self._open[oldest]
+                    with contextlib.suppress(OSError):
+                        oldest.shutdown(socket.SHUT_RDWR)  # its thread ends with it
+                self._open[connection] = None
+            threading.Thread(target=self._answer, args=(connection,), daemon=True, name="probe").start()
+
+    def _answer(self, connection: socket.socket) -> None:
+        ends_at = time.monotonic() + SECONDS_MAX
+        try:
+            with connection:
+                head = _head(connection, ends_at)
+                if head is not None:
+                    status, kind, body = self._reply(head)
+                    text = f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n"
+                    connection.settimeout(max(0.01, ends_at - time.monotonic()))
+                    connection.sendall(f"{text}Connection: close\r\n\r\n".encode() + body)
+        except OSError:
+            pass  # the caller left, or took too long
+        finally:
+            with self._lock:
+                self._open.pop(connection, None)
+
+    def _reply(self, head: bytes) -> tuple[str, str, bytes]:
+        method, _, rest = head.partition(b" ")
+        match method, rest.partition(b" ")[0].partition(b"?")[0]:
+            case b"GET" | b"HEAD", b"/metrics":
+                encoder, kind = choose_encoder(_accepted(head))
+                return "200 OK", kind, encoder(self._registry())
+            case b"GET" | b"HEAD", b"/livez":
+                return _judged({} if self._health.is_live else {"loop": "blocked"})
+            case b"GET" | b"HEAD", b"/readyz":
+                return _judged(self._health.why_not_ready())
             case _:
-                start_response("404 Not Found", [("Content-Type", "text/plain")])
-                return [b"try /livez, /readyz or /metrics\n"]
+                return "404 Not Found", "text/plain", b"try /livez, /readyz or /metrics\n"
 
-    def answer(why_not: dict[str, str], start_response: Any) -> Iterable[bytes]:
-        status = "503 Service Unavailable" if why_not else "200 OK"
-        start_response(status, [("Content-Type", "application/json")])
-        return [json.dumps({"ok": not why_not, "why_not": why_not}).encode() + b"\n"]
 
-    server = make_server(host, port, app, server_class=_Server, handler_class=_Quiet)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.2}, daemon=True, name="probes")
-    thread.start()
+def _head(connection: socket.socket, ends_at: float) -> bytes | None:
+    """Request line and headers; None for a caller who sends more than they may be, or leaves."""
+    head = b""
+    while b"\r\n\r\n" not in head:
+        connection.settimeout(max(0.01, ends_at - time.monotonic()))
+        piece = connection.recv(HEAD_BYTES_MAX + 1 - len(head))
+        head += piece
+        if not piece or len(head) > HEAD_BYTES_MAX or time.monotonic() > ends_at:
+            return None
+    return head
 
-    def stop() -> None:
-        server.shutdown()
-        server.server_close()
-        thread.join(timeout=2)
 
-    return stop
+def _accepted(head: bytes) -> str:
+    lines = (line.partition(b":") for line in head.split(b"\r\n"))
+    return next((value.decode("latin-1").strip() for name, _, value in lines if name.lower() == b"accept"), "")
+
+
+def _judged(why_not: dict[str, str]) -> tuple[str, str, bytes]:
+    status = "503 Service Unavailable" if why_not else "200 OK"
+    return status, "application/json", json.dumps({"ok": not why_not, "why_not": why_not}).encode() + b"\n"
 
 
 def ready_url(host: str, port: int) -> str:

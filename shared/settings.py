@@ -59,7 +59,7 @@ class ProcessSettings(BaseSettings):
         "INFO", description="least severe line that is logged"
     )
     log_format: LogFormat = Field("auto", description="`json` or `console`; `auto`: console on a terminal, else json")
-    metrics_host: str = Field("0.0.0.0", description="address of /livez, /readyz and /metrics")  # noqa: S104
+    metrics_host: str = Field("127.0.0.1", description="address of /livez, /readyz and /metrics; 0.0.0.0 in containers")
     deployment_type: Annotated[str, Field(max_length=50)] = Field(
         "self-hosted", description="`deployment_type` of spans that name none"
     )

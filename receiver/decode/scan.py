@@ -44,6 +44,32 @@ def is_too_large(raw: bytes, shape: Shape, *, bytes_max: int) -> bool:
     return len(raw) > _UNSCANNED_BYTES and has_more_pieces(raw, shape, pieces_max=_PIECES_MAX)
 
 
+def groups_in(body: bytes) -> int:
+    """How many fields of bytes stand at the top level: groups of spans. Ends where the bytes turn senseless.
+
+    What a request becomes in memory depends on it: a group of six bytes takes three hundred.
+    """
+    count, position, end = 0, 0, len(body)
+    try:
+        while position < end:
+            tag, size = body[position], body[position + 1]
+            position += 2
+            if tag > 0x7F:
+                tag, position = _varint(body, position - 2)
+                size = body[position]
+                position += 1
+            if tag & 7 != 2:
+                position = _after_scalar(body, position - 1, wire_type=tag & 7)
+                continue
+            if size > 0x7F:
+                size, position = _varint(body, position - 1)
+            position += size
+            count += 1
+    except (IndexError, Unreadable):
+        pass
+    return count
+
+
 def has_more_pieces(body: bytes, shape: Shape, *, pieces_max: int) -> bool:  # noqa: C901, PLR0912  one loop, hot
     """Whether `body` holds more than `pieces_max` fields, counting into the fields that `shape` names.
 

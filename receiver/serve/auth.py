@@ -1,4 +1,4 @@
-"""call metadata -> may this caller send? Decided before a byte of the body is read."""
+"""call headers -> may this caller send? Decided before a byte of the body is read."""
 
 import hmac
 import time
@@ -13,42 +13,49 @@ from shared.logs import error_facts
 log = structlog.get_logger(__name__)
 
 LOOK_EVERY_S = 1.0
+KEY_LENGTH_MIN = 8
+COMMENT = "#"
 _Fingerprint = tuple[int, int, int]
 
 
 class Keys:
     """The keys that open the door; none at all, and it stands open.
 
-    The file is looked at once a second at most. When it vanishes, is empty or cannot be read, the last keys
-    stay: a rotation that writes in place would otherwise refuse callers who are in the right.
+    The file is looked at once a second at most, and read when two looks find the same change, so that a file
+    which is still being written is not read. When it vanishes, holds no key or a key that is too short, or cannot
+    be read, the last keys stay: a rotation that writes in place would otherwise refuse callers who are in the right.
     """
 
     def __init__(
         self, fixed: Iterable[str], file: Path | None = None, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._fixed = tuple(key.encode() for key in fixed)
+        if any(len(key) < KEY_LENGTH_MIN for key in self._fixed):
+            raise WrongSetting(f"API_KEYS and OTEL_API_KEY: a key needs {KEY_LENGTH_MIN} characters or more")
         self._file = file
         self._from_file: tuple[bytes, ...] = ()
         self._clock = clock
         self._looked_at = clock()
         self._fingerprint: _Fingerprint | None = None
+        self._seen: _Fingerprint | None = None  # at the last look
         self._is_warned = False
         if file is not None:
             try:
                 self._read(file)
             except (OSError, ValueError) as error:
-                raise WrongSetting(f"API_KEYS_FILE: {file} holds no keys: {type(error).__name__}") from error
+                reason = str(error) if isinstance(error, _Unusable) else type(error).__name__
+                raise WrongSetting(f"API_KEYS_FILE: {file}: {reason}") from error
 
     @property
     def are_needed(self) -> bool:
         return bool(self._fixed or self._file)
 
-    def accept(self, metadata: Iterable[tuple[str, str | bytes]]) -> bool:
+    def accept(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
         """Whether the call shows a key, in `x-api-key` or as `authorization: Bearer`."""
         if not self.are_needed:
             return True
         self._look()
-        return any([_is_one_of(shown, (*self._fixed, *self._from_file)) for shown in _shown(metadata)])  # noqa: C419
+        return any([_is_one_of(shown, (*self._fixed, *self._from_file)) for shown in _shown(headers)])  # noqa: C419
 
     def _look(self) -> None:
         now = self._clock()
@@ -56,31 +63,41 @@ class Keys:
             return
         self._looked_at = now
         try:
-            if _fingerprint(self._file) != self._fingerprint:
+            seen, self._seen = self._seen, _fingerprint(self._file)
+            if self._seen == self._fingerprint:
+                self._is_warned = False
+            elif self._seen == seen:
                 self._read(self._file)
+                self._is_warned = False
                 log.info("keys_read", keys=len(self._from_file))
-            self._is_warned = False
         except (OSError, ValueError) as error:
             if not self._is_warned:
-                log.warning("keys_kept", reason="API_KEYS_FILE cannot be read or is empty", **error_facts(error))
+                reason = str(error) if isinstance(error, _Unusable) else "API_KEYS_FILE cannot be read"
+                log.warning("keys_kept", reason=reason, **error_facts(error))
             self._is_warned = True
 
     def _read(self, file: Path) -> None:
         fingerprint = _fingerprint(file)  # before the text: a change in between is seen at the next look
-        keys = tuple(line.strip().encode() for line in file.read_text().splitlines() if line.strip())
+        lines = (line.strip() for line in file.read_text().splitlines())
+        keys = tuple(line.encode() for line in lines if line and not line.startswith(COMMENT))
         if not keys:
-            raise ValueError("empty")
+            raise _Unusable("the file holds no key")
+        if any(len(key) < KEY_LENGTH_MIN for key in keys):
+            raise _Unusable(f"a key needs {KEY_LENGTH_MIN} characters or more")
         self._from_file, self._fingerprint = keys, fingerprint
 
 
-def _shown(metadata: Iterable[tuple[str, str | bytes]]) -> list[bytes]:
+class _Unusable(ValueError):  # noqa: N818  what the file is
+    """The file is readable, and its text is ours: it repeats nothing of the file."""
+
+
+def _shown(headers: Iterable[tuple[bytes, bytes]]) -> list[bytes]:
     shown = []
-    for name, value in metadata:
-        text = value if isinstance(value, bytes) else value.encode()
-        if name == "x-api-key":
-            shown.append(text.strip())
-        elif name == "authorization" and text[:7].lower() == b"bearer ":
-            shown.append(text[7:].strip())
+    for name, value in headers:
+        if name == b"x-api-key":
+            shown.append(value.strip())
+        elif name == b"authorization" and value[:7].lower() == b"bearer ":
+            shown.append(value[7:].strip())
     return shown
 
 

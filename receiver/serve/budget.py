@@ -1,22 +1,23 @@
 """What requests may hold at once: bodies that are still arriving, and memory from then to the acknowledgement.
 
-How large a body is, nobody can know before it is there, so arriving bodies are bounded in number: a caller is
-read when its turn has come, and keeps its turn until its body is counted. From then on bytes are bounded.
+Both count bytes. A body is counted as it arrives, so a sender that stalls holds what it has sent and no more.
+The first 64 KiB of a body are never waited for: small requests pass where large ones queue.
 """
 
 import asyncio
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from typing import Any, TypeVar
+from collections import Counter, deque
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 
 from shared.errors import Transient
 
-T = TypeVar("T")
-
+FREE_BYTES = 64 * 1024  # of each body: as much as HTTP/2 lets a sender send unasked
 PATIENCE_S = 0.25
-WAITING_MAX = 1000  # calls that wait for their turn; each holds up to 64 KiB of its body, and 20 KiB besides
+ARRIVALS_MAX = 1_000  # bodies that arrive at once; FREE_BYTES each at most come on top of the limit
+FEW = 8  # bodies of one connection; half of all places are kept for connections with fewer
+SMALL_BYTES = 3 * FREE_BYTES
+SMALL_SHARE = 8  # an eighth of the budget is kept for requests of SMALL_BYTES at most
 
 
 class BudgetFull(Transient):
@@ -27,98 +28,142 @@ class SenderStalled(Transient):
     """The body did not arrive in time while others waited."""
 
 
-class Reads:
-    """Lets `slots` bodies arrive at a time.
+class Arrival:
+    """One body on its way in."""
 
-    First come, first served, as bodies of up to 64 KiB arrive while their calls wait. Once the queue moves too
-    slowly for that, the newest goes first: then some callers are answered in time instead of none.
+    __slots__ = ("_arrivals", "bytes", "give_way", "is_complete", "moved_at", "peer", "started_at")
 
-    Senders who stall hold up nobody for long: when others wait and no body has been completed for `patience_s`,
-    those who had at least that long give way and are told to come again.
+    def __init__(self, arrivals: "Arrivals", peer: Hashable, give_way: Callable[[Exception], None]) -> None:
+        self._arrivals = arrivals
+        self.peer = peer
+        self.give_way = give_way
+        self.bytes = 0
+        self.is_complete = False
+        self.started_at = self.moved_at = time.monotonic()
+
+    async def grow(self, size: int) -> None:
+        """Count `size` more bytes, once there is room for them."""
+        if not self._arrivals.take(self, size):
+            await self._arrivals.wait(self, size)
+
+
+class Arrivals:
+    """Counts the bytes of bodies that are not complete, and of complete ones that wait for the budget.
+
+    When there is no room, the oldest body still goes on, so that one always ends; among those that wait, the
+    connection that holds least is next. A body that made no progress for `patience_s` then gives way.
+    The memory of it all is at most `bytes_max` + one request + `arrivals_max` x 64 KiB.
     """
 
-    def __init__(self, slots: int, *, patience_s: float = PATIENCE_S) -> None:
-        self._free = slots
+    def __init__(self, bytes_max: int, *, arrivals_max: int = ARRIVALS_MAX, patience_s: float = PATIENCE_S) -> None:
+        self._bytes_max = bytes_max
+        self._arrivals_max = arrivals_max
         self._patience_s = patience_s
-        self._completed_at = time.monotonic()
-        self._waiting: deque[tuple[float, asyncio.Future[None]]] = deque()
+        self._open: dict[Arrival, None] = {}  # in order of their beginning
+        self._calls: Counter[Hashable] = Counter()
+        self._held: Counter[Hashable] = Counter()
+        self._waiting: dict[Arrival, tuple[int, asyncio.Future[None]]] = {}
+        self.bytes = 0
 
     @property
     def waiting(self) -> int:
         return len(self._waiting)
 
-    @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        """Raises BudgetFull when too many wait already."""
-        await self._enter()
-        try:
-            yield
-        finally:
-            self._leave()
-
-    async def read(self, receive: Coroutine[Any, Any, T]) -> T:
-        """What `receive` returns. To be called within one's turn.
+    @contextmanager
+    def arriving(self, peer: Hashable, give_way: Callable[[Exception], None]) -> Iterator[Arrival]:
+        """Count a body for as long as the block lasts.
 
         Raises:
-            SenderStalled: the body is late, and others wait.
+            BudgetFull: too many bodies arrive, and none of them has to give way to this one.
         """
-        # grpc.aio 1.85 frees what its core writes into when a read is cancelled, so a read is left to a task
-        # of its own, which ends with the call.
-        read = asyncio.create_task(receive)
-        _unattended.add(read)
-        read.add_done_callback(_attended)
-        while not (await asyncio.wait({read}, timeout=self._patience_s))[0]:
-            if self._waiting and time.monotonic() - self._completed_at > self._patience_s:
-                raise SenderStalled
-        self._completed_at = time.monotonic()
-        return read.result()
-
-    async def _enter(self) -> None:
-        if self._free:
-            self._free -= 1
-            return
-        if len(self._waiting) >= WAITING_MAX:
-            raise BudgetFull("too many calls wait to be read")
-        turn = asyncio.get_running_loop().create_future()
-        waiting = (time.monotonic(), turn)
-        self._waiting.append(waiting)
+        is_modest = self._calls[peer] < FEW
+        if len(self._open) >= self._arrivals_max // (1 if is_modest else 2):
+            self._make_place(peer)
+        arrival = Arrival(self, peer, give_way)
+        self._open[arrival] = None
+        self._calls[peer] += 1
         try:
-            await turn
-        except asyncio.CancelledError:
-            if not turn.cancelled():
-                self._leave()  # our turn came while we were leaving
-            elif waiting in self._waiting:
-                self._waiting.remove(waiting)
-            raise
+            yield arrival
+        finally:
+            self._close(arrival)
 
-    def _leave(self) -> None:
+    def take(self, arrival: Arrival, size: int) -> bool:
+        """Count `size` bytes now, if they need not wait."""
+        is_free = arrival.bytes + size <= FREE_BYTES
+        is_oldest = next(iter(self._open)) is arrival
+        if not (is_free or is_oldest or (self.bytes + size <= self._bytes_max and not self._waiting)):
+            return False
+        self._count(arrival, size)
+        return True
+
+    async def wait(self, arrival: Arrival, size: int) -> None:
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting[arrival] = (size, turn)
+        try:
+            while not (await asyncio.wait({turn}, timeout=self._patience_s))[0]:
+                self._displace(time.monotonic())
+        finally:
+            self._waiting.pop(arrival, None)
+
+    def _count(self, arrival: Arrival, size: int) -> None:
+        arrival.bytes += size
+        arrival.moved_at = time.monotonic()
+        self._held[arrival.peer] += size
+        self.bytes += size
+
+    def _close(self, arrival: Arrival) -> None:
+        self.bytes -= arrival.bytes
+        for counts, count in ((self._held, arrival.bytes), (self._calls, 1)):
+            counts[arrival.peer] -= count
+            if not counts[arrival.peer]:
+                del counts[arrival.peer]
+        self._open.pop(arrival, None)
+        self._admit()
+
+    def _admit(self) -> None:
         while self._waiting:
-            is_slow = time.monotonic() - self._waiting[0][0] > 2 * self._patience_s
-            _, turn = self._waiting.pop() if is_slow else self._waiting.popleft()
-            if not turn.done():
-                turn.set_result(None)
+            oldest = next(iter(self._open))
+            next_ = oldest if oldest in self._waiting else min(self._waiting, key=lambda a: self._held[a.peer])
+            size, turn = self._waiting[next_]
+            if next_ is not oldest and self.bytes + size > self._bytes_max:
                 return
-        self._free += 1
+            del self._waiting[next_]
+            if not turn.done():
+                self._count(next_, size)
+                turn.set_result(None)
 
+    def _displace(self, now: float) -> None:
+        """End the bodies whose senders stall while others wait."""
+        for arrival in list(self._open):
+            if self._is_stalled(arrival, now):
+                arrival.give_way(SenderStalled())
 
-_unattended: set[asyncio.Task[Any]] = set()
+    def _is_stalled(self, arrival: Arrival, now: float) -> bool:
+        is_ours = arrival.is_complete or arrival in self._waiting
+        return not is_ours and now - arrival.moved_at > self._patience_s
 
-
-def _attended(read: asyncio.Task[Any]) -> None:
-    _unattended.discard(read)
-    if not read.cancelled():
-        read.exception()  # looked at, so that nobody is told that it was not
+    def _make_place(self, peer: Hashable) -> None:
+        """The connection with most bodies on their way loses its oldest one that stalls."""
+        now = time.monotonic()
+        stalled = [arrival for arrival in self._open if self._is_stalled(arrival, now)]
+        if not stalled or self._calls[peer] > max(self._calls[arrival.peer] for arrival in stalled):
+            raise BudgetFull("too many requests arrive at once")
+        victim = max(stalled, key=lambda arrival: self._calls[arrival.peer])  # the oldest among equals
+        victim.give_way(SenderStalled())
+        self._open.pop(victim, None)
 
 
 class Budget:
     """Counts the bytes that requests and their unacknowledged records hold.
 
     First come, first served: so a request that fits only when nothing else is in flight gets its turn,
-    because those behind it wait. One that is larger than the whole budget is served alone.
+    because those behind it wait. One that is larger than the whole budget is served alone. Small requests do
+    not queue behind large ones: an eighth of the budget is theirs alone.
     """
 
     def __init__(self, bytes_max: int) -> None:
         self._bytes_max = bytes_max
+        self._large_max = bytes_max - bytes_max // SMALL_SHARE
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
         self.bytes = 0
 
@@ -128,7 +173,7 @@ class Budget:
         Raises:
             BudgetFull: there was no room for that long.
         """
-        if not self._waiting and self._has_room(size):
+        if self._has_room(size) and (not self._waiting or self._may_overtake(size)):
             self.bytes += size
             return
         turn = asyncio.get_running_loop().create_future()
@@ -173,7 +218,12 @@ class Budget:
             self._admit()  # those behind it may fit
 
     def _has_room(self, size: int) -> bool:
-        return not self.bytes or self.bytes + size <= self._bytes_max
+        limit = self._bytes_max if size <= SMALL_BYTES else self._large_max
+        return not self.bytes or self.bytes + size <= limit
+
+    def _may_overtake(self, size: int) -> bool:
+        """Small requests may, but for a request at the head that fits only when nothing else is in flight."""
+        return size <= SMALL_BYTES and self._waiting[0][0] <= self._large_max
 
     def _admit(self) -> None:
         while self._waiting:

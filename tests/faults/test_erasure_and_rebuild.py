@@ -197,7 +197,7 @@ async def test_an_erasure_outlives_replay_rebuild_redrive_and_a_restored_backup(
     generator = random.Random(5)
     others = [made(generator) for _ in range(300)]
     mine = [made(generator, user_id=MINE) for _ in range(60)]
-    letter = mine[0].value.replace(b'"schema_version":1', b'"schema_version":2')
+    letter = mine[0].value.replace(b'"schema_version":1', b'"schema_version":3')
     await stack.send([(record.partition(), record.value) for record in others + mine])
     await stack.send([(0, letter)])
     stack.consumer()

@@ -7,12 +7,14 @@ import asyncio
 import gzip
 import hashlib
 import json
+import uuid
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cramjam
 import grpc
 import pytest
 
@@ -312,8 +314,10 @@ async def test_each_hostile_span_has_its_fate_and_costs_its_neighbours_nothing(
 def value_of(span_id: bytes, becomes: Mapping[str, Any]) -> dict[str, Any]:
     """The whole record of a case, with what `span_bytes` gives a span where the case says nothing."""
     known = {
-        "schema_version": 1,
+        "schema_version": 2,
         "id": str(Feature(TRACE, span_id).id),
+        "trace_id": str(uuid.UUID(bytes=TRACE)),
+        "weight": 1.0,
         "timestamp_us": 1_795_460_000_123_456,
         "deployment_type": "self-hosted",
     }
@@ -548,16 +552,24 @@ WIRES = [
     # gRPC's headers
     Wire("no path", ENDED, lambda b: call(grpc_frame(b), p_path=None)),
     Wire("another path", (UNIMPLEMENTED,), lambda b: call(grpc_frame(b), p_path="/v1/traces")),
-    Wire("GET", ENDED, lambda b: call(grpc_frame(b), p_method="GET")),
-    Wire("JSON", (INVALID_ARGUMENT, *ENDED), lambda _: call(b"{}", content_type="application/json")),
-    Wire("a deadline in words", (INTERNAL, *ENDED), lambda b: call(grpc_frame(b), grpc_timeout="soon")),
+    Wire("GET", ("http 405",), lambda b: call(grpc_frame(b), p_method="GET")),
+    Wire("JSON", ("http 415",), lambda _: call(b"{}", content_type="application/json")),
+    Wire("a deadline in words", (INTERNAL,), lambda b: call(grpc_frame(b), grpc_timeout="soon")),
     Wire(
         "a deadline of nothing",
         (DEADLINE_EXCEEDED, UNAVAILABLE, *ENDED),
         lambda b: call(grpc_frame(b), grpc_timeout="0m"),
     ),
-    Wire("binary metadata that is none", (INTERNAL, *ENDED), lambda b: call(grpc_frame(b), x_bin="%%%")),
-    Wire("zstd", (INTERNAL, UNIMPLEMENTED), lambda b: call(grpc_frame(b, flag=1), grpc_encoding="zstd")),
+    Wire("binary metadata that is none", (GRPC_OK,), lambda b: call(grpc_frame(b), x_bin="%%%")),
+    Wire("a path that is no UTF-8", (UNIMPLEMENTED,), lambda b: call(grpc_frame(b), p_path="/\xff")),
+    Wire("a key that is no UTF-8", (GRPC_OK,), lambda b: call(grpc_frame(b), x_api_key="\xff\xfe")),
+    Wire("snappy", (UNIMPLEMENTED,), lambda b: call(grpc_frame(b, flag=1), grpc_encoding="snappy")),
+    Wire(
+        "zstd",
+        (GRPC_OK,),
+        lambda b: call(grpc_frame(bytes(cramjam.zstd.compress(b)), flag=1), grpc_encoding="zstd"),
+    ),
+    Wire("zstd and is not", (INVALID_ARGUMENT,), lambda b: call(grpc_frame(b, flag=1), grpc_encoding="zstd")),
     # gRPC's frames
     Wire("headers and no more", (INVALID_ARGUMENT,), lambda _: hello() + open_call(flags=5)),
     Wire("no frame", (INVALID_ARGUMENT,), lambda _: call(b"")),
@@ -566,10 +578,12 @@ WIRES = [
     Wire("4 GiB long", (RESOURCE_EXHAUSTED,), lambda b: call(grpc_frame(b, size=2**32 - 1))),
     Wire("two in one call", (GRPC_OK,), lambda b: call(grpc_frame(b) * 2)),
     Wire("a rest", (GRPC_OK,), lambda b: call(grpc_frame(b) + b"\0\0\0")),
-    Wire("zipped and does not say how", (INTERNAL,), lambda b: call(grpc_frame(gzip.compress(b), flag=1))),
-    Wire("says zipped and is not", (INTERNAL,), lambda b: call(grpc_frame(b, flag=1), grpc_encoding="gzip")),
+    Wire("zipped and does not say how", (UNIMPLEMENTED,), lambda b: call(grpc_frame(gzip.compress(b), flag=1))),
+    Wire("says zipped and is not", (INVALID_ARGUMENT,), lambda b: call(grpc_frame(b, flag=1), grpc_encoding="gzip")),
     Wire(
-        "zipped and cut", (INTERNAL,), lambda b: call(grpc_frame(gzip.compress(b)[:-12], flag=1), grpc_encoding="gzip")
+        "zipped and cut",
+        (INVALID_ARGUMENT,),
+        lambda b: call(grpc_frame(gzip.compress(b)[:-12], flag=1), grpc_encoding="gzip"),
     ),
     Wire("may zip and does not", (GRPC_OK,), lambda b: call(grpc_frame(b), grpc_encoding="gzip")),
     Wire("zipped", (GRPC_OK,), lambda b: call(grpc_frame(gzip.compress(b), flag=1), grpc_encoding="gzip")),
@@ -595,9 +609,7 @@ WIRES = [
         (UNAVAILABLE,),
         lambda b: hello() + open_call() + body_frames(grpc_frame(b)[:20], ends=False),
     ),
-    Wire(
-        "200 calls without a body", (UNAVAILABLE,), lambda _: hello() + b"".join(open_call(n) for n in range(1, 401, 2))
-    ),
+    Wire("200 calls without a body", ("reset",), lambda _: hello() + b"".join(open_call(n) for n in range(1, 401, 2))),
 ]
 
 

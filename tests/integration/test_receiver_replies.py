@@ -72,7 +72,7 @@ async def test_ok_means_that_the_records_are_in_the_topic(
         record = records[str(feature.id)]
         assert json.loads(record.value) == feature.value()
         assert record.partition == int.from_bytes(feature.id.bytes[-4:], "big") % PARTITIONS
-        assert dict(record.headers) == {"event_type": b"feature_usage", "schema_version": b"1"}
+        assert dict(record.headers) == {"event_type": b"feature_usage", "schema_version": b"2"}
         assert record.timestamp_type == 0
         assert before_ms <= record.timestamp <= after_ms, "the record's time is ours and never the span's"
 
@@ -254,10 +254,10 @@ async def test_the_reply_keeps_within_the_clients_deadline(
 async def test_an_unexpected_error_is_told_by_an_id_and_no_text(kafka: KafkaBroker, tmp_path: Path) -> None:
     """grpc would send the exception's text, which repeats the data, with a code upon which exporters drop."""
     (tmp_path / "sitecustomize.py").write_text(
-        "import receiver.serve.service\n"
-        "def broken(body, *, spans_max):\n"
-        "    raise RuntimeError(f'cannot read {body!r}')\n"
-        "receiver.serve.service.read_request = broken\n"
+        "import receiver.publish.publisher\n"
+        "def broken(self, translation, *, received_at_ms):\n"
+        "    raise RuntimeError(f'cannot publish {translation!r} confidential')\n"
+        "receiver.publish.publisher.Publisher.append = broken\n"
     )
     receiver = Receiver(kafka.bootstrap_servers, tmp_path, PYTHONPATH=f"{tmp_path}:{ROOT}").start()
     try:
@@ -272,7 +272,7 @@ async def test_an_unexpected_error_is_told_by_an_id_and_no_text(kafka: KafkaBrok
         assert line["error_id"] == found[1]
         assert line["error"] == "RuntimeError"
         assert "confidential" not in receiver.log_text()
-        assert "cannot read" not in receiver.log_text()
+        assert "cannot publish" not in receiver.log_text()
     finally:
         receiver.kill()
 

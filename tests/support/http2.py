@@ -6,6 +6,8 @@ import struct
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
+import hpack
+
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
 END_STREAM, END_HEADERS, ACK = 1, 4, 1
@@ -29,19 +31,19 @@ def hello(settings: bytes = b"") -> bytes:
 
 
 def fields(pairs: Iterable[tuple[str, str]]) -> bytes:
-    """HPACK, each field as a literal without an index."""
+    """HPACK, each field as a literal without an index. A character is a byte: text need be no UTF-8."""
     return b"".join(b"\0" + _text(name) + _text(value) for name, value in pairs)
 
 
 def _text(text: str) -> bytes:
     size = len(text)
     if size < 127:
-        return bytes([size]) + text.encode()
+        return bytes([size]) + text.encode("latin-1")
     out, size = b"\x7f", size - 127
     while size > 127:
         out += bytes([size & 127 | 128])
         size >>= 7
-    return out + bytes([size]) + text.encode()
+    return out + bytes([size]) + text.encode("latin-1")
 
 
 def open_call(stream: int = 1, *, flags: int = END_HEADERS, **changed: str | None) -> bytes:
@@ -86,13 +88,21 @@ class Heard:
         return found
 
     @property
+    def headers(self) -> dict[bytes, bytes]:
+        """Of all replies of the connection together."""
+        decoder = hpack.Decoder()
+        blocks = [payload for kind, _, _, payload in self.frames() if kind == HEADERS]
+        return {name: value for block in blocks for name, value in decoder.decode(block, raw=True)}
+
+    @property
     def verdict(self) -> str:
-        """`grpc N`, the status of a call; `reset`, `goaway` or `closed` otherwise; `silence` at last."""
-        frames = self.frames()
-        headers = b"".join(payload for kind, _, _, payload in frames if kind == HEADERS)
-        if status := re.search(rb"grpc-status[\x01\x02](\d{1,2})", headers):
-            return f"grpc {status[1].decode()}"
-        kinds = {kind for kind, *_ in frames}
+        """`grpc N`, the status of a call; `http N`; `reset`, `goaway` or `closed` otherwise; `silence` at last."""
+        headers = self.headers
+        if status := headers.get(b"grpc-status"):
+            return f"grpc {status.decode()}"
+        if headers and (status := headers[b":status"]) != b"200":
+            return f"http {status.decode()}"
+        kinds = {kind for kind, *_ in self.frames()}
         for kind, name in ((RST_STREAM, "reset"), (GOAWAY, "goaway"), (HEADERS, "headers")):
             if kind in kinds:
                 return name

@@ -38,12 +38,14 @@ class Feature:
     def value(self) -> dict[str, Any]:
         """The record's value, with the defaults of the settings."""
         fields = {
-            "schema_version": 1,
+            "schema_version": 2,
             "table": "feature_usage",
             "id": str(self.id),
             "timestamp_us": START_NS // 1000,
             "deployment_type": "self-hosted",
             "user_id": self.user and hashlib.sha256(self.user.encode()).hexdigest()[:16],
+            "trace_id": str(uuid.UUID(bytes=self.trace_id)),
+            "weight": 1.0,
             "feature_name": self.name,
             "action": self.action,
             "event_metadata": {"filler": self.filler} if self.filler else {},

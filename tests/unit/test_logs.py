@@ -94,3 +94,53 @@ def test_a_terminal_gets_readable_lines_unless_told_otherwise(log_format: str, i
     assert process.wait(60) == 0
     assert (b'"event": "batch_failed"' in said) is is_json
     assert b"batch_failed" in said
+
+
+def test_a_library_says_where_and_never_what() -> None:
+    """grpc, asyncio and asyncpg repeat headers, paths and rows in their lines: a key, a token, an e-mail address."""
+    script = """
+import asyncio, logging, threading, warnings
+from shared import logs
+logs.configure("DEBUG", process="receiver", log_format="json")
+class Fragile:
+    def __del__(self):
+        raise ValueError("canary")
+def fail(*_):
+    raise ValueError("canary")
+try:
+    fail()
+except ValueError:
+    logging.getLogger("grpc._cython.cygrpc").exception("metadata %s", "canary")
+logging.getLogger("asyncio").error("path canary")
+logging.getLogger("asyncpg.pool").error("canary", extra={"detail": "canary"})
+logging.getLogger("somebody.new").critical("canary")
+warnings.warn("canary")
+Fragile()
+thread = threading.Thread(target=fail)
+thread.start()
+thread.join()
+async def main():
+    asyncio.get_running_loop().call_soon(fail)
+    task = asyncio.create_task(asyncio.sleep(0, fail))
+    await asyncio.sleep(0)
+asyncio.run(main())
+logging.getLogger("aiokafka.conn").warning("broker 1 at 127.0.0.1:9092 is gone")
+fail()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert "canary" not in done.stdout + done.stderr
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    foreign = [line for line in lines if line["event"] == "library_line"]
+    assert [line["logger"] for line in foreign][:4] == [
+        "grpc._cython.cygrpc",
+        "asyncio",
+        "asyncpg.pool",
+        "somebody.new",
+    ]
+    assert (foreign[0]["error"], foreign[0]["level"], foreign[0]["at"]) == ("ValueError", "error", "<string>:13")
+    assert {"py.warnings", "asyncio"} <= {line["logger"] for line in foreign[4:]}
+    events = [line["event"] for line in lines]
+    assert "broker 1 at 127.0.0.1:9092 is gone" in events
+    assert {"thread_crashed", "error_ignored", "process_crashed"} <= set(events)

@@ -5,19 +5,28 @@ from collections.abc import Callable
 
 import pytest
 
-from receiver.serve.budget import Budget, BudgetFull, Reads, SenderStalled
+from receiver.serve.budget import Arrivals, Budget, BudgetFull, SenderStalled
+
+KIBIBYTE = 1024
 
 
-class Body:
-    """A body that arrives when the test says so."""
+class Sender:
+    """A body that grows when the test says so."""
 
-    def __init__(self) -> None:
-        self.arrival: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self.is_asked = False
+    def __init__(self, arrivals: Arrivals, peer: str) -> None:
+        self.error: Exception | None = None
+        self._opened = arrivals.arriving(peer, self._give_way)
+        self.arrival = self._opened.__enter__()
 
-    async def read(self) -> str:
-        self.is_asked = True
-        return await self.arrival
+    def _give_way(self, error: Exception) -> None:
+        self.error = error
+        self.close()
+
+    def grow(self, size: int) -> asyncio.Task[None]:
+        return asyncio.create_task(self.arrival.grow(size))
+
+    def close(self) -> None:
+        self._opened.__exit__(None, None, None)
 
 
 async def rounds(count: int = 10) -> None:
@@ -25,96 +34,111 @@ async def rounds(count: int = 10) -> None:
         await asyncio.sleep(0)
 
 
-async def read(reads: Reads, body: Body) -> str:
-    async with reads.turn():
-        return await reads.read(body.read())
-
-
-def started(reads: Reads, count: int) -> list[tuple[Body, asyncio.Task[str]]]:
-    bodies = [Body() for _ in range(count)]
-    return [(body, asyncio.create_task(read(reads, body))) for body in bodies]
-
-
-async def test_no_more_bodies_arrive_than_there_are_slots() -> None:
-    """Each may be of the largest size, and nobody knows before it is there."""
-    reads = Reads(2, patience_s=60)
-    calls = started(reads, 5)
+async def test_bodies_that_arrive_hold_no_more_than_they_may() -> None:
+    """The limit, and what the oldest needs to end: without that nobody would ever be done."""
+    arrivals = Arrivals(1000 * KIBIBYTE, patience_s=60)
+    first, second, third = (Sender(arrivals, peer) for peer in "abc")
+    await second.grow(600 * KIBIBYTE)
+    waiting = third.grow(600 * KIBIBYTE)
     await rounds()
-    assert sum(body.is_asked for body, _ in calls) == 2
-    assert reads.waiting == 3
-    for _ in range(5):
-        for body, _ in calls:
-            if body.is_asked and not body.arrival.done():
-                body.arrival.set_result("body")
-        await rounds()
-    assert [await call for _, call in calls] == ["body"] * 5
-    assert reads.waiting == 0
-
-
-async def order_of(reads: Reads, *, wait_s: float) -> list[int]:
-    """In which order three callers are read who came while a fourth held the only slot for this long."""
-    calls = started(reads, 4)
+    assert not waiting.done()
+    assert arrivals.waiting == 1
+    await first.grow(2000 * KIBIBYTE)  # the oldest
+    assert arrivals.bytes == 2600 * KIBIBYTE
+    first.close()
     await rounds()
-    await asyncio.sleep(wait_s)
-    order = []
-    for _ in range(4):
-        (now,) = [index for index, (body, _) in enumerate(calls) if body.is_asked and not body.arrival.done()]
-        order.append(now)
-        calls[now][0].arrival.set_result("body")
-        await rounds()
-    await asyncio.gather(*(call for _, call in calls))
-    return order
+    assert not waiting.done()
+    second.close()
+    await waiting
+    third.close()
+    assert (arrivals.bytes, arrivals.waiting) == (0, 0)
 
 
-async def test_callers_are_read_in_the_order_they_came() -> None:
-    """What came first has had the most time to arrive."""
-    assert await order_of(Reads(1, patience_s=60), wait_s=0) == [0, 1, 2, 3]
+async def test_a_small_body_never_waits() -> None:
+    """A neighbour of large senders sends small requests."""
+    arrivals = Arrivals(100 * KIBIBYTE, patience_s=60)
+    large, other, small = Sender(arrivals, "large"), Sender(arrivals, "other"), Sender(arrivals, "small")
+    await large.grow(1000 * KIBIBYTE)
+    waiting = other.grow(100 * KIBIBYTE)
+    await rounds()
+    async with asyncio.timeout(1):
+        await small.grow(64 * KIBIBYTE)
+    assert not waiting.done()
+    waiting.cancel()
 
 
-async def test_in_a_slow_queue_the_newest_goes_first() -> None:
-    """Behind stalled senders, or under more load than there is room for, the oldest are lost anyway."""
-    reads = Reads(1, patience_s=0.05)
-    reads._completed_at = float("inf")  # nobody gives way here
-    assert await order_of(reads, wait_s=0.15) == [0, 3, 2, 1]
+async def test_room_goes_to_the_connection_that_holds_least() -> None:
+    """Twenty bodies of one connection do not keep out the one of another."""
+    arrivals = Arrivals(1000 * KIBIBYTE, patience_s=60)
+    oldest = Sender(arrivals, "greedy")
+    await oldest.grow(900 * KIBIBYTE)
+    greedy = [Sender(arrivals, "greedy").grow(200 * KIBIBYTE) for _ in range(5)]
+    await rounds()
+    neighbour = Sender(arrivals, "neighbour").grow(200 * KIBIBYTE)
+    await rounds()
+    oldest.close()
+    await rounds()
+    assert neighbour.done()
+    for task in greedy:
+        task.cancel()
 
 
 async def test_a_stalled_sender_gives_way_to_those_who_wait() -> None:
     """Else a few sockets that say nothing keep everybody out."""
-    reads = Reads(1, patience_s=0.05)
-    (stalled, call), (honest, other) = started(reads, 2)
-    honest.arrival.set_result("body")
-    with pytest.raises(SenderStalled):
-        await call
-    assert await other == "body"
-    assert not stalled.arrival.cancelled()  # grpc's core writes into a read: it must not be cancelled
+    arrivals = Arrivals(1000 * KIBIBYTE, patience_s=0.05)
+    stalled = [Sender(arrivals, f"stalled {number}") for number in range(10)]
+    for sender in stalled:
+        await sender.grow(100 * KIBIBYTE)
+    honest = Sender(arrivals, "honest")
+    async with asyncio.timeout(2):
+        await honest.grow(500 * KIBIBYTE)
+    assert all(isinstance(sender.error, SenderStalled) for sender in stalled)
+    assert arrivals.bytes == 500 * KIBIBYTE
 
 
 async def test_a_slow_sender_has_time_when_nobody_waits() -> None:
     """A slow link is no fault."""
-    reads = Reads(1, patience_s=0.01)
-    ((slow, call),) = started(reads, 1)
-    asyncio.get_running_loop().call_later(0.1, slow.arrival.set_result, "body")
-    assert await call == "body"
+    arrivals = Arrivals(1000 * KIBIBYTE, patience_s=0.01)
+    slow = Sender(arrivals, "slow")
+    await slow.grow(100 * KIBIBYTE)
+    await asyncio.sleep(0.1)
+    assert slow.error is None
 
 
-async def test_callers_who_leave_take_no_slot_along() -> None:
-    """A leaked slot is capacity lost for good."""
-    reads = Reads(1, patience_s=60)
-    calls = started(reads, 6)
+async def test_of_too_many_bodies_the_connection_with_most_loses_one_that_stalls() -> None:
+    """A thousand calls without a body are cheap to open; whoever comes then must be served."""
+    arrivals = Arrivals(1000 * KIBIBYTE, arrivals_max=20, patience_s=0.01)
+    greedy = [Sender(arrivals, "greedy") for _ in range(10)]
+    with pytest.raises(BudgetFull):
+        Sender(arrivals, "greedy")  # half of the places, and nobody stalls yet
+    others = [Sender(arrivals, str(number)) for number in range(10)]
+    with pytest.raises(BudgetFull):
+        Sender(arrivals, "neighbour")
+    await asyncio.sleep(0.05)
+    neighbour = Sender(arrivals, "neighbour")
+    again = Sender(arrivals, "greedy")  # queues behind itself
+    assert [sender.error is None for sender in (*greedy[:3], *others, neighbour, again)] == [False, False, *[True] * 13]
+
+
+async def test_callers_who_leave_take_no_room_along() -> None:
+    """Room that leaks is capacity lost for good."""
+    arrivals = Arrivals(1000 * KIBIBYTE, patience_s=60)
+    first = Sender(arrivals, "first")
+    await first.grow(1000 * KIBIBYTE)
+    senders = [Sender(arrivals, str(number)) for number in range(6)]
+    tasks = [sender.grow(500 * KIBIBYTE) for sender in senders]
     await rounds()
-    for body, call in (calls[0], calls[2], calls[5]):
-        call.cancel()
+    for number in (0, 2, 5):
+        tasks[number].cancel()
         await rounds()
-        body.arrival.cancel()
+        senders[number].close()
+    first.close()
     await rounds()
-    for body, _ in calls:
-        if not body.arrival.done():
-            body.arrival.set_result("body")
-    rest = [await calls[index][1] for index in (1, 3, 4)]
-    assert rest == ["body"] * 3
-    late = Body()
-    late.arrival.set_result("body")
-    assert await read(reads, late) == "body"
+    for number in (1, 3, 4):
+        assert tasks[number].done()
+        senders[number].close()
+        await rounds()
+    assert (arrivals.bytes, arrivals.waiting) == (0, 0)
 
 
 class Holder:
@@ -194,6 +218,21 @@ async def test_a_request_that_leaves_gives_its_bytes_back(leave: Callable[[async
     first.end.set()
     leave(second.task)
     await asyncio.wait({first.task, second.task})
+    assert budget.bytes == 0
+
+
+async def test_small_requests_do_not_queue_behind_large_ones() -> None:
+    """An eighth of the budget is theirs; a neighbour of large senders has small requests."""
+    budget = Budget(8 * 1024 * KIBIBYTE)
+    large = [Holder(budget, 3 * 1024 * KIBIBYTE) for _ in range(4)]
+    await rounds()
+    assert [holder.is_in for holder in large] == [True, True, False, False]
+    small = [Holder(budget, 192 * KIBIBYTE) for _ in range(8)]
+    await rounds()
+    assert all(holder.is_in for holder in small)
+    for holder in (*large, *small):
+        holder.end.set()
+    await asyncio.gather(*(holder.task for holder in (*large, *small)))
     assert budget.bytes == 0
 
 

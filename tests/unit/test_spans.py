@@ -130,3 +130,11 @@ def test_the_scan_knows_every_wire_type() -> None:
     body = b"\x08\x96\x01" + b"\x11" + bytes(8) + b"\x1d" + bytes(4) + b"\x23\x24" + field(300, b"x")
     assert not scan.has_more_pieces(body, scan.REQUEST, pieces_max=6)
     assert scan.has_more_pieces(body, scan.REQUEST, pieces_max=5)
+
+
+def test_groups_are_counted_whatever_the_bytes() -> None:
+    """What a request takes in memory is reserved before it is parsed."""
+    assert scan.groups_in(b"") == 0
+    assert scan.groups_in(field(1, b"") * 1000 + b"\x08\x01" + field(1, b"x" * 300)) == 1001
+    assert scan.groups_in(field(1, b"x") + b"\x0a\xff") == 1
+    assert scan.groups_in(b"\xff" * 100) == 0

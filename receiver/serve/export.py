@@ -1,0 +1,240 @@
+"""call -> reply: Export, on one screen. Knows neither gRPC nor HTTP."""
+
+import asyncio
+import contextlib
+import itertools
+import random
+import secrets
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable
+
+import structlog
+
+from receiver import metrics
+from receiver.decode import scan
+from receiver.publish.publisher import Publisher
+from receiver.serve import replies
+from receiver.serve.auth import Keys
+from receiver.serve.budget import Arrivals, Budget, BudgetFull
+from receiver.serve.call import Call
+from receiver.serve.course import Course
+from receiver.serve.replies import Draining, KeyRefused, Reply
+from receiver.serve.turns import Turns
+from receiver.settings import ReceiverSettings
+from receiver.translate.engine import Engine, Translation
+from shared.logs import error_facts
+
+log = structlog.get_logger(__name__)
+
+# What a request holds at most for each byte of its body, until its reply: the body, protobuf's copy, and the spans cut
+# out of it; its records are counted as they are made. bench/receiver_memory.py measures it.
+HELD_PER_BODY_BYTE = 3
+HELD_PER_GROUP = 300  # bytes: a group of six on the wire is a tuple, a list and a resource here
+BUDGET_WAIT_S = 1.0
+CALLS_MAX = 4_000  # in all, whatever they wait for; each holds some 10 KiB besides its body
+REPLY_MARGIN_S = 0.3  # so that our reply and not the client's own deadline is what the client sees
+SLICE_S = 0.005  # what any request may wait for in each round
+MIDDLING_SLICES = 10  # 50 ms, or about two thousand events
+RETRY_AFTER_S = (1.0, 30.0)  # bounds; the Collector gives up when a delay leads past its 300 s
+
+
+class Tally:
+    """What became of a request's spans."""
+
+    def __init__(self) -> None:
+        self.ignored: Counter[str] = Counter()
+        self.rejected: Counter[str] = Counter()
+        self.published: Counter[str] = Counter()
+        self.faults: Counter[str] = Counter()
+        self.declined: Counter[str] = Counter()
+        self.spans = 0
+        self.batches: set[asyncio.Future[bool]] = set()
+
+    def take(self, translation: Translation) -> None:
+        self.ignored, self.rejected = translation.ignored, translation.rejected
+        self.faults, self.declined = translation.faults, translation.declined
+        self.published = translation.published()
+
+
+class Export:
+    """OTLP's Export of traces, a worker's own."""
+
+    def __init__(
+        self,
+        settings: ReceiverSettings,
+        *,
+        keys: Keys,
+        arrivals: Arrivals,
+        budget: Budget,
+        turns: Turns,
+        engine: Engine,
+        publisher: Publisher,
+        begin: Callable[[], Course] = Course,
+    ) -> None:
+        self._settings = settings
+        self._begin = begin
+        self._keys = keys
+        self._arrivals = arrivals
+        self._budget = budget
+        self._engine = engine
+        self._publisher = publisher
+        self._turns = turns
+        self._middling_turns = Turns()
+        self._long_turns = Turns()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._calls = 0
+        self._is_draining = False
+        self._failing_since: float | None = None
+
+    async def answer(self, call: Call) -> Reply:
+        """A reply OK means: every in-sync replica has every event of this request. Anything else is a refusal.
+
+        Whatever goes wrong before leaves the client with its spans, and with a code upon which it sends them
+        again unless that is of no use. What was published until then is published twice, and stored once.
+        """
+        started_at = time.monotonic()
+        tally = Tally()
+        course = self._begin()
+        reply = Reply(replies.CANCELLED, 0)
+        self._enter()
+        try:
+            async with asyncio.timeout(self._reply_within_s(call)):
+                self._admit(call)
+                async with self._received(call) as body:  # nothing was read before this line
+                    course.read(body)
+                    await self._publish(body, tally, call)
+                    course.translated()
+                    await self._publisher.acknowledged(tally.batches)
+            reply = replies.success(tally.rejected)  # from here on the events are durable, and only this says so
+        except Exception as error:  # noqa: BLE001  the table decides; what is not in it gets an id and a log line
+            reply = self._refusal(error)
+        finally:
+            self._leave(reply.code, call.transport, started_at, tally)
+            course.ended(reply.code, tally)
+        return reply
+
+    def is_known(self, call: Call) -> bool:
+        """Whether the call shows a key, or needs none: for what is answered beside Export."""
+        return self._keys.accept(call.headers)
+
+    async def drain(self, timeout_s: float) -> None:
+        """Refuse new calls, and return when those in flight are answered or the time is over."""
+        self._is_draining = True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
+
+    def _reply_within_s(self, call: Call) -> float:
+        own_s = self._settings.publish_timeout_ms / 1000
+        client_s = call.remaining_s()
+        return own_s if client_s is None else max(0.0, min(own_s, client_s - REPLY_MARGIN_S))
+
+    def _admit(self, call: Call) -> None:
+        if not self._keys.accept(call.headers):
+            raise KeyRefused
+        if self._is_draining:
+            raise Draining
+        if self._calls > CALLS_MAX:
+            raise BudgetFull("too many calls")
+
+    @contextlib.asynccontextmanager
+    async def _received(self, call: Call) -> AsyncIterator[bytes]:
+        """The body, once there is room for it; its bytes are given back at the end of the block."""
+        with self._arrivals.arriving(call.peer, call.give_way) as arrival:
+            body = await call.read(arrival)
+            arrival.is_complete = True
+            async with self._turns.turn(call.peer):
+                held_bytes = HELD_PER_BODY_BYTE * len(body) + HELD_PER_GROUP * scan.groups_in(body)
+            await self._budget.reserve(held_bytes, wait_s=BUDGET_WAIT_S)
+        try:
+            yield body
+        finally:
+            self._budget.release(held_bytes)
+
+    async def _publish(self, body: bytes, tally: Tally, call: Call) -> None:
+        """Translate the whole request, then put its events into batches: nothing of it is published before that."""
+        received_at_ms = time.time_ns() // 1_000_000
+        async with self._turns.turn(call.peer):
+            translation = self._engine.open(body)
+        tally.spans = translation.spans
+        if not self._settings.telemetry_enabled:
+            tally.ignored["telemetry_disabled"] = translation.spans
+            return
+        with self._budget.charging() as charge:
+            await self._translate(translation, charge, call)
+            tally.take(translation)
+            if tally.published:
+                tally.batches = self._publisher.append(translation, received_at_ms=received_at_ms)
+
+    async def _translate(self, translation: Translation, charge: Callable[[int], None], call: Call) -> None:
+        """Small requests overtake larger ones, and larger ones go one after another.
+
+        Had they all a share of the loop, all would be late: each answered too late to count, and sent again.
+        """
+        if await self._is_done(translation, charge, call, slices=range(1)):
+            return
+        async with self._middling_turns.turn(call.peer):
+            if await self._is_done(translation, charge, call, slices=range(MIDDLING_SLICES)):
+                return
+        async with self._long_turns.turn(call.peer):
+            await self._is_done(translation, charge, call, slices=itertools.count())
+
+    async def _is_done(
+        self, translation: Translation, charge: Callable[[int], None], call: Call, *, slices: Iterable[int]
+    ) -> bool:
+        """Translate for so many slices, one of all requests' at a time."""
+        for _ in slices:
+            async with self._turns.turn(call.peer):
+                is_done = translation.step(SLICE_S)
+            charge(translation.held_bytes)
+            if is_done:
+                return True
+            await asyncio.sleep(0)
+        return False
+
+    def _refusal(self, error: Exception) -> Reply:
+        told = replies.told_of(error)
+        text = told.text if told else replies.UNEXPECTED.text
+        if told is None:
+            told = replies.UNEXPECTED
+            error_id = secrets.token_hex(8)
+            log.error("request_failed", error_id=error_id, **error_facts(error))
+            text = f"{text} {error_id}"
+        if not told.cause:
+            return Reply(told.code, told.status, text)
+        metrics.refusals.labels(told.cause).inc()
+        return Reply(told.code, told.status, text, retry_after_s=self._retry_after_s())
+
+    def _retry_after_s(self) -> float:
+        """Jittered, and the longer requests have been failing, the later."""
+        now = time.monotonic()
+        self._failing_since = self._failing_since or now
+        first_s, last_s = RETRY_AFTER_S
+        return random.uniform(first_s, min(last_s, 2 * first_s + now - self._failing_since))  # noqa: S311
+
+    def _enter(self) -> None:
+        self._calls += 1
+        self._idle.clear()
+
+    def _leave(self, code: str, transport: str, started_at: float, tally: Tally) -> None:
+        self._calls -= 1
+        if not self._calls:
+            self._idle.set()
+        for fault, spans in tally.faults.items():
+            log.error("spans_untranslatable", fault=fault, spans=spans)
+        metrics.requests.labels(code, transport).inc()
+        metrics.spans_received.inc(tally.spans)
+        for reason, spans in tally.declined.items():
+            metrics.spans_declined.labels(reason).inc(spans)
+        metrics.request_seconds.labels(transport).observe(time.monotonic() - started_at)
+        if code == replies.OK:
+            self._failing_since = None
+            for counter, counts in (
+                (metrics.spans_ignored, tally.ignored),
+                (metrics.spans_rejected, tally.rejected),
+                (metrics.events_published, tally.published),
+            ):
+                for label, count in counts.items():
+                    counter.labels(label).inc(count)

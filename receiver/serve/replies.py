@@ -1,0 +1,96 @@
+"""An Export's outcome -> what its sender is told: the one table, which gRPC and HTTP both read. Pure."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+from google.rpc.code_pb2 import Code
+
+from receiver.decode.spans import MalformedRequest, TooManySpans
+from receiver.serve.budget import BudgetFull, SenderStalled
+from shared.errors import BrokerUnavailable, Permanent, Transient
+
+OK = "OK"
+CANCELLED = "CANCELLED"  # the caller left: nobody is told anything
+UNAVAILABLE = "UNAVAILABLE"
+
+
+class KeyRefused(Permanent):
+    """The call shows no key of ours."""
+
+
+class NoBody(Permanent):
+    """The call ended before its body was complete."""
+
+
+class TooLarge(Permanent):
+    """The body is above MAX_REQUEST_BYTES, before or after decompression."""
+
+
+class UnknownEncoding(Permanent):
+    """The body is compressed in a way that this receiver does not know."""
+
+
+class BadEncoding(Permanent):
+    """The body does not decompress."""
+
+
+class Draining(Transient):
+    """The process is about to stop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """One line of the table. A line with a cause is UNAVAILABLE, and the sender is told when to try again."""
+
+    code: str  # gRPC's name; also the label of receiver_requests_total
+    status: int  # HTTP's
+    text: str
+    cause: str = ""  # label of receiver_refusals_total
+
+
+REPLIES: dict[type[Exception], Told] = {
+    KeyRefused: Told("UNAUTHENTICATED", 401, "API key missing or wrong"),
+    NoBody: Told("INVALID_ARGUMENT", 400, "no request was sent"),
+    BadEncoding: Told("INVALID_ARGUMENT", 400, "the body does not decompress"),
+    MalformedRequest: Told("INVALID_ARGUMENT", 400, "not an ExportTraceServiceRequest"),
+    TooManySpans: Told("INVALID_ARGUMENT", 400, "more spans than MAX_SPANS_PER_REQUEST"),
+    TooLarge: Told("RESOURCE_EXHAUSTED", 413, "larger than MAX_REQUEST_BYTES"),
+    UnknownEncoding: Told("UNIMPLEMENTED", 415, "unknown compression: send gzip, deflate, zstd or none"),
+    SenderStalled: Told(UNAVAILABLE, 503, "the request arrived too slowly", "arriving"),
+    BudgetFull: Told(UNAVAILABLE, 503, "too much in flight", "budget"),
+    BrokerUnavailable: Told(UNAVAILABLE, 503, "the broker did not acknowledge", "broker"),
+    TimeoutError: Told(UNAVAILABLE, 503, "no time left", "deadline"),
+    Draining: Told(UNAVAILABLE, 503, "stopping", "draining"),
+}
+UNEXPECTED = Told(UNAVAILABLE, 503, "unexpected error", "unexpected")
+CODES = (OK, CANCELLED, *dict.fromkeys(told.code for told in REPLIES.values()))
+CAUSES = tuple(told.cause for told in (*REPLIES.values(), UNEXPECTED) if told.cause)
+
+
+def told_of(error: Exception) -> Told | None:
+    """The line of the nearest class of the error; None for an error that the table does not know."""
+    return next((REPLIES[kind] for kind in type(error).__mro__ if kind in REPLIES), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a transport writes in its own form. `text` of an OK is the message of its partial_success."""
+
+    code: str
+    status: int
+    text: str = ""
+    rejected: int = 0
+    retry_after_s: float | None = None
+
+    @property
+    def code_number(self) -> int:
+        return int(Code.Value(self.code))
+
+
+def success(rejected: "Counter[str]") -> Reply:
+    """Partial success is set only when a span was rejected: a client must not send that request again."""
+    if not rejected:
+        return Reply(OK, 200)
+    count = rejected.total()
+    reasons = ", ".join(f"{reason}={spans}" for reason, spans in rejected.most_common())
+    return Reply(OK, 200, f"rejected {count} span{'s' if count > 1 else ''}: {reasons}", rejected=count)
