@@ -50,13 +50,13 @@ def events(*groups: tuple[dict[str, Any], list[bytes]], by: Rules = PLAIN) -> di
     """Each event by its span's number, the outcome where it is none."""
     read = [ResourceSpans(resource_bytes(resource), spans) for resource, spans in groups]
     traces = traces_of(read, by)
-    found: list[tuple[int, Any]] = []
+    found: dict[int, Any] = {}
+    outcomes: list[Any] = []  # one a span, also where a span is there twice
     for group in read:
         resource = read_resource(group.resource, by)
-        found += [
-            (int.from_bytes(raw[20:28], "big"), translate(raw, resource, by, traces=traces)) for raw in group.spans
-        ]
-    outcomes = [outcome for _, outcome in found]
+        for raw in group.spans:
+            outcomes.append(translate(raw, resource, by, traces=traces))
+            found[int.from_bytes(raw[20:28], "big")] = outcomes[-1]
     body = request_bytes(*((group.resource, [*group.spans]) for group in read))
     told = explain_file(body, by)
     assert [one.reason or one.columns.get("user_id") for one in told] == [
@@ -64,7 +64,7 @@ def events(*groups: tuple[dict[str, Any], list[bytes]], by: Rules = PLAIN) -> di
     ]
     for engine in engines(by):
         assert answers_by(engine, body) == Answers.of(outcomes), engine.name
-    return dict(found)
+    return found
 
 
 def user_of(*groups: tuple[dict[str, Any], list[bytes]], of: int = 1, by: Rules = PLAIN) -> str | None:
