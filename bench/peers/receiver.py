@@ -29,7 +29,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 DEPLOYMENT_TYPE = "self-hosted"
 METADATA = {"service.name", "service.version", "service.namespace", "error.type", "telemetry.sdk.language"}
-CATEGORIES = {"user_activity", "endpoint_usage", "feature_usage"}
+CATEGORIES = {"user_activity", "endpoint_usage", "feature_usage", "model_usage"}
 Fields = dict[str, Any]
 
 
