@@ -69,6 +69,8 @@ except WrongSetting as error:
     sys.stderr.write(f"alembic: {error}\n")
     sys.exit(2)  # as the processes do
 
+context.config.attributes["partition_interval"] = database_settings.partition_interval
+
 if context.is_offline_mode():
     context.configure(dialect_name="postgresql", target_metadata=metadata)
     with context.begin_transaction():
