@@ -180,6 +180,10 @@ class Listener:
         self._connections.pop(connection, None)
 
     @property
+    def has_tls(self) -> bool:
+        return self._tls is not None
+
+    @property
     def connections(self) -> int:
         return len(self._connections)
 

@@ -30,7 +30,12 @@ async def test_the_worked_example_leads_from_a_span_to_a_row_of_the_new_table(st
     copy = Copy(tmp_path / "project", stack.environment())
     await copy.follow(sections("add-a-table.md")["Add an analytics table"], patches=4)
     port = free_port()
-    environment = copy.environment | {"PORT": str(port), "RECEIVER_METRICS_PORT": "0", "CONSUMER_METRICS_PORT": "0"}
+    environment = copy.environment | {
+        "PORT": str(port),
+        "HTTP_PORT": "0",
+        "RECEIVER_METRICS_PORT": "0",
+        "CONSUMER_METRICS_PORT": "0",
+    }
     processes = []
     for module in ("receiver", "consumer"):
         with (tmp_path / f"{module}.log").open("wb") as log:
