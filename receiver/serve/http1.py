@@ -157,6 +157,8 @@ class Http1Connection(Connection):
 
     def tick(self, now: float) -> None:
         super().tick(now)
+        if self.transport.is_closing():
+            return
         if self._head_began_at is not None and now - self._head_began_at > FIRST_BYTES_S:
             self.end("silent")
         elif self._lingers_until is not None and now > self._lingers_until:
@@ -191,6 +193,13 @@ class Http1Connection(Connection):
         self.calls = len(self._queue)
         if is_last:
             self._linger()
+
+    def hand_over(self, other: Connection, head: bytes) -> None:
+        """Another protocol goes on with the same bytes."""
+        self.listener.forget(self)
+        self.transport.set_protocol(other)
+        other.connection_made(self.transport)
+        other.data_received(head)
 
     def refuse(self, status: int, text: bytes) -> None:
         """For what is no request: told and closed."""

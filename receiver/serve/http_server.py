@@ -18,8 +18,9 @@ from receiver.serve.body import collected, inflated
 from receiver.serve.budget import Arrival
 from receiver.serve.call import Transport
 from receiver.serve.export import Export
+from receiver.serve.grpc_server import refuse
 from receiver.serve.http1 import Http1Connection, Request
-from receiver.serve.http2 import Headers
+from receiver.serve.http2 import PREFACE, Headers, Http2Connection, Stream
 from receiver.serve.listener import Listener
 from receiver.serve.other_signals import OtherSignals
 from receiver.serve.replies import Reply, TooLarge
@@ -175,17 +176,14 @@ class HttpServer:
         ]
 
     def _misdirected(self, connection: Http1Connection, head: bytes) -> None:
-        """What HTTP/2 and TLS are told on this port."""
-        text = f"This port speaks OTLP/HTTP; OTLP/gRPC is on port {self._grpc_port}."
-        if head.startswith(b"PRI"):
-            connection.write(_goaway(text.encode()))
-        connection.transport.close()
+        """GRPC on this port is answered as gRPC. Clients would come again at once if the connection just ended."""
+        if head.startswith(PREFACE):
+            connection.hand_over(Http2Connection(connection.listener, serve=self._refuse_grpc), head)
+        else:
+            connection.transport.close()
 
-
-def _goaway(text: bytes) -> bytes:
-    """An empty SETTINGS and GOAWAY HTTP_1_1_REQUIRED, whose text clients of gRPC put into their errors."""
-    payload = bytes(4) + (13).to_bytes(4) + text
-    return bytes(3) + b"\x04" + bytes(5) + len(payload).to_bytes(3) + b"\x07" + bytes(5) + payload
+    async def _refuse_grpc(self, stream: Stream) -> None:
+        refuse(stream, "UNIMPLEMENTED", f"this port speaks OTLP/HTTP; OTLP/gRPC is on port {self._grpc_port}")
 
 
 def _body(reply: Reply, kind: bytes) -> bytes:
