@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import os
 import sys
 from collections.abc import Sequence
 
@@ -16,17 +17,19 @@ from consumer import metrics
 from consumer.cli.commands import app, main
 from consumer.pipeline.loop import Pipeline, Share
 from consumer.pipeline.monitor import Watch
-from consumer.pipeline.positions import peek_with
+from consumer.pipeline.peek import peek_with
 from consumer.pipeline.writer import Writer
 from consumer.settings import ConsumerSettings
-from consumer.store import suppressions
 from consumer.store.dead_letters import Breaker
+from consumer.store.erasures import carry_out_pending
 from consumer.store.ledger import Ledger
 from consumer.store.retain import retain_now_and_then
+from consumer.store.suppressions_topic import Topic as SuppressionsTopic
 from shared import lifecycle, logs, probes
 from shared.broker import RebalanceCount, ensure_topics, new_consumer
-from shared.errors import BrokerUnavailable, WrongTopic
+from shared.errors import BrokerUnavailable, WrongSetting, WrongTopic
 from shared.logs import error_facts
+from shared.output import Version, lay_out_help
 from shared.settings import described, load
 
 log = structlog.get_logger("consumer")
@@ -38,7 +41,7 @@ STOP_TIMEOUT_S = 5.0
 
 
 @app.callback(invoke_without_command=True)
-def default(context: typer.Context) -> None:
+def default(context: typer.Context, *, version: Version = False) -> None:  # noqa: ARG001  its callback answers
     """Kafka -> Postgres: decode, route by event type, upsert, with the offsets in the same transaction.
 
     Examples: python -m consumer
@@ -64,12 +67,18 @@ async def serve(settings: ConsumerSettings) -> int:
     """Consume until SIGTERM; the process's exit code. Ends within 15 s with broker and database dead."""
     stop = lifecycle.stop_event()
     state = probes.Health("broker", "database")
-    stop_probes = probes.serve(
-        state,
-        host=settings.metrics_host,
-        port=settings.consumer_metrics_port,
-        registry=lambda: prometheus_client.REGISTRY,
-    )
+    try:
+        stop_probes = probes.serve(
+            state,
+            host=settings.metrics_host,
+            port=settings.consumer_metrics_port,
+            registry=lambda: prometheus_client.REGISTRY,
+        )
+    except OSError as error:
+        raise WrongSetting(
+            f"CONSUMER_METRICS_PORT {settings.consumer_metrics_port} on METRICS_HOST {settings.metrics_host} cannot be "
+            f"used: {os.strerror(error.errno or 0)}"
+        ) from error
     async with lifecycle.background(lifecycle.heartbeat(state.beat), "heartbeat"):
         try:
             await _consume(settings, state, stop)
@@ -86,7 +95,7 @@ async def _consume(settings: ConsumerSettings, state: probes.Health, stop: async
         return
     consumer, retention_ms = joined
     ledger = Ledger(settings.kafka_topic)
-    erasures = suppressions.Topic(settings)
+    erasures = SuppressionsTopic(settings)
     breaker = Breaker(max_ratio=settings.dead_letter_max_ratio, window=settings.dead_letter_window)
     pipelines = [
         Pipeline(
@@ -116,6 +125,7 @@ async def _consume(settings: ConsumerSettings, state: probes.Health, stop: async
         health=state,
         database_url=settings.database_url,
         peek=peek_with(settings),
+        suppressions=erasures,
         retention_s=retention_ms / 1000 if retention_ms >= 0 else math.inf,
     )
     lifecycle.spare_garbage_collector(young_objects=YOUNG_OBJECTS)
@@ -124,6 +134,7 @@ async def _consume(settings: ConsumerSettings, state: probes.Health, stop: async
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(watch.run(stop), name="watch")]
             tasks += [group.create_task(pipeline.run(stop), name="pipeline") for pipeline in pipelines]
+            tasks.append(group.create_task(carry_out_pending(settings.database_url, stop), name="erase"))
             if settings.retention_days:
                 retaining = retain_now_and_then(settings.database_url, days=settings.retention_days, stop=stop)
                 tasks.append(group.create_task(retaining, name="retain"))
@@ -175,6 +186,8 @@ async def _joined(
         return consumer, topics[settings.kafka_topic].retention_ms
     return None
 
+
+lay_out_help(app)
 
 if __name__ == "__main__":
     main()

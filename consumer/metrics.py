@@ -18,6 +18,7 @@ records = Counter(
 )
 dead_letters = Counter("consumer_dead_letters", "Dead letters newly written", ["reason"])
 offsets_lost = Counter("consumer_offsets_lost", "Offsets that retention took away before they were read")
+truncations = Counter("consumer_truncations", "Times that a partition's log had lost records that were settled")
 lag_records = Gauge("consumer_lag_records", "Records of the partition that have no fate yet", ["partition"])
 lag_seconds = Gauge(
     "consumer_lag_seconds", "Age of the oldest record of the partition that has no fate yet", ["partition"]
@@ -48,7 +49,10 @@ writers = Gauge("consumer_writers", "Loops of this process that write side by si
 database_connections = Gauge("consumer_database_connections", "Connections to Postgres that this process has open")
 ready = Gauge("consumer_ready", "1 while /readyz answers 200")
 ledger_balanced = Gauge("consumer_ledger_balanced", "1 while every offset of the ledger has exactly one fate")
-drain_seconds = Gauge("consumer_drain_seconds", "Time until the lag is gone, at the rate of the last minute; -1: never")
+drain_seconds = Gauge(
+    "consumer_drain_seconds",
+    "Time until the lag is gone, at the rate of the last minute; -1: never, NaN: not known yet",
+)
 ledger_balanced.set(1)
 
 _newest_at = dict.fromkeys(ANALYTICS_TABLES, time.time())

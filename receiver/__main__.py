@@ -28,20 +28,20 @@ from receiver.translate.explain import Explanation, explain_file
 from receiver.translate.rules import Rules
 from shared import identity, lifecycle, logs, probes
 from shared.errors import Permanent, WrongSetting
-from shared.output import write_out
+from shared.output import Version, lay_out_help, write_out
 from shared.settings import described, load
 
 if TYPE_CHECKING:
     from receiver.serve.tracing import Tracing
 
 log = structlog.get_logger("receiver")
-app = typer.Typer(no_args_is_help=False, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(no_args_is_help=False, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 ARRIVING_SHARE = 4  # bodies on their way hold at most a quarter of what is in flight
 
 
 @app.callback(invoke_without_command=True)
-def default(context: typer.Context) -> None:
+def default(context: typer.Context, *, version: Version = False) -> None:  # noqa: ARG001  its callback answers
     """OTLP spans over gRPC -> product events -> Kafka. Without a command: run."""
     if context.invoked_subcommand is None:
         run(workers=None)
@@ -234,6 +234,8 @@ def main() -> None:
         typer.echo(f"receiver: {error}", err=True)
         sys.exit(2)
 
+
+lay_out_help(app)
 
 if __name__ == "__main__":
     main()

@@ -23,6 +23,9 @@ request_seconds = Histogram(
     "receiver_request_seconds", "From the first line of Export to its reply", ["transport"], buckets=SECONDS
 )
 refusals = Counter("receiver_refusals", "Export calls answered UNAVAILABLE, by what was short", ["cause"])
+requests_unfinished = Counter(
+    "receiver_requests_unfinished", "Attempts whose time ended before the request was translated; the next one goes on"
+)
 spans_received = Counter("receiver_spans_received", "Spans of readable requests")
 spans_ignored = Counter("receiver_spans_ignored", "Spans that are no product event", ["reason"])
 spans_declined = Counter(

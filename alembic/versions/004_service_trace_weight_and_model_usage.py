@@ -5,7 +5,7 @@ from alembic import op
 from sqlalchemy.dialects import postgresql
 
 revision = "004_service_trace_weight_models"
-down_revision = "002_ingest_schema"
+down_revision = "003_truncation_and_erasures"
 branch_labels = None
 depends_on = None
 

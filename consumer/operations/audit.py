@@ -10,18 +10,26 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
-from consumer.operations.operation import Operation, operation
+from consumer.operations.operation import DatabaseRefused, Operation, operation
 from consumer.pipeline import positions
 from consumer.settings import ConsumerSettings
+from consumer.store.copies import copies, may_read
 from consumer.store.database import DATABASE_ERRORS, connect
+from consumer.store.erasures import lacking, pending
 from consumer.store.schema import FATES, metadata
+from consumer.store.suppressions import unpublished
+from consumer.store.suppressions_topic import Topic as SuppressionsTopic
 from shared.errors import BrokerUnavailable, DatabaseUnavailable, WrongTopic
 from shared.topic_identity import NO_TOPIC_ID
 
 
 @dataclass(frozen=True, slots=True)
 class AuditFinding:
-    kind: str  # unreachable, topic, topic_identity, balance, bounds, no_line, gap, schema
+    """Kinds: unreachable, database, topic, topic_identity, balance, bounds, no_line, gap, suppressions, erasure,
+    schema.
+    """
+
+    kind: str
     topic: str
     partition: int | None
     detail: str
@@ -31,9 +39,16 @@ async def audit(settings: ConsumerSettings) -> list[AuditFinding]:
     """Everything that is not as it must be; empty when all is well. A server out of reach is a finding too."""
     try:
         async with operation(settings, "audit") as reached:
-            found = [*await _ledger(reached), *await _gaps(reached)]
+            found = [
+                *await _ledger(reached),
+                *await _gaps(reached),
+                *await _suppressions(reached),
+                *await _erased(reached),
+            ]
     except (BrokerUnavailable, DatabaseUnavailable) as error:
         found = [AuditFinding("unreachable", settings.kafka_topic, None, str(error))]
+    except DatabaseRefused as error:
+        found = [AuditFinding("database", settings.kafka_topic, None, str(error))]
     try:
         differences = await _schema(settings)
     except (*DATABASE_ERRORS, SQLAlchemyError) as error:
@@ -78,9 +93,61 @@ async def _ledger(operation: Operation) -> list[AuditFinding]:
     return found
 
 
+async def _suppressions(operation: Operation) -> list[AuditFinding]:
+    """Can the topic of erasures be read, and does it hold what the table holds?"""
+    topic = SuppressionsTopic(operation.settings)
+
+    def finding(detail: str) -> list[AuditFinding]:
+        return [AuditFinding("suppressions", topic.name, None, detail)]
+
+    try:
+        known = await topic.read()
+    except (BrokerUnavailable, WrongTopic) as error:
+        return finding(str(error))
+    finally:
+        await topic.close()
+    if waiting := await lacking(operation.database, known):
+        return finding(f"{len(waiting)} of its erasures are not carried out: a consumer that starts does it")
+    if lost := await unpublished(operation.database, known):
+        return finding(f"it lacks {len(lost)} erasures of ingest.suppressions: a consumer that starts adds them")
+    return []
+
+
+async def _erased(operation: Operation) -> list[AuditFinding]:
+    """Rows of erased subjects, wherever copies of the tables are, and erasures that are under way."""
+    found = []
+
+    def finding(detail: str) -> None:
+        found.append(AuditFinding("erasure", operation.topic, None, detail))
+
+    for table in await copies(operation.database):
+        if not await may_read(operation.database, table):
+            finding(f"this role may not look into {table.name}: audit as the owner of the tables")
+            continue
+        count = await operation.database.fetchval(
+            f"""
+            SELECT count(*) FROM (
+                SELECT row.id FROM ingest.suppressions AS erased JOIN {table.name} AS row ON row.user_id = erased.hash
+                WHERE erased.kind = 'user' AND row.timestamp <= erased.erased_at
+                UNION SELECT row.id FROM ingest.suppressions AS erased
+                JOIN {table.name} AS row ON row.organization_id = erased.hash
+                WHERE erased.kind = 'organization' AND row.timestamp <= erased.erased_at
+            ) AS rows
+            """  # noqa: S608  our own names
+        )
+        if count:
+            finding(f"{table.name} holds {count} rows of erased people or organizations")
+    if waiting := await pending(operation.database):
+        finding(f"{len(waiting)} erasures are under way: `consumer erase --status`")
+    return found
+
+
 async def _gaps(operation: Operation) -> list[AuditFinding]:
     rows = await operation.database.fetch(
-        "SELECT partition, from_offset, to_offset, reason, seen_at FROM ingest.gaps WHERE topic = $1 ORDER BY id",
+        """
+        SELECT id, partition, from_offset, to_offset, reason, seen_at FROM ingest.gaps
+        WHERE topic = $1 AND acknowledged_at IS NULL ORDER BY id
+        """,
         operation.topic,
     )
     return [
@@ -88,10 +155,17 @@ async def _gaps(operation: Operation) -> list[AuditFinding]:
             "gap",
             operation.topic,
             row["partition"],
-            f"offsets {row['from_offset']} to {row['to_offset'] - 1} are lost: {row['reason']}, seen {row['seen_at']}",
+            f"gap {row['id']}: {_GAP.get(row['reason'], 'lost:')} offsets {row['from_offset']} to "
+            f"{row['to_offset'] - 1} ({row['reason']}), seen {row['seen_at']:%Y-%m-%d %H:%M:%S} UTC",
         )
         for row in rows
     ]
+
+
+_GAP = {
+    "retention": "the topic's retention deleted, before they were read,",
+    "truncated": "the topic lost, after they were read,",
+}
 
 
 async def _schema(settings: ConsumerSettings) -> list[str]:

@@ -2,10 +2,7 @@
 
 import asyncio
 import http.client
-import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, Literal
 
 import asyncpg
@@ -14,10 +11,10 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import GroupCoordinatorNotAvailableError
 
 from consumer.operations import audit, senders
-from consumer.pipeline.monitor import revision_number
+from consumer.operations.diagnosis import Diagnosis
+from consumer.operations.doctor_postgres import postgres
 from consumer.settings import ConsumerSettings, DoctorSettings
-from consumer.store.database import DATABASE_ERRORS, connect
-from consumer.store.schema import ANALYTICS_TABLES, SCHEMA_REVISION
+from consumer.store.database import DATABASE_ERRORS, error_name, explained, is_out_of_reach
 from shared import probes
 from shared.broker import (
     HOUR_MS,
@@ -28,22 +25,6 @@ from shared.broker import (
 )
 from shared.lifecycle import ended
 from shared.wire import BATCH_BYTES_MAX
-
-CLOCK_SKEW_S_MAX = 5.0
-CONSUMER_GRANTS = {
-    **{f"public.{table}": ("SELECT", "INSERT", "UPDATE", "DELETE") for table in ANALYTICS_TABLES},
-    "ingest.dead_letters": ("SELECT", "INSERT", "UPDATE", "DELETE"),
-    **{f"ingest.{table}": ("SELECT", "INSERT", "UPDATE") for table in ("partition_offsets", "suppressions")},
-    **{f"ingest.{table}": ("SELECT", "INSERT") for table in ("gaps", "ledger_history")},
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Diagnosis:
-    check: str
-    severity: Literal["error", "warning"]
-    detail: str
-    remedy: str
 
 
 async def doctor(settings: DoctorSettings, *, receiver_metrics: str | None = None) -> list[Diagnosis]:
@@ -60,14 +41,16 @@ async def doctor(settings: DoctorSettings, *, receiver_metrics: str | None = Non
             "broker",
             "is it running, and is KAFKA_BOOTSTRAP_SERVERS right? Check the KAFKA_SASL_ and KAFKA_SSL_ settings",
         ),
-        (_postgres, "database", "is it running, and is ANALYTICS_DATABASE_URL right, password and sslmode included?"),
+        (postgres, "database", "is it running, and is ANALYTICS_DATABASE_URL right, password and sslmode included?"),
     ):
         try:
             found += [diagnosis async for diagnosis in examine(settings)]
         except (*KAFKA_ERRORS, *DATABASE_ERRORS) as error:
             is_reached = False
-            state = getattr(error, "sqlstate", None)
-            found.append(Diagnosis(server, "error", f"not reached: {state or type(error).__name__}", remedy))
+            if isinstance(error, asyncpg.PostgresError) and not is_out_of_reach(error):
+                found.append(Diagnosis(server, "error", explained(error_name(error)), "see docs/operate.md"))
+            else:
+                found.append(Diagnosis(server, "error", f"not reached: {explained(error_name(error))}", remedy))
     if is_reached:
         found += [_of_audit(finding) for finding in await audit.audit(settings) if finding.kind != "topic"]
     return found
@@ -208,93 +191,16 @@ async def _members(admin: Any, settings: ConsumerSettings) -> list[Diagnosis]:
     return []
 
 
-async def _postgres(settings: ConsumerSettings) -> AsyncIterator[Diagnosis]:
-    before = time.time()
-    connection = await connect(settings.database_url, application_name="telemetry-doctor")
-    try:
-        for check in (_revision, _grants):
-            for diagnosis in await check(connection):
-                yield diagnosis
-        for diagnosis in await _connections(connection, settings):
-            yield diagnosis
-        for diagnosis in await _clock(connection, before):
-            yield diagnosis
-    finally:
-        await ended(connection.close(), 5)
-
-
-async def _revision(connection: asyncpg.Connection) -> list[Diagnosis]:
-    try:
-        at = await connection.fetchval("SELECT version_num FROM public.alembic_version")
-    except asyncpg.UndefinedTableError:
-        at = None
-    if revision_number(at) >= revision_number(SCHEMA_REVISION):
-        return []
-    return [
-        Diagnosis("schema", "error", f"the schema is at {at}, and {SCHEMA_REVISION} is needed", "alembic upgrade head")
-    ]
-
-
-async def _grants(connection: asyncpg.Connection) -> list[Diagnosis]:
-    found = []
-    for table, privileges in CONSUMER_GRANTS.items():
-        for privilege in privileges:
-            may = await connection.fetchval("SELECT has_table_privilege(to_regclass($1), $2)", table, privilege)
-            if may is False:  # None: there is no such table, which the revision tells
-                found.append(
-                    Diagnosis(
-                        "grants",
-                        "error",
-                        f"this role may not {privilege} {table}",
-                        f"GRANT {privilege} ON {table} TO ...",
-                    )
-                )
-    return found
-
-
-async def _connections(connection: asyncpg.Connection, settings: ConsumerSettings) -> list[Diagnosis]:
-    """Is there room for one more consumer: its writers, its watch, and retention?"""
-    needed = settings.consumer_writers + 2
-    allowed = int(
-        await connection.fetchval(
-            "SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int"
-        )
-    )
-    used = int(await connection.fetchval("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'"))
-    if used < 0.9 * allowed and used + needed <= allowed:
-        return []
-    return [
-        Diagnosis(
-            "connections",
-            "warning",
-            f"{used} of {allowed} connections are in use, and one more consumer needs {needed}",
-            "raise max_connections, or lower CONSUMER_WRITERS; each consumer needs that many and two",
-        )
-    ]
-
-
-async def _clock(connection: asyncpg.Connection, before: float) -> list[Diagnosis]:
-    theirs: datetime = await connection.fetchval("SELECT clock_timestamp()")
-    skew_s = (theirs - datetime.now(UTC)).total_seconds()
-    if abs(skew_s) < CLOCK_SKEW_S_MAX + (time.time() - before):
-        return []
-    return [
-        Diagnosis(
-            "clock",
-            "warning",
-            f"the database's clock is {skew_s:+.1f} s off ours",
-            "run NTP on both",
-        )
-    ]
-
-
 _REMEDIES: dict[str, str] = {
     "topic_identity": "if that was meant: consumer rewind --to-start --accept-new-topic. If not, "
     "KAFKA_BOOTSTRAP_SERVERS or KAFKA_TOPIC points elsewhere",
     "bounds": "another cluster, or retention that passed a stopped consumer: start it, or rewind",
     "balance": "somebody wrote to ingest.partition_offsets: restore it, or rewind --to-start",
     "no_line": "start a consumer",
-    "gap": "raise KAFKA_TOPIC_RETENTION_HOURS; what is gone is gone. Delete the line from ingest.gaps once it is known",
+    "gap": "what is gone is gone: docs/operate.md says what to do. Acknowledge it with `consumer gaps ack`",
+    "database": "do what it says",
+    "erasure": "a consumer or `consumer erase` again finishes it; copies of a rebuild need the owner's role",
+    "suppressions": "restart a consumer, or see docs/operate.md",
     "schema": "alembic upgrade head; if it is at head, somebody altered the tables by hand",
     "unreachable": "bring the server back",
 }

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -9,9 +10,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import asyncpg
+
 from consumer.operations.operation import Operation, Refused, WrongUse
 from consumer.settings import ConsumerSettings
-from consumer.store import suppressions
+from consumer.store import erasures, suppressions, suppressions_topic
+from consumer.store.copies import Copy, copies, may_delete
+from consumer.store.database import check_clock
+from consumer.store.erasures import Erasure
 from consumer.store.schema import ANALYTICS_TABLES, at, us_of
 from consumer.store.suppressions import COLUMN, Kind, Subject
 from shared.broker import KAFKA_ERRORS, ensure_topics, new_producer, topic_settings
@@ -22,9 +28,13 @@ from shared.lifecycle import ended
 START_TIMEOUT_S = 10.0
 READER_PAUSE_MAX = "1h"  # of who pages through an export, in Postgres's words
 PUBLISH_TIMEOUT_S = 5.0  # writers stand still for as long; below the limit for an idle transaction
+LOCK_ATTEMPTS = 6
+TURN_ATTEMPTS = 20
+LOCK_PAUSE_S = 0.5
 TOPIC_ATTEMPTS = 3
 TOPIC_PAUSE_S = 1.0
 STOP_TIMEOUT_S = 5.0
+_HASH = re.compile(r"[0-9a-f]{16}")
 EXPIRY_MARGIN_MS = 600_000  # the broker looks for old segments every few minutes
 
 
@@ -36,12 +46,17 @@ def subjects_of(settings: ConsumerSettings, kind: Kind, *, raw: str | None, hash
     if (raw is None) == (hashed is None):
         raise WrongUse("give one id or one hash")
     if hashed is not None:
+        if not _HASH.fullmatch(hashed):  # a raw id here would stay in the compacted topic for ever
+            raise WrongUse("a hash is 16 lower-case hex digits, as the tables have it; give a raw id with --user-id")
         return [Subject(kind, hashed)]
     if not raw or not raw.strip():
         raise WrongUse("an empty id is nobody's")
     previous = [key.get_secret_value().encode() for key in settings.id_hash_keys_previous]
     keys = [key for key in (settings.hash_key, *previous) if key]
     return [Subject(kind, found) for found in hashes_of(raw, mode=settings.id_hashing, keys=[*keys, b""])]
+
+
+Progress = Callable[[int, int], None]  # deleted so far, of how many; 0: unknown
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,42 +71,94 @@ class Receipt:
     dry_run: bool
 
 
-async def erase(operation: Operation, subjects: Sequence[Subject], *, dry_run: bool) -> Receipt:
+async def erase(
+    operation: Operation, subjects: Sequence[Subject], *, dry_run: bool, progress: Progress = lambda *_: None
+) -> Receipt:
     """Delete the subjects' rows and dead letters, and see to it that no replay brings them back.
 
-    In one transaction, which waits for batches in flight and holds back others: the suppression goes to Kafka
-    first, so that it is there should the database be restored from a backup; then the table, rows, shadow and
-    old tables, and dead letters. Idempotent: a second erasure keeps the later date.
+    One short transaction, which waits for batches in flight and holds back others, publishes the suppression to Kafka,
+    so that it is there should the database be restored from a backup, and writes it to the table. From then on nothing
+    of before is stored. The deletion follows in batches, in every schema with copies of the tables; whoever ends it,
+    this command or a consumer. Idempotent: a second erasure keeps the later date.
 
     Raises:
         Refused: this role cannot erase everywhere; nothing was done.
         BrokerUnavailable: nothing was deleted.
-        DatabaseUnavailable: nothing was deleted yet; the suppression is published, and any consumer that
-            starts will carry it out. Do it again.
+        DatabaseUnavailable, DatabaseRefused: the suppression may be published; a consumer carries it out then. Do it
+            again to be sure.
     """
     expires_at = await _topic_expires_at(operation)
-    rows = dict.fromkeys(ANALYTICS_TABLES, 0)
-    letters = 0
-    async with _publisher(operation.settings, dry_run=dry_run) as publish:
-        transaction = operation.database.transaction()
-        await transaction.start()
-        try:
-            await suppressions.lock(operation.database)
-            schemas = await _schemas(operation)
-            # Under the lock, so that all that is deleted came before, and what comes after is stored.
-            erased_at = {subject: await _erased_at_us(operation, subject) for subject in subjects}
-            await publish(erased_at)
-            for subject, erased_at_us in erased_at.items():
-                await suppressions.suppress(operation.database, subject, at(erased_at_us))
-                deleted = await suppressions.delete_subject(operation.database, subject, schemas=schemas)
-                letters += deleted.pop("dead_letters")
-                rows = {table: count + deleted[table] for table, count in rows.items()}
-        except BaseException:
-            await transaction.rollback()
-            raise
-        await (transaction.rollback() if dry_run else transaction.commit())
+    tables = await _tables(operation)
+    counts = dict.fromkeys((*ANALYTICS_TABLES, "dead_letters"), 0)
+    if dry_run:
+        for subject in subjects:
+            await _count(operation, subject, tables, counts)
+    else:
+        await check_clock(operation.database)
+        await _take_turn(operation)
+        begun = await _suppressed(operation, subjects, tables, counts)
+
+        def deleted(table: str, count: int) -> None:
+            counts[table] += count
+            progress(sum(counts.values()), 0)
+
+        for erasure in begun:
+            await erasures.carry_out(operation.database, erasure, tables, deleted)
+            await erasures.finish(operation.database, erasure)
+    letters = counts.pop("dead_letters")
     hashes = [subject.hash for subject in subjects]
-    return Receipt(hashes[0], hashes, rows, letters, expires_at, dry_run)
+    return Receipt(hashes[0], hashes, counts, letters, expires_at, dry_run)
+
+
+async def _take_turn(operation: Operation) -> None:
+    """Keep consumers from carrying this erasure out, so that the receipt counts all of it.
+
+    One that is busy with an earlier erasure is waited for, but not for ever: both may delete side by side.
+    """
+    for _ in range(TURN_ATTEMPTS):
+        if await operation.database.fetchval("SELECT pg_try_advisory_lock($1)", erasures.ADVISORY_LOCK):
+            return
+        await asyncio.sleep(LOCK_PAUSE_S)
+
+
+async def _suppressed(
+    operation: Operation, subjects: Sequence[Subject], tables: Sequence[Copy], counts: dict[str, int]
+) -> list[Erasure]:
+    """Publish and write the suppressions, under the lock; tries again while a long batch holds it."""
+
+    def deleted(table: str, count: int) -> None:
+        counts[table] += count
+
+    async with _publisher(operation.settings) as publish:
+        for attempt in range(1, LOCK_ATTEMPTS + 1):
+            try:
+                async with operation.database.transaction():
+                    await suppressions.lock(operation.database)
+                    # Under the lock, so that all that is stored came before, and what comes after is stored.
+                    erased_at = {subject: await _erased_at_us(operation, subject) for subject in subjects}
+                    await publish(erased_at)
+                    begun = [Erasure(subject, at(erased_at_us)) for subject, erased_at_us in erased_at.items()]
+                    for erasure in begun:
+                        await erasures.suppress(operation.database, erasure)
+                        await erasures.delete_ahead(operation.database, erasure, tables, deleted)
+                    return begun
+            except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError):
+                if attempt == LOCK_ATTEMPTS:
+                    raise
+                await asyncio.sleep(LOCK_PAUSE_S)
+    raise AssertionError("the last attempt returns or raises")
+
+
+async def _count(operation: Operation, subject: Subject, tables: Sequence[Copy], counts: dict[str, int]) -> None:
+    """What would be deleted now."""
+    for table in tables:
+        counts[table.table] += await operation.database.fetchval(
+            f"SELECT count(*) FROM {table.name} WHERE {COLUMN[subject.kind]} = $1",  # noqa: S608  our own names
+            subject.hash,
+        )
+    counts["dead_letters"] += await operation.database.fetchval(
+        "SELECT count(*) FROM ingest.dead_letters WHERE position(convert_to($1, 'UTF8') IN value) > 0", subject.hash
+    )
 
 
 async def export(operation_database: Any, subjects: Sequence[Subject]) -> AsyncGenerator[str]:
@@ -123,15 +190,12 @@ Publish = Callable[[suppressions.Suppressions], Awaitable[None]]
 
 
 @asynccontextmanager
-async def _publisher(settings: ConsumerSettings, *, dry_run: bool) -> AsyncIterator[Publish]:
-    """A way to publish suppressions, with the broker and the topic there already; in a dry run to publish none.
+async def _publisher(settings: ConsumerSettings) -> AsyncIterator[Publish]:
+    """A way to publish suppressions, with the broker and the topic there already.
 
     Raises:
         BrokerUnavailable: nothing was published, or who knows.
     """
-    if dry_run:
-        yield _publish_none
-        return
     producer = new_producer(settings)
     try:
         with _as_unpublished():
@@ -141,17 +205,11 @@ async def _publisher(settings: ConsumerSettings, *, dry_run: bool) -> AsyncItera
         async def publish(erased: suppressions.Suppressions) -> None:
             with _as_unpublished():
                 async with asyncio.timeout(PUBLISH_TIMEOUT_S):
-                    for subject, erased_at_us in erased.items():
-                        key, value = suppressions.encode(subject, erased_at_us)
-                        await producer.send_and_wait(settings.kafka_suppressions_topic, value, key=key, partition=0)
+                    await suppressions_topic.publish(producer, settings.kafka_suppressions_topic, erased)
 
         yield publish
     finally:
         await ended(producer.stop(), STOP_TIMEOUT_S)
-
-
-async def _publish_none(_: suppressions.Suppressions) -> None:
-    pass
 
 
 async def _ensure_topic(settings: ConsumerSettings) -> None:
@@ -177,29 +235,18 @@ def _as_unpublished() -> Iterator[None]:
         ) from error
 
 
-async def _schemas(operation: Operation) -> list[str]:
-    """Where copies of the analytics tables are: live, and those of a rebuild and what it replaced.
+async def _tables(operation: Operation) -> list[Copy]:
+    """Every table that holds analytics rows: live ones, those of a rebuild, and what a rebuild replaced.
 
     Raises:
-        Refused: this role may not delete in one of them, so the erasure would not be whole.
+        Refused: this role may not delete in one of the schemas, so the erasure would not be whole.
     """
-    found = await operation.database.fetch(
-        """
-        SELECT nspname AS name, bool_and(
-            has_schema_privilege(nsp.oid, 'USAGE')
-            AND has_table_privilege(class.oid, 'SELECT') AND has_table_privilege(class.oid, 'DELETE')
-        ) AS may
-        FROM pg_class AS class JOIN pg_namespace AS nsp ON nsp.oid = relnamespace
-        WHERE relname = ANY ($1::text[]) AND relkind = 'r' AND nspname NOT LIKE 'pg\\_%'
-        GROUP BY nspname HAVING count(*) = $2 ORDER BY nspname
-        """,
-        list(ANALYTICS_TABLES),
-        len(ANALYTICS_TABLES),
-    )
-    barred = [row["name"] for row in found if not row["may"]]
+    found = await copies(operation.database)
+    schemas = sorted({table.schema for table in found})
+    barred = [schema for schema in schemas if not await may_delete(operation.database, schema)]
     if barred:
         raise Refused(f"this role may not delete in {', '.join(barred)}: erase as the owner of the tables")
-    return [row["name"] for row in found]
+    return found
 
 
 async def _topic_expires_at(operation: Operation) -> datetime | None:

@@ -12,7 +12,15 @@ import asyncpg
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from consumer.settings import ConsumerSettings
-from consumer.store.database import DATABASE_ERRORS, Fate, connect, fate_of
+from consumer.store.database import (
+    DATABASE_ERRORS,
+    Fate,
+    connect,
+    error_name,
+    explained,
+    fate_of,
+    is_out_of_reach,
+)
 from consumer.store.ledger import Ledger
 from shared.broker import KAFKA_ERRORS, new_consumer
 from shared.errors import BrokerUnavailable, DatabaseUnavailable, Permanent
@@ -29,6 +37,10 @@ REBUILD_LOCK = 0x7E1E_0001  # advisory: a rebuild has it alone; who writes rows 
 
 class Refused(Permanent):
     """The command found that it must not do this. The text says why, and what to do."""
+
+
+class DatabaseRefused(Permanent):
+    """Postgres was reached and refused. The text names the error and what to do."""
 
 
 class WrongUse(Permanent):
@@ -86,6 +98,7 @@ async def database_alone(settings: ConsumerSettings, name: str) -> AsyncIterator
 
     Raises:
         DatabaseUnavailable: it was not reached, went away, or fell silent.
+        DatabaseRefused: it was reached, and refused.
     """
     async with _database_errors():
         database = await connect(settings.database_url, application_name=f"telemetry-{name}", statement_timeout_s=0)
@@ -93,7 +106,7 @@ async def database_alone(settings: ConsumerSettings, name: str) -> AsyncIterator
             async with background(_cut_off_when_silent(database, settings.database_url), "probes") as silence:
                 yield database
         except DATABASE_ERRORS as error:
-            if silence.done():
+            if silence.done() and not silence.cancelled():
                 raise DatabaseUnavailable(f"Postgres: no answer to {SILENT_PROBES} attempts to connect") from error
             raise
         finally:
@@ -133,20 +146,10 @@ async def _database_errors() -> AsyncIterator[None]:
     try:
         yield
     except DATABASE_ERRORS as error:
-        if fate_of(error) is not Fate.TRANSIENT:
+        if fate_of(error) is Fate.BUG:
             raise
-        state = getattr(error, "sqlstate", None)
-        remedy = _REMEDIES.get(state or "", "")
-        raise DatabaseUnavailable(f"Postgres: {state or type(error).__name__}{remedy}") from error
-
-
-_REMEDIES = {
-    "42P01": ", a table is not there: has `alembic upgrade head` been run?",
-    "3F000": ", a schema is not there: has `alembic upgrade head` been run?",
-    "42501": ", this role may not do that: see `consumer doctor`",
-    "28P01": ", user or password are wrong",
-    "3D000": ", there is no such database",
-}
+        text = f"Postgres: {explained(error_name(error))}"
+        raise (DatabaseUnavailable(text) if is_out_of_reach(error) else DatabaseRefused(text)) from error
 
 
 def say(text: str) -> None:

@@ -174,6 +174,7 @@ async def _redrive_one(
         done.still[undecodable.reason] += 1
         return
     record_time = letter["record_time"] or letter["first_seen_at"]
+    await suppressions.share(connection)
     erased = await suppressions.among(connection, [event])
     if suppressions.is_suppressed(event, int(record_time.timestamp() * 1000), erased):
         done.suppressed += 1

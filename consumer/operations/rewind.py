@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID, uuid4
 
-from asyncpg import Connection
-
-from consumer.operations.operation import Operation, Refused, WrongUse
+from consumer.operations.operation import REBUILD_LOCK, Operation, Refused, WrongUse
 from consumer.pipeline import positions
+from consumer.pipeline.peek import peek_with
+from consumer.pipeline.truncation import changed_partitions
 from consumer.store.ledger import LIVE
-from consumer.store.schema import FATES, LINE_COLUMNS
 from shared.errors import WrongTopic
 from shared.topic_identity import NO_TOPIC_ID
 
@@ -47,6 +46,8 @@ async def rewind(operation: Operation, target: Target, *, accept_new_topic: bool
         WrongUse: no such partition.
         BrokerUnavailable, DatabaseUnavailable
     """
+    if not dry_run and not await operation.database.fetchval("SELECT pg_try_advisory_lock_shared($1)", REBUILD_LOCK):
+        raise Refused("a rebuild is running, and it follows the live lines: wait for its end, or abort it")
     identity = await positions.identity_of(operation.kafka, operation.topic)
     partitions = await operation.partitions()
     first = await operation.kafka.beginning_offsets(operation.places(partitions))
@@ -74,8 +75,8 @@ async def rewind(operation: Operation, target: Target, *, accept_new_topic: bool
             if is_new_topic or identity != NO_TOPIC_ID:
                 await _name_old_letters(operation, uuid4() if is_new_topic else identity)
             reason = "adopted a new topic" if is_new_topic else "rewind"
-            await _end_lines(operation.database, operation.topic, sorted({*targets, *gone}), reason)
-            await _restart_lines(operation.database, operation.topic, identity, targets)
+            await operation.ledger.end(operation.database, sorted({*targets, *gone}), reason)
+            await operation.ledger.restart(operation.database, identity, targets)
             if gone:
                 await operation.database.execute(
                     "DELETE FROM ingest.partition_offsets WHERE generation = $1 AND topic = $2 AND partition = ANY($3)",
@@ -88,13 +89,14 @@ async def rewind(operation: Operation, target: Target, *, accept_new_topic: bool
 
 async def _is_recreated(operation: Operation, identity: UUID, partitions: Sequence[int]) -> bool:
     """Whether any line is of another topic of this name, as far as the broker or the last record can tell."""
-    peek = positions.peek_with(operation.settings)
-    for line in (await operation.ledger.load(operation.database, partitions)).values():
-        try:
-            await positions.check_identity(line, identity, operation.topic, peek)
-        except WrongTopic:
-            return True
-    return False
+    lines = (await operation.ledger.load(operation.database, partitions)).values()
+    try:
+        positions.check_identity(lines, identity, operation.topic)
+    except WrongTopic:
+        return True
+    if not positions.is_unidentified(lines, identity):
+        return False
+    return bool(await changed_partitions(lines, operation.topic, peek_with(operation.settings)))
 
 
 async def _name_old_letters(operation: Operation, identity: UUID) -> None:
@@ -138,37 +140,3 @@ async def _lock_all(operation: Operation) -> dict[int, tuple[UUID, int]]:
         operation.topic,
     )
     return {line["partition"]: (line["topic_id"], line["next_offset"]) for line in found}
-
-
-async def _end_lines(database: Connection, topic: str, partitions: Sequence[int], reason: str) -> None:
-    columns = ", ".join(LINE_COLUMNS)
-    await database.execute(
-        f"""
-        INSERT INTO ingest.ledger_history ({columns}, reason)
-        SELECT {columns}, $4 FROM ingest.partition_offsets
-        WHERE generation = $1 AND topic = $2 AND partition = ANY($3::int[]) ORDER BY partition
-        """,  # noqa: S608  our own column names
-        LIVE,
-        topic,
-        partitions,
-        reason,
-    )
-
-
-async def _restart_lines(database: Connection, topic: str, identity: UUID, offsets: Mapping[int, int]) -> None:
-    await database.execute(
-        f"""
-        INSERT INTO ingest.partition_offsets AS line
-            (generation, topic, partition, topic_id, epoch, first_offset, next_offset)
-        SELECT $1, $2, partition, $3, 0, target, target
-        FROM unnest($4::int[], $5::bigint[]) AS new (partition, target) ORDER BY partition
-        ON CONFLICT (generation, topic, partition) DO UPDATE SET topic_id = EXCLUDED.topic_id, epoch = line.epoch + 1,
-            first_offset = EXCLUDED.first_offset, next_offset = EXCLUDED.next_offset, last_record_hash = NULL,
-            {", ".join(f"{fate} = 0" for fate in FATES)}
-        """,  # noqa: S608  our own column names
-        LIVE,
-        topic,
-        identity,
-        list(offsets.keys()),
-        list(offsets.values()),
-    )

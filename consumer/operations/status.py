@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass, field
 
 from consumer.operations.operation import Operation
-from consumer.pipeline.positions import peek_with
+from consumer.pipeline.peek import peek_with
 from consumer.store.ledger import LIVE
 from shared.broker import topic_settings
 
@@ -39,14 +39,17 @@ async def status(operation: Operation) -> Status:
     lines = await operation.ledger.load(operation.database, partitions)
     first = await operation.kafka.beginning_offsets(operation.places(partitions))
     end = await operation.kafka.end_offsets(operation.places(partitions))
-    peek = peek_with(operation.settings)
     retention_ms = int((await topic_settings(operation.settings, operation.topic)).get("retention.ms") or -1)
     found = []
-    for place in operation.places(partitions):
+    next_offsets = {
+        place: max(line.next_offset if (line := lines.get(place.partition)) else first[place], first[place])
+        for place in operation.places(partitions)
+    }
+    waiting = await peek_with(operation.settings)({place: at for place, at in next_offsets.items() if at < end[place]})
+    for place, at in next_offsets.items():
         line = lines.get(place.partition)
-        at = max(line.next_offset if line else first[place], first[place])
-        waiting = await peek(place, at) if at < end[place] else None
-        lag_s = max(0.0, time.time() - waiting.timestamp / 1000) if waiting else 0.0
+        record = waiting.get(place)
+        lag_s = max(0.0, time.time() - record.timestamp / 1000) if record else 0.0
         found.append(
             PartitionStatus(
                 topic=place.topic,

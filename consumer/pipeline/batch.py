@@ -11,11 +11,10 @@ from uuid import UUID
 from aiokafka import ConsumerRecord
 
 from consumer.pipeline.short_way import plain_row
-from consumer.store.dead_letters import DeadLetter, Place
+from consumer.store.dead_letters import DeadLetter, Place, time_of
 from consumer.store.ledger import Line, Move
 from consumer.store.schema import INDEX, Row, row_of
 from shared.errors import Undecodable
-from shared.topic_identity import NO_TOPIC_ID
 from shared.wire import decode
 
 
@@ -69,7 +68,7 @@ _partition_and_record = attrgetter("record.partition", "record")
 
 
 def record_hash(record: ConsumerRecord) -> bytes:
-    """By which a topic is known again where the broker gives it no id: SHA-256 of the value."""
+    """By which a record is known again, and with it the log before it: SHA-256 of the value."""
     return sha256(record.value or b"").digest()
 
 
@@ -95,11 +94,7 @@ class Batch:
     def moves(self) -> dict[int, Move]:
         """From where the lines are to behind the last records; still without fates."""
         return {
-            partition: Move(
-                self.lines[partition],
-                record.offset + 1,
-                record_hash(record) if self.topic_id == NO_TOPIC_ID else None,
-            )
+            partition: Move(self.lines[partition], record.offset + 1, record_hash(record), time_of(record.timestamp))
             for partition, record in self.last.items()
         }
 

@@ -9,7 +9,6 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from operator import attrgetter
 
 import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
@@ -18,10 +17,13 @@ from aiokafka.errors import IllegalStateError, NoOffsetForPartitionError, Offset
 from consumer import metrics
 from consumer.pipeline import positions
 from consumer.pipeline.batch import Batch, Decoded, Written, decoded
+from consumer.pipeline.peek import Peek
 from consumer.pipeline.writer import Writer
+from consumer.store.database import explained
+from consumer.store.erasures import adopt
 from consumer.store.ledger import Fenced, Ledger, Line
-from consumer.store.suppressions import Topic as SuppressionsTopic
-from consumer.store.suppressions import adopt
+from consumer.store.suppressions import Suppressions, unpublished
+from consumer.store.suppressions_topic import Topic as SuppressionsTopic
 from shared.broker import KAFKA_ERRORS, RebalanceCount
 from shared.errors import BrokerUnavailable, DatabaseUnavailable, Transient, WrongTopic
 from shared.lifecycle import background, backoff_s, ended, wait_for
@@ -33,12 +35,14 @@ log = structlog.get_logger("consumer.pipeline.loop")
 IDLE_MS = 500  # how long a fetch waits for the first record, and so how late a stop is seen
 FETCH_RECORDS = 500  # taken from aiokafka in one go, some ms: its own cost of a call is high
 SLICE_RECORDS = 100  # decoded in one go, while the writer waits for its turn: half a millisecond
-BATCH_BYTES_MAX = 64 * 1024 * 1024
+# What the records of a batch become in memory, over all writers of the process. Three such are there at once: one is
+# written, one waits, one is decoded.
+BATCH_BYTES_MAX = 128 * 1024 * 1024
 BATCHES_AHEAD = 1  # beside the one that is written and the one that is decoded
 GROUP_COMMIT_TIMEOUT_S = 5.0
 HALTED_RETRY_S = 5.0
 INTERRUPTIONS_MAX = 3
-_size = attrgetter("serialized_value_size")
+ASCII_FACTOR, OTHER_FACTOR = 2, 5  # the bytes, and text of them: one emoji makes a string take 4 bytes a character
 
 
 class Stuck(Exception):  # noqa: N818  a bug, of ours or a library's: the process ends, and is restarted
@@ -71,7 +75,7 @@ class Pipeline:
         ledger: Ledger,
         writer: Writer,
         suppressions: SuppressionsTopic,
-        peek: positions.Peek,
+        peek: Peek,
         health: Health,
         batch_rows: int,
         linger_ms: int,
@@ -89,6 +93,7 @@ class Pipeline:
         self._batch_rows = self._batch_rows_max = batch_rows
         self._linger_s = linger_ms / 1000
         self._share = share
+        self._batch_bytes = BATCH_BYTES_MAX // share.of
         self._pace = pace
         self._generation = 0
         self._lines: dict[int, Line] = {}
@@ -99,6 +104,9 @@ class Pipeline:
         self._cycle: asyncio.Task[bool] | None = None
         self._is_interrupted = False
         self._interruptions = 0
+        self._unwritten: set[int] = set()  # partitions of the batch whose write failed last
+        self.attempts = 0  # that have ended, well or not: what the watchdog takes for progress
+        self._write_need = "write" if share == WHOLE else f"write_{share.index}"
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until `stop`: load the ledger, consume until something moves or fails, and again.
@@ -131,10 +139,14 @@ class Pipeline:
                 await wait_for(stop, HALTED_RETRY_S)
             except (BrokerUnavailable, DatabaseUnavailable) as error:
                 cause = "broker" if isinstance(error, BrokerUnavailable) else "database"
+                if isinstance(error, DatabaseUnavailable):
+                    self._health.block(self._write_need, f"the last write failed: {explained(str(error))}")
                 metrics.retries.labels(cause).inc()
                 log.warning("loop_restarted", cause=cause, why=str(error), attempt=attempt, **error_facts(error))
                 await wait_for(stop, backoff_s(attempt))
                 attempt += 1
+            finally:
+                self.attempts += 1
 
     def interrupt(self) -> None:
         """Begin again at the ledger, from whatever the loop hangs in. For the watchdog.
@@ -185,6 +197,8 @@ class Pipeline:
         """Fetch and decode while the database works."""
         while True:
             batch = await self._fetch(lines)
+            if batch.records:
+                await self._check_leaders(lines)
             lines = batch.lines_after()
             await fetched.put(batch)
 
@@ -201,13 +215,20 @@ class Pipeline:
         ]
         if not mine:
             self._lines = {}
+            self._unwritten = set()
+            self._health.unblock(self._write_need)
             return {}
         erased = await self._suppressions.read()  # before any write: what was erased stays so
         await self._writer.using(lambda connection: adopt(connection, erased))
+        await self._republish(erased)
         lines = await self._writer.using(
             lambda connection: positions.load(self._consumer, self._ledger, connection, mine, self._peek)
         )
         self._check_unmoved()
+        if not self._unwritten <= set(lines):  # another consumer's now, and so is the failed write
+            self._unwritten = set()
+        if not self._unwritten:
+            self._health.unblock(self._write_need)
         try:
             for line in lines.values():
                 self._consumer.seek(TopicPartition(self._ledger.topic, line.partition), line.next_offset)
@@ -217,6 +238,13 @@ class Pipeline:
         log.info("positions_loaded", partitions=len(lines))
         return lines
 
+    async def _republish(self, erased: Suppressions) -> None:
+        """The table and the topic are equally true: what the topic lost is written to it again."""
+        lost = await self._writer.using(lambda connection: unpublished(connection, erased))
+        if lost:
+            await self._suppressions.republish(lost)
+            log.warning("suppressions_republished", count=len(lost))
+
     async def _fetch(self, lines: dict[int, Line]) -> Batch:
         """The next records from `lines` on: full, or as many as came within the linger; none when idle."""
         places = [TopicPartition(self._ledger.topic, partition) for partition in lines]
@@ -224,7 +252,7 @@ class Pipeline:
         records: list[Decoded] = []
         size = 0
         deadline: float | None = None
-        while len(records) < self._batch_rows and size < BATCH_BYTES_MAX:
+        while len(records) < self._batch_rows and size < self._batch_bytes:
             wait_s = IDLE_MS / 1000 if deadline is None else deadline - time.monotonic()
             if wait_s <= 0:
                 break
@@ -238,13 +266,19 @@ class Pipeline:
                 if fetched[0].offset < expected[place.partition]:
                     raise Moved("a record below the ledger")
                 expected[place.partition] = fetched[-1].offset + 1
-                size += sum(map(_size, fetched))
+                size += sum(map(memory_bytes, fetched))
             fetched_now = [*chain.from_iterable(found.values())]
             for start in range(0, len(fetched_now), SLICE_RECORDS):
                 with metrics.stage_seconds.labels("decode").time():
                     records += map(decoded, fetched_now[start : start + SLICE_RECORDS])
                 await asyncio.sleep(0)  # nothing here waits while records are there, and COPY would starve meanwhile
         return Batch(records, lines)
+
+    async def _check_leaders(self, lines: dict[int, Line]) -> None:
+        """A log may have lost its tail whenever its leader changed: then begin again at the ledger, which compares."""
+        epochs = await positions.leader_epochs(self._consumer, self._ledger.topic)
+        if any(epochs.get(partition) != line.leader_epoch for partition, line in lines.items()):
+            raise Moved("leader")
 
     async def _getmany(
         self, places: Sequence[TopicPartition], *, timeout_ms: int, max_records: int
@@ -268,11 +302,15 @@ class Pipeline:
             with metrics.stage_seconds.labels("write").time():
                 written = await self._writer.write(batch)
         except DatabaseUnavailable as error:
+            self._unwritten = set(batch.last)
             if str(error) in ("57014", "TimeoutError"):  # too much for one statement's time, perhaps
                 self._batch_rows = max(1, self._batch_rows // 2)
             raise
         self._batch_rows = min(self._batch_rows_max, self._batch_rows * 2)
         self._interruptions = 0
+        self.attempts += 1
+        self._unwritten = set()
+        self._health.unblock(self._write_need)
         self._record_times |= {partition: record.timestamp / 1000 for partition, record in batch.last.items()}
         _measure(batch, written)
         return written
@@ -330,6 +368,12 @@ class Pipeline:
             await asyncio.wait([self._group_commit], timeout=1)
             self._group_commit.cancel()
         self._writer.close()
+
+
+def memory_bytes(record: ConsumerRecord) -> int:
+    """About what a record takes once it is decoded: its bytes, and its row's text."""
+    value = record.value or b""
+    return len(value) * (ASCII_FACTOR if value.isascii() else OTHER_FACTOR)
 
 
 async def _next(fetched: asyncio.Queue[Batch], fetching: asyncio.Task[None]) -> Batch:

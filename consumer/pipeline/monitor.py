@@ -7,7 +7,6 @@ idle consumer never meets the fence; this is how it learns of a rewind, a restor
 import asyncio
 import re
 import time
-from collections import deque
 from collections.abc import Sequence
 from uuid import UUID
 
@@ -16,10 +15,13 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from consumer import metrics
 from consumer.pipeline import positions
+from consumer.pipeline.lag import Lag
 from consumer.pipeline.loop import Pipeline
-from consumer.store.database import DATABASE_ERRORS, connect, open_connections
+from consumer.pipeline.peek import Peek
+from consumer.store.database import DATABASE_ERRORS, connect, open_connections, why_not_writable
 from consumer.store.ledger import Ledger
 from consumer.store.schema import SCHEMA_REVISION
+from consumer.store.suppressions_topic import Topic as SuppressionsTopic
 from shared.broker import KAFKA_ERRORS
 from shared.errors import BrokerUnavailable, WrongTopic
 from shared.lifecycle import wait_for
@@ -41,36 +43,33 @@ class Watch:
         ledger: Ledger,
         health: Health,
         database_url: str,
-        peek: positions.Peek,
+        peek: Peek,
+        suppressions: SuppressionsTopic,
         retention_s: float,
         stall_s: float = STALL_S,
     ) -> None:
         metrics.writers.set(len(pipelines))
+        self._lag = Lag(ledger.topic, peek=peek, retention_s=retention_s)
         self._consumer = consumer
         self._pipelines = pipelines
         self._ledger = ledger
         self._health = health
         self._database_url = database_url
-        self._peek = peek
-        self._retention_s = retention_s
+        self._suppressions = suppressions
         self._connection: asyncpg.Connection | None = None
         self._topic_id: UUID | None = None
-        self._measured: set[int] = set()
         self._stall_s = stall_s
-        self._stood: dict[Pipeline, tuple[dict[int, int] | None, float]] = {}
-        self._rates: deque[tuple[float, int]] = deque(maxlen=int(60 / EVERY_S))
+        self._stood: dict[Pipeline, tuple[tuple[dict[int, int], int] | None, float]] = {}
         self._ends: dict[int, int] = {}
-        self._waiting: dict[int, tuple[int, float]] = {}  # offset of the first waiting record, and when it was received
 
     async def run(self, stop: asyncio.Event) -> None:
         while not stop.is_set():
-            await asyncio.gather(self._ask_broker(), self._ask_database())
+            await asyncio.gather(self._ask_broker(), self._ask_database(), self._ask_suppressions())
             why_not = self._health.why_not_ready()
             metrics.ready.set(not why_not)
             metrics.database_connections.set(open_connections())
-            await self._measure_lag()
-            if not why_not:
-                self._interrupt_stalled()
+            await self._lag.measure(self._next_offsets(), self._ends, self._record_times())
+            self._interrupt_stalled(is_ready=not why_not)
             await wait_for(stop, EVERY_S)
         if self._connection:
             self._connection.terminate()
@@ -107,6 +106,7 @@ class Watch:
                 if revision_number(revision) < revision_number(SCHEMA_REVISION):
                     self._health.block("schema", f"at {revision}, needs {SCHEMA_REVISION}: run `alembic upgrade head`")
                     return
+                await self._ask_writable(self._connection)
                 asked_at = {pipeline: pipeline.next_offsets() for pipeline in self._pipelines}
                 found = await self._ledger.load(self._connection, self._next_offsets())
                 for pipeline, at in asked_at.items():
@@ -122,64 +122,46 @@ class Watch:
         self._health.unblock("schema")
         self._health.answered("database")
 
+    async def _ask_writable(self, connection: asyncpg.Connection) -> None:
+        """A standby, or a server set to read-only, answers every question and takes no row."""
+        why_not = await why_not_writable(connection)
+        if why_not:
+            self._health.block("database_read_only", why_not)
+        else:
+            self._health.unblock("database_read_only")
+
+    async def _ask_suppressions(self) -> None:
+        """What was erased must be known before anything is written: can its topic be read?"""
+        try:
+            async with asyncio.timeout(ASK_TIMEOUT_S):
+                await self._suppressions.read()
+        except (BrokerUnavailable, WrongTopic, TimeoutError) as error:
+            self._health.block("suppressions", f"{self._suppressions.name}: {error or 'no answer'}")
+        else:
+            self._health.unblock("suppressions")
+
+    def _record_times(self) -> dict[int, float]:
+        return {partition: at for pipeline in self._pipelines for partition, at in pipeline.record_times().items()}
+
     def _next_offsets(self) -> dict[int, int]:
         return {partition: at for pipeline in self._pipelines for partition, at in pipeline.next_offsets().items()}
 
-    def _interrupt_stalled(self) -> None:
-        """A loop that stands still with records before it, while both servers answer, hangs in something."""
+    def _interrupt_stalled(self, *, is_ready: bool) -> None:
+        """A loop that ends no attempt with records before it, while both servers work, hangs in something.
+
+        One that fails again and again does not hang: it goes on by itself once its server works.
+        """
         now = time.monotonic()
         for pipeline in self._pipelines:
-            at = pipeline.next_offsets()
-            has_lag = any(self._ends.get(partition, 0) > offset for partition, offset in at.items())
+            offsets = pipeline.next_offsets()
+            has_lag = any(self._ends.get(partition, 0) > offset for partition, offset in offsets.items())
+            at = (offsets, pipeline.attempts)
             stood_at, since = self._stood.get(pipeline, (None, now))
-            if not has_lag or at != stood_at:
+            if not has_lag or not is_ready or at != stood_at:
                 self._stood[pipeline] = (at, now)
             elif now - since > self._stall_s:
                 self._stood[pipeline] = (at, now)
                 pipeline.interrupt()
-
-    async def _measure_lag(self) -> None:
-        """Lag that grows while consumption stalls: by the clock of the receiver that got the first waiting record."""
-        next_offsets = self._next_offsets()
-        settled_at = {place: at for pipeline in self._pipelines for place, at in pipeline.record_times().items()}
-        oldest_s = 0.0
-        for partition in self._measured - next_offsets.keys():  # another consumer's now
-            metrics.lag_records.remove(str(partition))
-            metrics.lag_seconds.remove(str(partition))
-        self._measured = set(next_offsets)
-        for partition, at in next_offsets.items():
-            lag = max(0, self._ends.get(partition, at) - at)
-            seconds = max(0.0, time.time() - await self._received_at(partition, at, settled_at)) if lag else 0.0
-            metrics.lag_records.labels(str(partition)).set(lag)
-            metrics.lag_seconds.labels(str(partition)).set(seconds)
-            oldest_s = max(oldest_s, seconds)
-        metrics.retention_used_ratio.set(oldest_s / self._retention_s)
-        self._measure_drain(next_offsets)
-
-    async def _received_at(self, partition: int, offset: int, settled_at: dict[int, float]) -> float:
-        """When the record at `offset` was received. While the loop moves, the record before it is near enough."""
-        known = self._waiting.get(partition)
-        if known and known[0] == offset:
-            return known[1]
-        self._waiting[partition] = (offset, settled_at.get(partition, time.time()))
-        if partition not in settled_at:
-            try:
-                record = await self._peek(TopicPartition(self._ledger.topic, partition), offset)
-            except BrokerUnavailable:
-                del self._waiting[partition]
-                return time.time()
-            if record is not None:
-                self._waiting[partition] = (offset, record.timestamp / 1000)
-        return self._waiting[partition][1]
-
-    def _measure_drain(self, next_offsets: dict[int, int]) -> None:
-        """From what the lag has done within the last minute, whoever it was that drained or filled it."""
-        lag = sum(max(0, self._ends.get(partition, at) - at) for partition, at in next_offsets.items())
-        now = time.monotonic()
-        self._rates.append((now, lag))
-        then, lag_then = self._rates[0]
-        falls = (lag_then - lag) / (now - then) if now > then else 0.0
-        metrics.drain_seconds.set(0 if not lag else lag / falls if falls > 0 else -1)
 
 
 def revision_number(revision: str | None) -> int:

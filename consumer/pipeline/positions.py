@@ -1,24 +1,24 @@
 """Where to read from: the ledger's lines, held against the topic as it is now."""
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
 import structlog
-from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka import AIOKafkaConsumer, TopicPartition
 from asyncpg import Connection
 
 from consumer import metrics
-from consumer.pipeline.batch import record_hash
+from consumer.pipeline import truncation
+from consumer.pipeline.peek import Peek
 from consumer.store.ledger import Ledger, Line
-from shared.broker import KAFKA_ERRORS, new_consumer
+from shared import topic_identity
+from shared.broker import KAFKA_ERRORS
 from shared.errors import BrokerUnavailable, WrongTopic
-from shared.settings import KafkaSettings
 from shared.topic_identity import NO_TOPIC_ID, topic_id
 
 log = structlog.get_logger("consumer.pipeline.positions")
-
-ASKED_TIMES = 3
 
 
 async def identity_of(consumer: AIOKafkaConsumer, topic: str) -> UUID:
@@ -37,34 +37,25 @@ async def identity_of(consumer: AIOKafkaConsumer, topic: str) -> UUID:
     return identity
 
 
-Peek = Callable[[TopicPartition, int], Awaitable[ConsumerRecord | None]]
+async def leader_epochs(consumer: AIOKafkaConsumer, topic: str) -> dict[int, int]:
+    """The leader epoch of each partition; empty where the brokers tell none.
 
-
-def peek_with(settings: KafkaSettings) -> Peek:
-    """A way to read the one record at an offset; it gives None when that is gone. Raises BrokerUnavailable."""
-
-    async def peek(place: TopicPartition, offset: int) -> ConsumerRecord | None:
-        consumer = new_consumer(settings, group=None)
-        try:
-            await consumer.start()
-            consumer.assign([place])
-            if (await consumer.beginning_offsets([place]))[place] > offset:
-                return None
-            consumer.seek(place, offset)
-            found = await consumer.getmany(place, timeout_ms=3_000, max_records=1)
-            return next((record for record in found.get(place, []) if record.offset == offset), None)
-        except KAFKA_ERRORS as error:
-            raise BrokerUnavailable(f"record: {type(error).__name__}") from error
-        finally:
-            await consumer.stop()
-
-    return peek
+    Raises:
+        BrokerUnavailable: a leader did not answer.
+    """
+    try:
+        return await topic_identity.leader_epochs(consumer._client, topic)  # noqa: SLF001
+    except KAFKA_ERRORS as error:
+        raise BrokerUnavailable(f"leader epochs: {type(error).__name__}") from error
 
 
 async def load(
     consumer: AIOKafkaConsumer, ledger: Ledger, connection: Connection, partitions: Iterable[int], peek: Peek
 ) -> dict[int, Line]:
     """The lines of the partitions, checked; begun at the topic's first offset where there is none.
+
+    Each line carries the leader epoch as it was before the check. Records that are fetched while that epoch still
+    holds follow those that the line has settled.
 
     The ledger is read first and the topic's bounds after: the other way round, an offset that another
     consumer has just moved looks as if it were past the end.
@@ -76,6 +67,7 @@ async def load(
     """
     wanted = sorted(partitions)
     identity = await identity_of(consumer, ledger.topic)
+    epochs = await leader_epochs(consumer, ledger.topic)
     lines = await ledger.load(connection, wanted)
     missing = [partition for partition in wanted if partition not in lines]
     if missing and not ledger.may_begin:
@@ -83,56 +75,68 @@ async def load(
     if missing:
         await ledger.begin(connection, identity, await _offsets(consumer.beginning_offsets, ledger.topic, missing))
         lines |= await ledger.load(connection, missing)
-    for line in lines.values():
-        await check_identity(line, identity, ledger.topic, peek)
+    check_identity(lines.values(), identity, ledger.topic)
+    changed = await truncation.changed_partitions(lines.values(), ledger.topic, peek)
+    if changed and is_unidentified(lines.values(), identity):
+        raise WrongTopic(
+            f"topic {ledger.topic} was recreated: another record stands before the ledger's position. {ADOPT}"
+        )
     if identity != NO_TOPIC_ID and any(line.topic_id == NO_TOPIC_ID for line in lines.values()):
         await ledger.identify(connection, identity)
         lines = await ledger.load(connection, wanted)
     first = await _offsets(consumer.beginning_offsets, ledger.topic, wanted)
     for line in list(lines.values()):
         if line.next_offset < first[line.partition]:
-            lost = first[line.partition] - line.next_offset
-            await ledger.pass_gap(connection, line, first[line.partition], "retention")
-            metrics.offsets_lost.inc(lost)
-            log.error("offsets_lost", partition=line.partition, from_offset=line.next_offset, records=lost)
+            await _pass_gap(ledger, connection, line, first[line.partition])
             lines |= await ledger.load(connection, [line.partition])
-    await _check_ends(consumer, ledger, lines)
-    return lines
+    cuts = await truncation.truncations(consumer, ledger.topic, lines.values(), changed=changed, epochs=epochs)
+    for cut in cuts:
+        await _turn_back(ledger, connection, cut, is_identified=identity != NO_TOPIC_ID)
+        lines |= await ledger.load(connection, [cut.line.partition])
+    return {partition: replace(line, leader_epoch=epochs.get(partition)) for partition, line in lines.items()}
 
 
-async def check_identity(line: Line, identity: UUID, topic: str, peek: Peek) -> None:
-    """By the broker's id of the topic; where one side has none, by the last record that was settled.
+def check_identity(lines: Iterable[Line], identity: UUID, topic: str) -> None:
+    """By the broker's id of the topic, as far as both sides have one.
 
     Raises:
         WrongTopic: it is another topic.
-        BrokerUnavailable
     """
-    if line.topic_id == identity != NO_TOPIC_ID:
-        return
-    if NO_TOPIC_ID not in (line.topic_id, identity):
+    for line in lines:
+        if line.topic_id != identity and NO_TOPIC_ID not in (line.topic_id, identity):
+            raise WrongTopic(
+                f"topic {topic} was recreated: the ledger knows {line.topic_id}, the broker {identity}. {ADOPT}"
+            )
+
+
+def is_unidentified(lines: Iterable[Line], identity: UUID) -> bool:
+    """Whether nothing but the last settled records tells that the topic is the ledger's."""
+    return identity == NO_TOPIC_ID or any(line.topic_id == NO_TOPIC_ID for line in lines)
+
+
+ADOPT = "If that was meant, adopt it with `consumer rewind --to-start --accept-new-topic`"
+
+
+async def _pass_gap(ledger: Ledger, connection: Connection, line: Line, first_offset: int) -> None:
+    lost = first_offset - line.next_offset
+    await ledger.pass_gap(connection, line, first_offset, "retention")
+    metrics.offsets_lost.inc(lost)
+    log.error("offsets_lost", partition=line.partition, from_offset=line.next_offset, records=lost)
+
+
+async def _turn_back(
+    ledger: Ledger, connection: Connection, cut: truncation.Truncation, *, is_identified: bool
+) -> None:
+    line = cut.line
+    if not is_identified:  # then a shorter log may be another topic, or another cluster, and a person decides
         raise WrongTopic(
-            f"topic {topic} was recreated: the ledger knows {line.topic_id}, the broker {identity}. {_ADOPT}"
+            f"topic {ledger.topic}, partition {line.partition} ends at {cut.end_offset}, before the "
+            f"ledger's {line.next_offset}: another cluster, or a topic made anew. `consumer doctor` explains"
         )
-    if line.last_record_hash is None:
-        return
-    last = await peek(TopicPartition(topic, line.partition), line.next_offset - 1)
-    if last is not None and record_hash(last) != line.last_record_hash:
-        raise WrongTopic(f"topic {topic} was recreated: another record stands before the ledger's position. {_ADOPT}")
-
-
-_ADOPT = "If that was meant, adopt it with `consumer rewind --to-start --accept-new-topic`"
-
-
-async def _check_ends(consumer: AIOKafkaConsumer, ledger: Ledger, lines: dict[int, Line]) -> None:
-    """A line past the end is another topic or cluster. Asked more than once: a new leader may be a little behind."""
-    for _ in range(ASKED_TIMES):
-        end = await _offsets(consumer.end_offsets, ledger.topic, lines)
-        beyond = [line for line in lines.values() if line.next_offset > end[line.partition]]
-        if not beyond:
-            return
-    raise WrongTopic(
-        f"topic {ledger.topic}, partition {beyond[0].partition} ends at {end[beyond[0].partition]}, before the "
-        f"ledger's {beyond[0].next_offset}: another cluster, or a topic made anew. `consumer doctor` explains"
+    await ledger.turn_back(connection, line, cut.restart_at)
+    metrics.truncations.inc()
+    log.error(
+        "topic_truncated", partition=line.partition, at=line.next_offset, restart_at=cut.restart_at, end=cut.end_offset
     )
 
 

@@ -12,7 +12,7 @@ import asyncpg
 
 from consumer.pipeline.batch import Batch, Decoded, Written, by_table
 from consumer.store import dead_letters, suppressions
-from consumer.store.database import DATABASE_ERRORS, Fate, connect, fate_of
+from consumer.store.database import DATABASE_ERRORS, Fate, check_clock, connect, error_name, fate_of
 from consumer.store.dead_letters import Breaker, DeadLetter, Place
 from consumer.store.ledger import Ledger
 from consumer.store.upsert import Upsert, make_stages
@@ -79,12 +79,18 @@ class Writer:
             self.close()
             if fate_of(error) is not Fate.TRANSIENT:
                 raise
-            raise DatabaseUnavailable(getattr(error, "sqlstate", None) or type(error).__name__) from error
+            raise DatabaseUnavailable(error_name(error)) from error
 
     async def _open(self) -> asyncpg.Connection:
         if self._connection is None or self._connection.is_closed():
             connection = await connect(self._database_url, application_name=self._application_name)
-            await make_stages(connection)
+            try:
+                if self._retention_us:
+                    await check_clock(connection)
+                await make_stages(connection)
+            except BaseException:
+                connection.terminate()
+                raise
             self._connection = connection
         return self._connection
 
@@ -125,6 +131,7 @@ class Writer:
         self, connection: asyncpg.Connection, records: Sequence[Decoded], written: Written
     ) -> Sequence[Decoded]:
         """Without the records of erased subjects, and those past their retention, which are counted."""
+        await suppressions.share(connection)
         erased = await suppressions.among(connection, (decoded for decoded in records if decoded.table))
         bad = [decoded.record for decoded in records if decoded.dead_letter]
         erased_letters = await suppressions.suppressed_letters(connection, bad)

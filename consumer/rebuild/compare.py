@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from consumer.operations.operation import Operation, Refused
-from consumer.pipeline import positions
-from consumer.rebuild.shadow import SHADOW, lines, reached
+from consumer.pipeline.peek import peek_with
+from consumer.rebuild.shadow import SHADOW, STALLED, lines, reached
 from consumer.store.ledger import LIVE
-from consumer.store.schema import ANALYTICS_TABLES, at
+from consumer.store.schema import ANALYTICS_TABLES, KEPT_COLUMNS, at
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,20 +43,18 @@ async def note_unseen(operation: Operation) -> None:
                 """  # noqa: S608  our own names
             )
     if not await reached(operation, offsets, timeout_s=600):
-        raise Refused("the rebuild does not get on: is Kafka well? --resume goes on")
+        raise Refused(STALLED)
 
 
 async def _first_times(operation: Operation) -> dict[int, datetime]:
     """The record time of the first record that each partition still has; the end of time where it has none."""
-    peek = positions.peek_with(operation.settings)
     places = operation.places(await operation.partitions())
     first = await operation.kafka.beginning_offsets(places)
     end = await operation.kafka.end_offsets(places)
-    times = {}
-    for place in places:
-        record = await peek(place, first[place]) if first[place] < end[place] else None
-        times[place.partition] = at(record.timestamp * 1000) if record else datetime.max.replace(tzinfo=UTC)
-    return times
+    found = await peek_with(operation.settings)({place: first[place] for place in places if first[place] < end[place]})
+    never = datetime.max.replace(tzinfo=UTC)
+    records = {place.partition: found.get(place) for place in places}
+    return {partition: at(record.timestamp * 1000) if record else never for partition, record in records.items()}
 
 
 async def carry_over(operation: Operation) -> dict[str, int]:
@@ -88,6 +86,21 @@ async def carry_over(operation: Operation) -> dict[str, int]:
         )
         carried[name] = int(status.rpartition(" ")[2])
     return carried
+
+
+async def keep_known_ids(operation: Operation) -> None:
+    """Where the topic still has a later version of a span but not the one that told an id, the live row knows it."""
+    for name, table in ANALYTICS_TABLES.items():
+        kept = [column.name for column in table.columns if column.name in KEPT_COLUMNS and column.nullable]
+        await operation.database.execute(
+            f"""
+            UPDATE {SHADOW}.{name} AS shadow
+            SET ({", ".join(kept)}) = ROW({", ".join(f"coalesce(shadow.{column}, live.{column})" for column in kept)})
+            FROM public.{name} AS live
+            WHERE live.id = shadow.id
+                AND ({" OR ".join(f"shadow.{column} IS NULL AND live.{column} IS NOT NULL" for column in kept)})
+            """  # noqa: S608  our own names
+        )
 
 
 def _expired_until(operation: Operation) -> datetime | None:

@@ -10,21 +10,32 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
-from consumer.operations.operation import REBUILD_LOCK, Operation, Refused
+from consumer.operations.operation import REBUILD_LOCK, Operation, Refused, say
 from consumer.pipeline import positions
 from consumer.pipeline.loop import Pipeline
+from consumer.pipeline.peek import peek_with
 from consumer.pipeline.writer import Writer
-from consumer.rebuild.compare import Day, carry_over, compare, note_unseen, unexplained
-from consumer.rebuild.shadow import GENERATION, OLD, SHADOW, copy_indexes, lines, refuse_what_would_be_lost, shadow_ddl
+from consumer.rebuild.compare import Day, carry_over, compare, keep_known_ids, note_unseen, unexplained
+from consumer.rebuild.kept import dependants, refuse_what_would_be_lost
+from consumer.rebuild.shadow import (
+    GENERATION,
+    OLD,
+    SHADOW,
+    STALLED,
+    copy_indexes,
+    lines,
+    shadow_ddl,
+)
 from consumer.rebuild.swap import swap
-from consumer.store import suppressions
 from consumer.store.dead_letters import Breaker
 from consumer.store.ledger import LIVE, Ledger
 from consumer.store.schema import ANALYTICS_TABLES
+from consumer.store.suppressions_topic import Topic as SuppressionsTopic
 from shared.broker import RebalanceCount, new_consumer
 from shared.lifecycle import ended
 from shared.probes import Health
 
+STALLED_S = 120.0
 CLOSE_ENOUGH_RECORDS = 20_000  # behind the live lines, for the comparison to begin
 
 
@@ -67,11 +78,15 @@ async def rebuild(operation: Operation, choices: Choices, progress: Progress) ->
     await _take_turn(operation)
     await (_check_resumable(operation) if choices.resume else _start(operation))
     async with _feeding(operation, choices.rate):
+        say("filling the new tables from the topic")
         result.records = await _caught_up(operation, progress)
+        say("adding indexes and statistics")
         await copy_indexes(operation)
         for table in ANALYTICS_TABLES:
             await operation.database.execute(f"ANALYZE {SHADOW}.{table}")
+        say("comparing with the live tables")
         await note_unseen(operation)
+        await keep_known_ids(operation)
         if not choices.only_topic:
             result.carried_over = await carry_over(operation)
         result.unexplained = await unexplained(operation, but_older=choices.only_topic)
@@ -80,6 +95,7 @@ async def rebuild(operation: Operation, choices: Choices, progress: Progress) ->
             result.seconds = time.monotonic() - started_at
             return result
         if not choices.dry_run:
+            say("swapping")
             result.blocked_ms = await swap(operation)
             result.swapped = True
     if choices.dry_run:
@@ -98,8 +114,27 @@ async def abort(operation: Operation) -> None:
         await operation.database.execute(f"DROP SCHEMA IF EXISTS {SHADOW} CASCADE")
 
 
+async def old_described(operation: Operation) -> str:
+    """What `drop_old` would drop, in words."""
+    if not await _has_schema(operation, OLD):
+        return "there are no old tables"
+    counts = [
+        f"{await operation.database.fetchval(f'SELECT count(*) FROM {OLD}.{table}')} rows of {OLD}.{table}"  # noqa: S608  our own names
+        for table in ANALYTICS_TABLES
+    ]
+    return "would be dropped: " + ", ".join(counts)
+
+
 async def drop_old(operation: Operation) -> None:
-    """Drop the tables that the last swap replaced. Idempotent."""
+    """Drop the tables that the last swap replaced. Idempotent.
+
+    Raises:
+        Refused: something outside uses them, and would be dropped with them.
+    """
+    if used := await dependants(operation, OLD):
+        raise Refused(
+            f"{', '.join(used)} would be dropped with the old tables: drop it first, or bind it to the new ones"
+        )
     await operation.database.execute(f"DROP SCHEMA IF EXISTS {OLD} CASCADE")
 
 
@@ -108,7 +143,7 @@ async def drop_old(operation: Operation) -> None:
 
 async def _take_turn(operation: Operation) -> None:
     if not await operation.database.fetchval("SELECT pg_try_advisory_lock($1)", REBUILD_LOCK):
-        raise Refused("another rebuild, or a redrive of dead letters, is running")
+        raise Refused("another rebuild, a rewind, or a redrive of dead letters is running: wait for its end")
 
 
 async def _has_schema(operation: Operation, name: str) -> bool:
@@ -150,7 +185,7 @@ async def _feeding(operation: Operation, rate: float) -> AsyncIterator[None]:
     await consumer.start()
     consumer.assign(operation.places(await operation.partitions()))
     ledger = Ledger(operation.topic, GENERATION)
-    erasures = suppressions.Topic(settings)
+    erasures = SuppressionsTopic(settings)
     pipeline = Pipeline(
         consumer=consumer,
         rebalances=RebalanceCount(lambda: None),
@@ -164,7 +199,7 @@ async def _feeding(operation: Operation, rate: float) -> AsyncIterator[None]:
             schema=SHADOW,
         ),
         suppressions=erasures,
-        peek=positions.peek_with(settings),
+        peek=peek_with(settings),
         health=Health(),
         batch_rows=min(settings.consumer_batch_rows, max(100, int(rate) // 4))
         if rate
@@ -207,6 +242,7 @@ async def _caught_up(operation: Operation, progress: Progress) -> int:
         operation.topic,
     )
     begun_at = {row["partition"]: row["first_offset"] for row in first}
+    last, moved_at = -1, time.monotonic()
     while True:
         live, shadow = await lines(operation, LIVE), await lines(operation, GENERATION)
         if added := set(live) - set(shadow):
@@ -218,4 +254,8 @@ async def _caught_up(operation: Operation, progress: Progress) -> int:
         progress(settled, settled + behind)
         if behind <= CLOSE_ENOUGH_RECORDS:
             return settled
+        if settled != last:
+            last, moved_at = settled, time.monotonic()
+        elif time.monotonic() - moved_at > STALLED_S:
+            raise Refused(STALLED)
         await asyncio.sleep(0.5)

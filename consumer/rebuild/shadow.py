@@ -9,11 +9,12 @@ from sqlalchemy import MetaData
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateIndex, CreateTable, SetColumnComment, SetTableComment
 
-from consumer.operations.operation import Operation, Refused
+from consumer.operations.operation import Operation
 from consumer.store.schema import ANALYTICS_TABLES
 
 SHADOW, OLD = "rebuild", "before_rebuild"
 GENERATION = "rebuild"
+STALLED = "the rebuild made no progress for minutes. Check Kafka and Postgres, then run it again with --resume"
 _dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
 
 
@@ -28,40 +29,6 @@ def shadow_ddl() -> list[str]:
     return [
         str(statement.compile(dialect=_dialect, compile_kwargs={"literal_binds": True})) for statement in statements
     ]
-
-
-async def refuse_what_would_be_lost(operation: Operation) -> None:
-    """A swap keeps grants, comments and views. What it cannot keep, a person must take away and put back."""
-    found = await operation.database.fetch(
-        """
-        SELECT 'trigger ' || tgname AS what FROM pg_trigger
-            WHERE NOT tgisinternal
-            AND tgrelid = ANY (SELECT to_regclass('public.' || name) FROM unnest($1::text[]) AS name)
-        UNION ALL SELECT 'column ' || attrelid::regclass || '.' || attname FROM pg_attribute
-            WHERE attnum > 0 AND NOT attisdropped AND attrelid::regclass::text || '.' || attname <> ALL ($2::text[])
-            AND attrelid = ANY (SELECT to_regclass('public.' || name) FROM unnest($1::text[]) AS name)
-        UNION ALL SELECT 'constraint ' || conname FROM pg_constraint
-            WHERE contype NOT IN ('p', 'n')
-            AND (conrelid = ANY (SELECT to_regclass('public.' || name) FROM unnest($1::text[]) AS name)
-                OR confrelid = ANY (SELECT to_regclass('public.' || name) FROM unnest($1::text[]) AS name))
-        UNION ALL SELECT 'policy ' || polname FROM pg_policy
-            WHERE polrelid = ANY (SELECT to_regclass('public.' || name) FROM unnest($1::text[]) AS name)
-        UNION ALL SELECT 'publication ' || pubname FROM pg_publication_tables
-            WHERE schemaname = 'public' AND tablename = ANY ($1::text[])
-        UNION ALL SELECT 'materialized view ' || view.relname FROM pg_class AS view
-            JOIN pg_rewrite AS rule ON rule.ev_class = view.oid JOIN pg_depend AS depends ON depends.objid = rule.oid
-            WHERE view.relkind = 'm' AND depends.refobjid
-                = ANY (SELECT to_regclass('public.' || name)::oid FROM unnest($1::text[]) AS name)
-        """,
-        list(ANALYTICS_TABLES),
-        [f"{name}.{column.name}" for name, table in ANALYTICS_TABLES.items() for column in table.columns],
-    )
-    if found:
-        names = ", ".join(sorted({row["what"] for row in found}))
-        raise Refused(
-            f"a swap would lose {names}: drop it, rebuild, and create it again. "
-            "A column of a later migration needs the rebuild of that version"
-        )
 
 
 async def copy_indexes(operation: Operation) -> None:

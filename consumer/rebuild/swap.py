@@ -6,6 +6,7 @@ import time
 import asyncpg
 
 from consumer.operations.operation import Operation, Refused, say
+from consumer.rebuild.kept import refuse_what_would_be_lost, settings_of, statistics_of, views_of
 from consumer.rebuild.shadow import GENERATION, OLD, SHADOW, reached
 from consumer.store import suppressions
 from consumer.store.ledger import LIVE
@@ -36,8 +37,6 @@ class _NotReached(Exception):  # noqa: N818  an attempt's outcome
 
 async def _try_swap(operation: Operation) -> float:
     database = operation.database
-    views = await _views(operation)
-    grants = await _grants(operation)
     started_at = time.monotonic()
     async with database.transaction():
         await database.execute(f"SET LOCAL lock_timeout = '{int(SWAP_LOCK_TIMEOUT_S * 1000)}ms'")
@@ -48,6 +47,9 @@ async def _try_swap(operation: Operation) -> float:
         await suppressions.lock(database)
         tables = ", ".join(f"{schema}.{name}" for name in ANALYTICS_TABLES for schema in ("public", SHADOW))
         await database.execute(f"LOCK TABLE {tables} IN ACCESS EXCLUSIVE MODE")
+        await refuse_what_would_be_lost(operation)  # what was made since the start, too
+        views, settings = await views_of(operation), await settings_of(operation)
+        statistics = await statistics_of(operation, OLD)
         for name in ANALYTICS_TABLES:  # erased since it was filled, by a role that could not reach it
             await database.execute(
                 f"""
@@ -64,7 +66,7 @@ async def _try_swap(operation: Operation) -> float:
             await database.execute(f"ALTER TABLE public.{name} SET SCHEMA {OLD}")
             await database.execute(f"ALTER TABLE {SHADOW}.{name} SET SCHEMA public")
             await database.execute(f"ALTER TABLE public.{name} OWNER TO {_quoted(owner)}")
-        for statement in (*grants, *views):
+        for statement in (*settings, *views, *statistics):
             await database.execute(statement)
         await _promote_lines(operation)
         await database.execute(f"DROP SCHEMA {SHADOW}")
@@ -108,43 +110,6 @@ async def _promote_lines(operation: Operation) -> None:
         GENERATION,
         operation.topic,
     )
-
-
-async def _views(operation: Operation) -> list[str]:
-    """Statements that bind the live tables' views to the new ones; made while the old names still resolve."""
-    rows = await operation.database.fetch(
-        """
-        SELECT DISTINCT view.oid::regclass::text AS name, pg_get_viewdef(view.oid) AS definition,
-            coalesce('WITH (' || array_to_string(view.reloptions, ', ') || ')', '') AS options
-        FROM pg_class AS view JOIN pg_rewrite AS rule ON rule.ev_class = view.oid
-        JOIN pg_depend AS depends ON depends.objid = rule.oid
-        WHERE view.relkind = 'v' AND depends.refobjid
-            = ANY (SELECT to_regclass('public.' || name)::oid FROM unnest($1::text[]) AS name)
-        """,
-        list(ANALYTICS_TABLES),
-    )
-    return [f"CREATE OR REPLACE VIEW {row['name']} {row['options']} AS {row['definition']}" for row in rows]
-
-
-async def _grants(operation: Operation) -> list[str]:
-    """The live tables' grants, on the whole and on columns, for the new ones."""
-    rows = await operation.database.fetch(
-        """
-        SELECT class.relname AS name, acl.privilege_type AS privilege, given.columns, acl.is_grantable,
-            CASE acl.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(acl.grantee)) END AS grantee
-        FROM pg_class AS class CROSS JOIN LATERAL (
-            SELECT class.relacl AS acl, '' AS columns
-            UNION ALL SELECT attacl, ' (' || quote_ident(attname) || ')' FROM pg_attribute WHERE attrelid = class.oid
-        ) AS given CROSS JOIN aclexplode(given.acl) AS acl
-        WHERE class.oid = ANY (SELECT to_regclass('public.' || name)::oid FROM unnest($1::text[]) AS name)
-        """,
-        list(ANALYTICS_TABLES),
-    )
-    return [
-        f"GRANT {row['privilege']}{row['columns']} ON public.{row['name']} TO {row['grantee']}"
-        + (" WITH GRANT OPTION" if row["is_grantable"] else "")
-        for row in rows
-    ]
 
 
 def _quoted(name: str) -> str:

@@ -1,6 +1,6 @@
 """Connections to Postgres with every timeout spelled out, and the fate of each of its errors."""
 
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import Enum
 from weakref import WeakSet
 
@@ -12,6 +12,7 @@ CONNECT_TIMEOUT_S = 5.0
 STATEMENT_TIMEOUT_S = 30
 LOCK_TIMEOUT_S = 5
 IDLE_IN_TRANSACTION_TIMEOUT_S = 8  # a zombie frozen inside its transaction holds the ledger's lock no longer
+CLOCK_SKEW_S_MAX = 60.0
 _2000_US = 946_684_800_000_000  # Postgres counts from there
 
 
@@ -76,6 +77,39 @@ def open_connections() -> int:
 DATABASE_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError)
 
 
+async def why_not_writable(connection: asyncpg.Connection) -> str:
+    """In words, "" when rows can be written as far as the server's own settings tell."""
+    if await connection.fetchval("SELECT pg_is_in_recovery()"):
+        return f"a standby: {explained('25006')}"
+    if await connection.fetchval("SELECT current_setting('transaction_read_only')::bool"):
+        return explained("25006")
+    return ""
+
+
+async def clock_skew_s(connection: asyncpg.Connection) -> float:
+    """How far the server's clock is ahead of this host's, to within the time of a round trip."""
+    before = datetime.now(UTC)
+    theirs: datetime = await connection.fetchval("SELECT clock_timestamp()")
+    after = datetime.now(UTC)
+    if before <= theirs <= after:
+        return 0.0
+    return (theirs - after).total_seconds() if theirs > after else (theirs - before).total_seconds()
+
+
+async def check_clock(connection: asyncpg.Connection) -> None:
+    """Before rows are deleted or left out for their age: whoever of the two is wrong, nothing is.
+
+    Raises:
+        ClocksDiffer
+    """
+    if abs(await clock_skew_s(connection)) > CLOCK_SKEW_S_MAX:
+        raise ClocksDiffer("clocks differ")
+
+
+class ClocksDiffer(asyncpg.InterfaceError):
+    """This host and Postgres differ by more than CLOCK_SKEW_S_MAX about what time it is."""
+
+
 class Fate(Enum):
     """What an error of the database means for the batch that met it."""
 
@@ -94,6 +128,55 @@ _TRANSIENT_TOO = ("42P01", "42703", "42501", "0A000", "3F000")
 _POISON = ("22", "23502", "23514", "23505", "54001", "54000")
 # What asyncpg's encoders raise on a value that does not fit its column.
 ENCODER_ERRORS = (asyncpg.DataError, UnicodeEncodeError, OverflowError, TypeError, ValueError)
+
+
+# What an operator must know of an error, by SQLSTATE: its name, and what to do.
+_EXPLAINED = {
+    "42P01": ("not migrated, a table is missing", "run `alembic upgrade head`"),
+    "42703": ("not migrated, a column is missing", "run `alembic upgrade head`"),
+    "3F000": ("not migrated, a schema is missing", "run `alembic upgrade head`"),
+    "42501": ("no right", "`consumer doctor` names the missing grant; deploy/postgres/roles.sql gives them all"),
+    "25006": ("read-only", "the server is a standby or set to read-only: connect to the primary, or end read-only"),
+    "55P03": ("lock timeout", "another session holds a lock: `consumer doctor` names it. End it, then try again"),
+    "40P01": ("deadlock", "try again"),
+    "40001": ("serialization failure", "try again"),
+    "53100": ("disk full", "make room on the server's volume; docs/operate.md says how"),
+    "53200": ("out of memory", "give the server more memory, or lower CONSUMER_BATCH_ROWS"),
+    "53300": ("too many connections", "raise max_connections, or stop some clients"),
+    "57014": ("statement timeout", "the server is slow or busy: `consumer doctor` names who holds locks"),
+    "25P03": ("transaction idle for too long", "try again"),
+    "28P01": ("wrong password", "check ANALYTICS_DATABASE_URL"),
+    "28000": ("login refused", "check the user, pg_hba.conf and sslmode"),
+    "3D000": ("no such database", "check the name in ANALYTICS_DATABASE_URL, or create it"),
+    "57P03": ("starting up or shutting down", "wait"),
+    "57P01": ("shut down", "start the server"),
+    "ClocksDiffer": (
+        "the clocks of this host and of Postgres are more than a minute apart",
+        "run NTP on both; until then nothing expires and nobody is erased",
+    ),
+    "08P01": ("protocol violation", "is a connection pooler between? docs/scaling.md says which modes work"),
+}
+_OUT_OF_REACH = ("08", "28", "3D000", "57P", "53300")
+
+
+def error_name(error: BaseException) -> str:
+    """The SQLSTATE, else the type; never the text, which repeats the data."""
+    return getattr(error, "sqlstate", None) or type(error).__name__
+
+
+def explained(name: str) -> str:
+    """A name of `error_name` in words, with what to do."""
+    if name not in _EXPLAINED:
+        return name
+    meaning, remedy = _EXPLAINED[name]
+    return f"{meaning} ({name if name.isalpha() else f'SQLSTATE {name}'}): {remedy}"
+
+
+def is_out_of_reach(error: BaseException) -> bool:
+    """Whether there is no working connection, rather than a server that refused a statement."""
+    if isinstance(error, asyncpg.PostgresError):
+        return (error.sqlstate or "").startswith(_OUT_OF_REACH)
+    return not isinstance(error, (*ENCODER_ERRORS, ClocksDiffer))
 
 
 def fate_of(error: BaseException) -> Fate:

@@ -66,7 +66,7 @@ async def insert(connection: Connection, topic_id: UUID, letters: Collection[Dea
                 letter.record.key,
                 letter.record.value,
                 _headers_json(letter.record.headers),
-                _time(letter.record.timestamp),
+                time_of(letter.record.timestamp),
                 letter.reason,
             )
             for letter in letters
@@ -97,8 +97,8 @@ async def mark_redriven(connection: Connection, moves: Iterable[Move], topic: st
     )
 
 
-def _time(timestamp_ms: int) -> datetime | None:
-    """None for what is no time: before 1970, as of a record without one, or past what a timestamp can hold."""
+def time_of(timestamp_ms: int) -> datetime | None:
+    """A record's time; None before 1970, as of a record without one, and past what a timestamp can hold."""
     try:
         return EPOCH + timedelta(milliseconds=timestamp_ms) if timestamp_ms >= 0 else None
     except OverflowError:

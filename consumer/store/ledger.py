@@ -7,14 +7,17 @@ that lost its partition moves nothing and writes nothing.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from uuid import UUID
+from datetime import datetime
+from typing import Literal
+from uuid import UUID, uuid4
 
 from asyncpg import Connection
 
-from consumer.store.schema import FATES
+from consumer.store.schema import FATES, LINE_COLUMNS
 from shared.errors import Transient
 
 LIVE = "live"
+GapReason = Literal["retention", "truncated"]
 
 
 class Fenced(Transient):
@@ -31,7 +34,9 @@ class Line:
     topic_id: UUID
     epoch: int
     next_offset: int
-    last_record_hash: bytes | None = None
+    last_record_hash: bytes | None = None  # SHA-256 of the value of the record before next_offset; None: unknown
+    last_record_time: datetime | None = None
+    leader_epoch: int | None = None  # under which that record was read, or an earlier one wrote it
 
 
 @dataclass(slots=True)
@@ -40,7 +45,8 @@ class Move:
 
     line: Line
     next_offset: int
-    last_record_hash: bytes | None = None  # kept where the topic has no id
+    last_record_hash: bytes | None = None
+    last_record_time: datetime | None = None
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(FATES, 0))
 
     def settle(self) -> int:
@@ -68,7 +74,8 @@ class Ledger:
         """The lines that exist, by partition."""
         found = await connection.fetch(
             """
-            SELECT partition, topic_id, epoch, next_offset, last_record_hash FROM ingest.partition_offsets
+            SELECT partition, topic_id, epoch, next_offset, last_record_hash, last_record_time, leader_epoch
+            FROM ingest.partition_offsets
             WHERE generation = $1 AND topic = $2 AND partition = ANY($3::int[])
             """,
             self.generation,
@@ -137,9 +144,12 @@ class Ledger:
             f"""
             UPDATE ingest.partition_offsets AS line
             SET next_offset = move.next_offset, last_record_hash = move.last_record_hash,
+                last_record_time = move.last_record_time, leader_epoch = move.leader_epoch,
                 {", ".join(f"{fate} = line.{fate} + move.{fate}" for fate in FATES)}
-            FROM unnest($3::int[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bytea[], {_COUNT_ARRAYS})
-                AS move (partition, epoch, from_offset, next_offset, last_record_hash, {", ".join(FATES)})
+            FROM unnest($3::int[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bytea[], $8::timestamptz[], $9::int[],
+                {_COUNT_ARRAYS})
+                AS move (partition, epoch, from_offset, next_offset, last_record_hash, last_record_time, leader_epoch,
+                    {", ".join(FATES)})
             WHERE line.generation = $1 AND line.topic = $2 AND line.partition = move.partition
                 AND line.epoch = move.epoch AND line.next_offset = move.from_offset
             """,  # noqa: S608  FATES are our own column names
@@ -150,6 +160,8 @@ class Ledger:
             [move.line.next_offset for move in settled],
             [move.next_offset for move in settled],
             [move.last_record_hash for move in settled],
+            [move.last_record_time for move in settled],
+            [move.line.leader_epoch for move in settled],
             *([move.counts[fate] for move in settled] for fate in FATES),
         )
         if int(status.rpartition(" ")[2]) < len(settled):
@@ -166,7 +178,7 @@ class Ledger:
                     UUID(int=0),
                 )
 
-    async def pass_gap(self, connection: Connection, line: Line, first_offset: int, reason: str) -> None:
+    async def pass_gap(self, connection: Connection, line: Line, first_offset: int, reason: GapReason) -> None:
         """Move a line over offsets that the topic no longer has, and write down which.
 
         Raises:
@@ -177,17 +189,85 @@ class Ledger:
         async with connection.transaction():
             await self.lock(connection, [line])
             await self.move(connection, [move])
-            await connection.execute(
-                """
-                INSERT INTO ingest.gaps (topic, partition, from_offset, to_offset, reason)
-                VALUES ($1, $2, $3, $4, $5)
-                """,
-                self.topic,
-                line.partition,
-                line.next_offset,
-                first_offset,
-                reason,
-            )
+            await self._note_gap(connection, line.partition, (line.next_offset, first_offset), reason)
+
+    async def _note_gap(
+        self, connection: Connection, partition: int, offsets: tuple[int, int], reason: GapReason
+    ) -> None:
+        """`offsets`: the first that is gone, and the first that is there again."""
+        await connection.execute(
+            """
+            INSERT INTO ingest.gaps (topic, partition, from_offset, to_offset, reason)
+            VALUES ($1, $2, $3, $4, $5)
+            """,
+            self.topic,
+            partition,
+            *offsets,
+            reason,
+        )
+
+    async def turn_back(self, connection: Connection, line: Line, restart_at: int) -> None:
+        """Begin a line anew at `restart_at`, because the topic may have lost its records from there on.
+
+        The old line goes to ledger_history. Dead letters from there on may be of records that are gone: they get a
+        topic id of their own, so that the records now at these offsets can become dead letters too.
+
+        Raises:
+            Fenced: the line has moved meanwhile.
+        """
+        async with connection.transaction():
+            await self.lock(connection, [line])
+            await self.end(connection, [line.partition], "truncated")
+            await self.restart(connection, line.topic_id, {line.partition: restart_at})
+            if self.generation == LIVE:  # a rebuild reads the same topic, and one gap is one row
+                await self._note_gap(connection, line.partition, (restart_at, line.next_offset), "truncated")
+                await connection.execute(
+                    """
+                    UPDATE ingest.dead_letters SET topic_id = $1
+                    WHERE topic_id = $2 AND topic = $3 AND partition = $4 AND "offset" >= $5
+                    """,
+                    uuid4(),
+                    line.topic_id,
+                    self.topic,
+                    line.partition,
+                    restart_at,
+                )
+
+    async def end(self, connection: Connection, partitions: Iterable[int], reason: str) -> None:
+        """Copy the lines to ledger_history as they are."""
+        columns = ", ".join(LINE_COLUMNS)
+        await connection.execute(
+            f"""
+            INSERT INTO ingest.ledger_history ({columns}, reason)
+            SELECT {columns}, $4 FROM ingest.partition_offsets
+            WHERE generation = $1 AND topic = $2 AND partition = ANY($3::int[]) ORDER BY partition
+            """,  # noqa: S608  our own column names
+            self.generation,
+            self.topic,
+            list(partitions),
+            reason,
+        )
+
+    async def restart(self, connection: Connection, topic_id: UUID, offsets: Mapping[int, int]) -> None:
+        """Begin the partitions' lines anew at these offsets: counts 0, epoch + 1. Makes lines that are missing."""
+        await connection.execute(
+            f"""
+            INSERT INTO ingest.partition_offsets AS line
+                (generation, topic, partition, topic_id, epoch, first_offset, next_offset)
+            SELECT $1, $2, partition, $3, 0, target, target
+            FROM unnest($4::int[], $5::bigint[]) AS new (partition, target) ORDER BY partition
+            ON CONFLICT (generation, topic, partition) DO UPDATE SET
+                topic_id = EXCLUDED.topic_id, epoch = line.epoch + 1,
+                first_offset = EXCLUDED.first_offset, next_offset = EXCLUDED.next_offset,
+                last_record_hash = NULL, last_record_time = NULL, leader_epoch = NULL,
+                {", ".join(f"{fate} = 0" for fate in FATES)}
+            """,  # noqa: S608  our own column names
+            self.generation,
+            self.topic,
+            topic_id,
+            list(offsets.keys()),
+            list(offsets.values()),
+        )
 
 
-_COUNT_ARRAYS = ", ".join(f"${8 + position}::bigint[]" for position in range(len(FATES)))
+_COUNT_ARRAYS = ", ".join(f"${10 + position}::bigint[]" for position in range(len(FATES)))

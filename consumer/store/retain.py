@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import structlog
 from asyncpg import Connection
 
-from consumer.store.database import DATABASE_ERRORS, connect
+from consumer.store.database import DATABASE_ERRORS, check_clock, connect
 from consumer.store.schema import ANALYTICS_TABLES
 from shared.lifecycle import wait_for
 from shared.logs import error_facts
@@ -50,10 +50,17 @@ async def retain(
 ) -> dict[str, int]:
     """Delete rows by their timestamp and dead letters by their record time; how many, by table.
 
-    Each batch is its own transaction, so it may be interrupted at any time and done again.
+    Each batch is its own transaction, so it may be interrupted at any time and done again. A dead letter without a
+    record time counts from when it was first seen.
+
+    Raises:
+        ClocksDiffer: nothing was deleted.
     """
+    if not dry_run:
+        await check_clock(connection)
     until = datetime.now(UTC) - timedelta(days=days)
-    sources = {f"public.{table}": "timestamp" for table in ANALYTICS_TABLES} | {"ingest.dead_letters": "record_time"}
+    sources = {f"public.{table}": "timestamp" for table in ANALYTICS_TABLES}
+    sources["ingest.dead_letters"] = "coalesce(record_time, first_seen_at)"
     deleted = {}
     for table, column in sources.items():
         name = table.partition(".")[2]

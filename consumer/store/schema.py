@@ -171,9 +171,9 @@ def _line(*, primary_key: bool) -> list[Column[Any]]:
         _count("suppressed", "Records of an erased subject"),
         _count("expired", "Records past their retention"),
         _count("skipped", "Tombstones, offsets without a record, offsets lost to retention"),
-        Column(
-            "last_record_hash", LargeBinary, comment="SHA-256 of the record before next_offset, if topic_id is zeros"
-        ),
+        Column("last_record_hash", LargeBinary, comment="SHA-256 of the value of the last settled record"),
+        Column("last_record_time", DateTime(timezone=True), comment="When the receiver got the last settled record"),
+        Column("leader_epoch", Integer, comment="Kafka leader epoch under which the last settled record was read"),
     ]
 
 
@@ -196,7 +196,7 @@ ledger_history = Table(
     Column("ended_at", DateTime(timezone=True), nullable=False, server_default=text("now()"), comment="When it ended"),
     Column("reason", Text, nullable=False, comment="What ended it"),
     schema="ingest",
-    comment="Lines of the ledger that a rewind, an adoption or a swap has ended",
+    comment="Lines of the ledger that a rewind, an adoption, a swap or a truncated topic has ended",
 )
 
 gaps = Table(
@@ -207,12 +207,13 @@ gaps = Table(
     Column("partition", Integer, nullable=False, comment="Kafka partition"),
     Column("from_offset", BigInteger, nullable=False, comment="First offset that is gone"),
     Column("to_offset", BigInteger, nullable=False, comment="First offset that is there again"),
-    Column("reason", Text, nullable=False, comment="retention, or what an operator did"),
+    Column("reason", Text, nullable=False, comment="retention, or truncated"),
     Column(
         "seen_at", DateTime(timezone=True), nullable=False, server_default=text("now()"), comment="When it was found"
     ),
+    Column("acknowledged_at", DateTime(timezone=True), comment="When an operator took note of it"),
     schema="ingest",
-    comment="Offsets that retention or an operator took away before they were read",
+    comment="Offsets that retention took away before they were read, or that the topic lost after they were read",
 )
 
 dead_letters = Table(
@@ -246,6 +247,24 @@ suppressions = Table(
     comment="Erased subjects, so that no replay brings them back",
 )
 
+erasures = Table(
+    "erasures",
+    metadata,
+    Column("kind", Text, primary_key=True, comment="user or organization"),
+    Column("hash", Text, primary_key=True, comment="Hash of the erased id"),
+    Column("erased_at", DateTime(timezone=True), nullable=False, comment="Rows and dead letters up to then go"),
+    Column(
+        "started_at", DateTime(timezone=True), nullable=False, server_default=text("now()"), comment="When it began"
+    ),
+    _count("deleted", "Rows and dead letters deleted so far"),
+    Column("done_at", DateTime(timezone=True), comment="When nothing was left to delete; null while under way"),
+    CheckConstraint("kind IN ('user', 'organization')", name="kind_is_known"),
+    schema="ingest",
+    comment="The deletions that suppressions ask for, with their progress",
+)
+
+# An upsert never replaces these by NULL: what an earlier version of a span told is still known.
+KEPT_COLUMNS = ("user_id", "organization_id", "session_id")
 Row = tuple[Any, ...]
 INDEX = {
     name: {column.name: index for index, column in enumerate(table.columns)} for name, table in ANALYTICS_TABLES.items()

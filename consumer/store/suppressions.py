@@ -1,32 +1,22 @@
 """Erased subjects: what they had sent until then is not stored again, whoever reads it from where.
 
 The topic of erasures is the truth, because it outlives a restored backup of the database; the table
-`ingest.suppressions` is what transactions read. `adopt` brings the table up to the topic.
+`ingest.suppressions` is what transactions read, and `erasures` deletes what they ask for.
 
-Lock order: a writer's transaction reads the table, and so shares its lock until the commit; an erasure takes
-the lock for itself. So it waits for the batches in flight, deletes what they stored, and every later batch
-sees it.
+Lock order: a writer's transaction shares the table's lock until the commit; an erasure takes the lock for itself
+while it writes the suppression. So it waits for the batches in flight, and every later batch sees it.
 """
 
-import asyncio
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
 from typing import Any, Literal, NamedTuple, Protocol
 
-from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka import ConsumerRecord
 from asyncpg import Connection
 
-from consumer.store.schema import ANALYTICS_TABLES, at, us_of
-from shared.broker import KAFKA_ERRORS, new_consumer
-from shared.errors import BrokerUnavailable, WrongTopic
-from shared.lifecycle import ended
-from shared.settings import KafkaSettings
+from consumer.store.schema import at, us_of
 
 Kind = Literal["user", "organization"]
 COLUMN: dict[Kind, str] = {"user": "user_id", "organization": "organization_id"}
-READ_TIMEOUT_S = 30.0
-STOP_TIMEOUT_S = 5.0
 
 
 class Subject(NamedTuple):
@@ -50,151 +40,28 @@ class OfSubjects(Protocol):
     def timestamp_us(self) -> int: ...
 
 
-def encode(subject: Subject, erased_at_us: int) -> tuple[bytes, bytes]:
-    """Key and value of a record in the topic of erasures."""
-    value = {"kind": subject.kind, "hash": subject.hash, "erased_at_us": erased_at_us}
-    return f"{subject.kind}:{subject.hash}".encode(), json.dumps(value, separators=(",", ":")).encode()
-
-
-def decode(value: bytes) -> tuple[Subject, int]:
-    """A subject and when it was erased, in microseconds since 1970 UTC.
-
-    Raises:
-        WrongTopic: this is no suppression. One that cannot be read must stop us, not be passed over.
-    """
-    try:
-        fields = json.loads(value)
-        kind, hashed, erased_at_us = fields["kind"], fields["hash"], fields["erased_at_us"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise WrongTopic("the topic of erasures holds a record that is none") from error
-    if kind not in COLUMN or not isinstance(hashed, str) or type(erased_at_us) is not int:
-        raise WrongTopic("the topic of erasures holds a record that is none")
-    return Subject(kind, hashed), erased_at_us
-
-
-class Topic:
-    """The topic of erasures, read to its end again and again; each time only what is new."""
-
-    def __init__(self, settings: KafkaSettings) -> None:
-        self._settings = settings
-        self._place = TopicPartition(settings.kafka_suppressions_topic, 0)
-        self._consumer: AIOKafkaConsumer | None = None
-        self._known: Suppressions = {}
-        self._turn = asyncio.Lock()  # several pipelines share it
-
-    async def read(self) -> Suppressions:
-        """Every erasure there is, with its latest date.
-
-        Raises:
-            BrokerUnavailable: the end was not reached. Nothing may be written then.
-        """
-        async with self._turn:
-            try:
-                await self._read_new()
-            except KAFKA_ERRORS as error:
-                await self.close()
-                raise BrokerUnavailable(f"suppressions: {type(error).__name__}") from error
-            return self._known.copy()
-
-    async def _read_new(self) -> None:
-        async with asyncio.timeout(READ_TIMEOUT_S):
-            if self._consumer is None:
-                self._consumer = new_consumer(self._settings, group=None)
-                await self._consumer.start()
-                self._consumer.assign([self._place])
-                first = await self._consumer.beginning_offsets([self._place])
-                self._consumer.seek(self._place, first[self._place])
-            end = (await self._consumer.end_offsets([self._place]))[self._place]
-            while await self._consumer.position(self._place) < end:
-                for records in (await self._consumer.getmany(self._place, timeout_ms=500)).values():
-                    for record in records:
-                        self._note(record)
-
-    def _note(self, record: ConsumerRecord) -> None:
-        if record.value is not None:
-            subject, erased_at_us = decode(record.value)
-            self._known[subject] = max(erased_at_us, self._known.get(subject, erased_at_us))
-
-    async def close(self) -> None:
-        if self._consumer is not None:
-            consumer, self._consumer = self._consumer, None
-            self._known = {}
-            await ended(consumer.stop(), STOP_TIMEOUT_S)
-
-
-async def adopt(connection: Connection, known: Mapping[Subject, int]) -> int:
-    """Add what the table lacks, and delete those subjects' older rows and dead letters, in one transaction.
-
-    How many suppressions were new. Idempotent.
-    """
-    lacking = await connection.fetch(
-        """
-        SELECT topic.kind, topic.hash, topic.erased_at
-        FROM unnest($1::text[], $2::text[], $3::timestamptz[]) AS topic (kind, hash, erased_at)
-        LEFT JOIN ingest.suppressions AS held USING (kind, hash)
-        WHERE held.erased_at IS NULL OR held.erased_at < topic.erased_at
-        """,
-        [subject.kind for subject in known],
-        [subject.hash for subject in known],
-        [at(erased_at_us) for erased_at_us in known.values()],
-    )
-    if lacking:
-        async with connection.transaction():
-            await lock(connection)
-            for kind, hashed, erased_at in lacking:
-                subject = Subject(kind, hashed)
-                await suppress(connection, subject, erased_at)
-                await delete_subject(connection, subject, until=erased_at)
-    return len(lacking)
+async def unpublished(connection: Connection, known: Mapping[Subject, int]) -> Suppressions:
+    """Those of the table that the topic lacks, or holds with an older date: it was lost, or cut short."""
+    held = await connection.fetch("SELECT kind, hash, erased_at FROM ingest.suppressions")
+    table = {Subject(row["kind"], row["hash"]): us_of(row["erased_at"]) for row in held}
+    return {subject: erased_at for subject, erased_at in table.items() if known.get(subject, -1) < erased_at}
 
 
 async def lock(connection: Connection) -> None:
-    """Wait for the batches in flight, and hold back new ones until the end of the transaction."""
-    await connection.execute("LOCK TABLE ingest.suppressions IN ACCESS EXCLUSIVE MODE")
+    """Wait for the batches in flight, and hold back new ones until the end of the transaction.
+
+    Readers and pg_dump are not in the way: they share no mode with this one.
+    """
+    await connection.execute("LOCK TABLE ingest.suppressions IN EXCLUSIVE MODE")
 
 
-async def suppress(connection: Connection, subject: Subject, erased_at: datetime) -> None:
-    """Write the suppression down; of two, the later date stays."""
-    await connection.execute(
-        """
-        INSERT INTO ingest.suppressions AS held (kind, hash, erased_at) VALUES ($1, $2, $3)
-        ON CONFLICT (kind, hash) DO UPDATE SET erased_at = greatest(held.erased_at, EXCLUDED.erased_at)
-        """,
-        subject.kind,
-        subject.hash,
-        erased_at,
-    )
-
-
-async def delete_subject(
-    connection: Connection, subject: Subject, *, until: datetime | None = None, schemas: Sequence[str] = ("public",)
-) -> dict[str, int]:
-    """Delete a subject's rows, with a timestamp up to `until` if given, and its dead letters; how many, by table."""
-    deleted: dict[str, int] = {}
-    for schema in schemas:
-        for name in ANALYTICS_TABLES:
-            status = await connection.execute(
-                f"""
-                DELETE FROM {schema}.{name}
-                WHERE {COLUMN[subject.kind]} = $1 AND ($2::timestamptz IS NULL OR timestamp <= $2)
-                """,  # noqa: S608  our own names
-                subject.hash,
-                until,
-            )
-            deleted[name] = deleted.get(name, 0) + int(status.rpartition(" ")[2])
-    status = await connection.execute(
-        """
-        DELETE FROM ingest.dead_letters
-        WHERE position(convert_to($1, 'UTF8') IN value) > 0 AND ($2::timestamptz IS NULL OR record_time <= $2)
-        """,
-        subject.hash,
-        until,
-    )
-    return {**deleted, "dead_letters": int(status.rpartition(" ")[2])}
+async def share(connection: Connection) -> None:
+    """Until the end of the transaction no erasure comes in between what it reads here and what it stores."""
+    await connection.execute("LOCK TABLE ingest.suppressions IN ROW SHARE MODE")
 
 
 async def among(connection: Connection, events: Iterable[OfSubjects]) -> Suppressions:
-    """The suppressions that any of these events may fall under. Shares the table's lock until the commit."""
+    """The suppressions that any of these events may fall under."""
     if not await connection.fetchval("SELECT EXISTS (SELECT 1 FROM ingest.suppressions)"):
         return {}
     subjects = {subject for event in events for subject in _subjects(event)}
@@ -228,7 +95,10 @@ def _subjects(event: OfSubjects) -> list[Subject]:
 
 
 async def suppressed_letters(connection: Connection, records: Sequence[ConsumerRecord]) -> set[tuple[int, int]]:
-    """Places of those records that no row can be made of, but that hold the hash of somebody erased since."""
+    """Places of those records that no row can be made of, but that hold the hash of somebody erased since.
+
+    A record without a time counts as received now.
+    """
     if not records:
         return set()
     found: list[Any] = await connection.fetch(
@@ -237,11 +107,11 @@ async def suppressed_letters(connection: Connection, records: Sequence[ConsumerR
         FROM unnest($1::int[], $2::bigint[], $3::bytea[], $4::timestamptz[])
             AS letter (partition, "offset", value, record_time)
         JOIN ingest.suppressions AS erased ON position(convert_to(erased.hash, 'UTF8') IN letter.value) > 0
-            AND letter.record_time <= erased.erased_at
+            AND coalesce(letter.record_time, now()) <= erased.erased_at
         """,
         [record.partition for record in records],
         [record.offset for record in records],
         [record.value for record in records],
-        [at(record.timestamp * 1000) for record in records],
+        [at(record.timestamp * 1000) if record.timestamp >= 0 else None for record in records],
     )
     return {(row["partition"], row["offset"]) for row in found}

@@ -8,6 +8,7 @@ has written until then is WAL for nothing, so a few ids of each set are looked u
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import asyncpg
 from sqlalchemy import Table
@@ -15,7 +16,7 @@ from sqlalchemy import Table
 from consumer.pipeline.batch import Decoded, Written, partition_of
 from consumer.store.database import DATABASE_ERRORS, ENCODER_ERRORS, Fate, fate_of
 from consumer.store.dead_letters import DeadLetter
-from consumer.store.schema import ANALYTICS_TABLES
+from consumer.store.schema import ANALYTICS_TABLES, KEPT_COLUMNS, Row
 
 STAGED_SETS = 20  # after a row that was there already, before the straight way is tried again
 SAMPLED_IDS = 16
@@ -73,7 +74,7 @@ class Upsert:
         if self._staged_left[table]:
             self._staged_left[table] -= 1
             return None
-        latest = {decoded.row[0]: decoded for decoded in rows}
+        latest = latest_rows(table, rows)
         sample = list(latest)[:: len(latest) // SAMPLED_IDS + 1]
         if await connection.fetchval(self._is_any_there[table], sample):
             self._staged_left[table] = STAGED_SETS
@@ -84,25 +85,48 @@ class Upsert:
                     table,
                     schema_name=self._schema,
                     columns=_COLUMNS[table],
-                    records=[each.row for each in latest.values()],
+                    records=[row for row, _ in latest.values()],
                 )
         except (*DATABASE_ERRORS, *ENCODER_ERRORS) as error:
             if fate_of(error) is not Fate.POISON:  # a unique violation is one, here
                 raise
             self._staged_left[table] = STAGED_SETS
             return None
-        return Counter(map(partition_of, latest.values()))
+        return Counter(partition for _, partition in latest.values())
 
     async def _upsert(self, connection: asyncpg.Connection, table: str, rows: Sequence[Decoded]) -> Counter[int]:
         """How many rows are new, by partition. Of two versions of a row in `rows` the later one is written."""
-        latest = {decoded.row[0]: (*decoded.row, decoded.record.partition) for decoded in rows}
+        staged = [(*row, partition) for row, partition in latest_rows(table, rows).values()]
         await connection.copy_records_to_table(
-            f"stage_{table}", columns=[*_COLUMNS[table], "kafka_partition"], records=latest.values()
+            f"stage_{table}", columns=[*_COLUMNS[table], "kafka_partition"], records=staged
         )  # by name: a migration to come may add columns that this code does not know
         found = await connection.fetch(self._sql[table])
         return Counter({row["kafka_partition"]: row["count"] for row in found})
 
 
+def latest_rows(table: str, rows: Sequence[Decoded]) -> dict[Any, tuple[Row, int]]:
+    """By id, the last version of each row and its partition; an id that it lacks comes from an earlier version."""
+    latest: dict[Any, tuple[Row, int]] = {each.row[0]: (each.row, each.record.partition) for each in rows}
+    if len(latest) == len(rows):
+        return latest
+    kept_at = _KEPT_AT[table]
+    merged: dict[Any, tuple[Row, int]] = {}
+    for each in rows:
+        row = each.row
+        if earlier := merged.get(row[0]):
+            values = list(row)
+            for at in kept_at:
+                if values[at] is None:
+                    values[at] = earlier[0][at]
+            row = tuple(values)
+        merged[row[0]] = (row, each.record.partition)
+    return merged
+
+
+_KEPT_AT = {
+    name: [index for index, column in enumerate(table.columns) if column.name in KEPT_COLUMNS]
+    for name, table in ANALYTICS_TABLES.items()
+}
 _COLUMNS = {name: [column.name for column in table.columns] for name, table in ANALYTICS_TABLES.items()}
 
 
@@ -125,6 +149,11 @@ def _upsert_sql(schema: str, table: Table) -> str:
     """
     columns = [column.name for column in table.columns]
     values = columns[1:]
+
+    def over(new: str, old: str) -> list[str]:
+        """The values of a version `new` over those of `old`."""
+        return [f"coalesce({new}.{name}, {old}.{name})" if name in KEPT_COLUMNS else f"{new}.{name}" for name in values]
+
     return f"""
         WITH written AS (
             INSERT INTO {schema}.{table.name} AS live ({", ".join(columns)})
@@ -132,12 +161,12 @@ def _upsert_sql(schema: str, table: Table) -> str:
             WHERE NOT EXISTS (
                 SELECT 1 FROM {schema}.{table.name} AS same
                 WHERE same.id = stage.id AND ({", ".join(f"same.{name}" for name in values)})
-                    IS NOT DISTINCT FROM ({", ".join(f"stage.{name}" for name in values)})
+                    IS NOT DISTINCT FROM ({", ".join(over("stage", "same"))})
             )
             ORDER BY id
-            ON CONFLICT (id) DO UPDATE SET {", ".join(f"{name} = EXCLUDED.{name}" for name in values)}
+            ON CONFLICT (id) DO UPDATE SET ({", ".join(values)}) = ROW({", ".join(over("EXCLUDED", "live"))})
             WHERE ({", ".join(f"live.{name}" for name in values)})
-                IS DISTINCT FROM ({", ".join(f"EXCLUDED.{name}" for name in values)})
+                IS DISTINCT FROM ({", ".join(over("EXCLUDED", "live"))})
             RETURNING id, xmax = 0 AS is_new
         )
         SELECT kafka_partition, count(*) FROM stage_{table.name} JOIN written USING (id) WHERE is_new GROUP BY 1

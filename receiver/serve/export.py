@@ -21,6 +21,7 @@ from receiver.serve.call import Call
 from receiver.serve.course import Course
 from receiver.serve.replies import Draining, KeyRefused, Reply
 from receiver.serve.turns import Turns
+from receiver.serve.unfinished import Unfinished
 from receiver.settings import ReceiverSettings
 from receiver.translate.engine import Engine, Translation
 from shared.logs import error_facts
@@ -36,6 +37,7 @@ CALLS_MAX = 4_000  # in all, whatever they wait for; each holds some 10 KiB besi
 REPLY_MARGIN_S = 0.3  # so that our reply and not the client's own deadline is what the client sees
 SLICE_S = 0.005  # what any request may wait for in each round
 MIDDLING_SLICES = 10  # 50 ms, or about two thousand events
+TRANSLATION_SHARE = 0.5  # of an attempt's time, at most; the rest is for the broker
 RETRY_AFTER_S = (1.0, 30.0)  # bounds; the Collector gives up when a delay leads past its 300 s
 
 
@@ -79,6 +81,7 @@ class Export:
         self._budget = budget
         self._engine = engine
         self._publisher = publisher
+        self._unfinished = Unfinished(budget, bytes_max=settings.max_inflight_bytes)
         self._turns = turns
         self._middling_turns = Turns()
         self._long_turns = Turns()
@@ -157,16 +160,28 @@ class Export:
         """Translate the whole request, then put its events into batches: nothing of it is published before that."""
         received_at_ms = time.time_ns() // 1_000_000
         async with self._turns.turn(call.peer):
-            translation = self._engine.open(body)
+            translation = self._unfinished.take(body) or self._engine.open(body)
         tally.spans = translation.spans
         if not self._settings.telemetry_enabled:
             tally.ignored["telemetry_disabled"] = translation.spans
             return
         with self._budget.charging() as charge:
-            await self._translate(translation, charge, call)
+            try:
+                await self._translate_in_time(translation, charge, call)
+            except (asyncio.CancelledError, TimeoutError):  # the sender's next attempt goes on from here
+                self._unfinished.keep(body, translation)
+                metrics.requests_unfinished.inc()
+                raise
             tally.take(translation)
             if tally.published:
                 tally.batches = self._publisher.append(translation, received_at_ms=received_at_ms)
+
+    async def _translate_in_time(self, translation: Translation, charge: Callable[[int], None], call: Call) -> None:
+        """Raises TimeoutError when too little time is left to publish: late, it would be published again."""
+        started_at = time.monotonic()
+        await self._translate(translation, charge, call)
+        if time.monotonic() - started_at > TRANSLATION_SHARE * self._reply_within_s(call):
+            raise TimeoutError
 
     async def _translate(self, translation: Translation, charge: Callable[[int], None], call: Call) -> None:
         """Small requests overtake larger ones, and larger ones go one after another.

@@ -27,6 +27,7 @@ _INVISIBLE = re.compile(
     "\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]+"
 )
 # NFKC leaves these; a reader, and a name server, take them for the plain ones.
+_LONG = str.maketrans({"\ufdfa": "\ufffd", "\ufdfb": "\ufffd"})  # 18 and 8 letters each; no other has more than 6
 _ALIKE = str.maketrans({"\u3002": ".", "\u2010": "-", "\u2011": "-", "\u2012": "-", "\u2013": "-", "\u2212": "-"})
 
 
@@ -55,7 +56,7 @@ def may_change(text: str) -> bool:
 def _visible(text: str) -> str:
     if text.isascii():
         return text
-    return _INVISIBLE.sub("", normalize("NFKC", text)[:_CHARS_MAX]).translate(_ALIKE)
+    return _INVISIBLE.sub("", normalize("NFKC", text.translate(_LONG))[:_CHARS_MAX]).translate(_ALIKE)
 
 
 def _decoded(text: str) -> str:

@@ -53,7 +53,7 @@ def clean(text: str, addresses: Addresses = "all") -> Cleaned:
     rest = without_query(text)
     if rest == text and normal != text and (plain := without_query(normal)) != normal:
         rest = plain
-    rule = secret_in(rest, addresses)
+    rule = _rule_of(rest, normal, addresses) if rest == text else secret_in(rest, addresses)
     lost_query = rest != text
     return Cleaned(REDACTED if rule or (lost_query and not rest) else rest, rule, lost_query)
 
@@ -75,12 +75,12 @@ def without_query(text: str) -> str:
 
 def secret_in(text: str, addresses: Addresses = "all") -> SecretRule | None:
     """Which rule finds a secret in the text, as it is or in its normal form."""
-    if _is_harmless(text):
-        return None
+    return None if _is_harmless(text) else _rule_of(text, normal_form(text), addresses)
+
+
+def _rule_of(text: str, normal: str, addresses: Addresses) -> SecretRule | None:
     rule = _secret_in(text, addresses)
-    if rule is None and (normal := normal_form(text)) != text:
-        rule = _secret_in(normal, addresses)
-    return rule
+    return rule if rule is not None or normal == text else _secret_in(normal, addresses)
 
 
 def _is_harmless(text: str) -> bool:
@@ -191,8 +191,10 @@ def _numbers(groups: list[str]) -> Iterator[str]:
 
 
 def _luhn(number: str) -> bool:
-    odd, even = number[-1::-2], number[-2::-2]
-    return (sum(map(int, odd)) + sum(sum(divmod(2 * int(digit), 10)) for digit in even)) % 10 == 0
+    return (sum(map(int, number[-1::-2])) + sum(map(int, number[-2::-2].translate(_DOUBLED)))) % 10 == 0
+
+
+_DOUBLED = str.maketrans("0123456789", "0246813579")  # the sum of the digits of twice the digit
 
 
 # ---- addresses

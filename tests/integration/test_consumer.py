@@ -3,6 +3,10 @@
 import random
 from typing import Any
 
+from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
+from aiokafka.structs import TopicPartition
+
+from support.command import answered
 from support.records import Made, made
 from support.stack import TABLES, Stack, eventually
 
@@ -86,6 +90,56 @@ async def test_a_row_that_is_there_already_among_fresh_ones_doubles_nothing_and_
     await assert_rows_are(stack, [*fresh, repeated, *more])
     ledger = await stack.ledger()
     assert (sum(line["stored"] for line in ledger), sum(line["duplicates"] for line in ledger)) == (501, 2)
+
+
+async def test_a_later_version_without_an_id_keeps_the_one_that_an_earlier_version_told(stack: Stack) -> None:
+    """A half of a trace that is sent again without its root names no user; the row must not forget them."""
+    generator = random.Random(23)
+    pairs = []
+    for table in TABLES:
+        for _ in range(4):
+            full = made(generator, table, user_id="a" * 16, organization_id="b" * 16)
+            full = Made(table, full.id, full.timestamp_us, {**full.columns, "deployment_type": "first"})
+            bare = {**full.columns, "organization_id": None, "deployment_type": "second"}
+            bare |= {} if table == "user_activity" else {"user_id": None}
+            bare |= {"session_id": None} if table == "user_activity" else {}
+            pairs.append((full, Made(table, full.id, full.timestamp_us, bare)))
+    pairs = [
+        (Made(full.table, full.id, full.timestamp_us, full.columns | session), bare)
+        for full, bare in pairs
+        for session in ({"session_id": "s-9"} if full.table == "user_activity" else {},)
+    ]
+    kept = ("user_id", "organization_id", "session_id")
+    expected = [
+        Made(
+            bare.table,
+            bare.id,
+            bare.timestamp_us,
+            bare.columns | {name: full.columns[name] for name in kept if name in full.columns},
+        )
+        for full, bare in pairs
+    ]
+    await stack.create_topic()
+    stack.consumer()
+    for full, _ in pairs[::2]:  # across batches
+        await stack.send(in_order([full]))
+    await stack.settled(6)
+    await stack.send(in_order([bare for _, bare in pairs[::2]]))
+    await stack.send(in_order([each for pair in pairs[1::2] for each in pair]))  # within one
+    await stack.settled(24)
+    await assert_rows_are(stack, expected)
+    assert all(map(is_balanced, await stack.ledger()))
+    await answered(stack, "rewind", "--to-start")
+    await stack.settled(24)
+    await assert_rows_are(stack, expected)
+    admin = AIOKafkaAdminClient(bootstrap_servers=stack.kafka.bootstrap_servers)
+    places = {full.partition() for full, _ in pairs[::2]}
+    await admin.start()  # the first versions of the first half are gone from the topic
+    await admin.delete_records({TopicPartition(stack.topic, place): RecordsToDelete(1) for place in places})
+    await admin.close()
+    done = await answered(stack, "rebuild", "--rate", "0")
+    assert (done["swapped"], done["differing"]) == (True, [])
+    await assert_rows_are(stack, expected)
 
 
 BAD_RECORDS: list[tuple[bytes, str]] = [

@@ -91,6 +91,38 @@ async def test_the_lag_metric_knows_how_old_the_oldest_waiting_record_is(stack: 
     await eventually(says_days, 60, "three days of lag")
 
 
+async def test_the_lag_of_a_quiet_partition_is_the_age_of_what_waits_and_not_of_what_went_before(stack: Stack) -> None:
+    """518,446 s was said instead of 43.7, and paged for a retention that was days away."""
+    await stack.create_topic(1, **{"retention.ms": "-1"})
+    day_ms = 86_400_000
+    consumer = stack.consumer()
+    await stack.send([(0, made(random.Random(9)).value)], timestamp_ms=int(time.time() * 1000) - 6 * day_ms)
+    await stack.settled(1)
+    blocking = await asyncpg.connect(stack.database_url)
+    await blocking.execute("BEGIN; LOCK TABLE user_activity, endpoint_usage, feature_usage IN ACCESS EXCLUSIVE MODE")
+    await stack.send([(0, made(random.Random(10)).value)], timestamp_ms=int(time.time() * 1000) - 40_000)
+    url = f"http://127.0.0.1:{consumer.port_of('CONSUMER_METRICS_PORT')}/metrics"
+
+    def told(name: str) -> float:
+        with urllib.request.urlopen(url, timeout=3) as answer:
+            found = re.search(rf"^{re.escape(name)} (\S+)", answer.read().decode(), re.MULTILINE)
+        return float(found.group(1)) if found else -1
+
+    async def says_seconds() -> bool:
+        return 40 <= await asyncio.to_thread(told, 'consumer_lag_seconds{partition="0"}') < 100
+
+    await eventually(says_seconds, 30, "some forty seconds of lag")
+    await asyncio.sleep(5)  # two more measurements
+    assert await says_seconds()
+    await blocking.close()
+    await stack.settled(2)
+
+    async def is_drained() -> bool:
+        return await asyncio.to_thread(told, "consumer_drain_seconds") == 0
+
+    await eventually(is_drained, 20, "nothing left to drain")
+
+
 async def test_a_server_out_of_reach_is_a_finding_of_doctor_and_audit_and_code_3_elsewhere(stack: Stack) -> None:
     """They are run because something is down."""
     settings = {"KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:9"}

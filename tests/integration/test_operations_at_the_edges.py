@@ -5,13 +5,16 @@ import json
 import os
 import random
 import time
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.structs import TopicPartition
 
+from consumer.store import database
+from consumer.store.database import ClocksDiffer, connect
+from consumer.store.retain import retain
 from support.command import answered, command, started
 from support.records import made
 from support.stack import Stack, eventually
@@ -124,6 +127,84 @@ async def test_a_rebuild_keeps_what_was_added_to_the_tables_or_refuses(stack: St
         "SELECT attname FROM pg_attribute WHERE attrelid = 'public.feature_usage'::regclass AND attacl IS NOT NULL"
     )
     assert {row["attname"] for row in granted} == {"action", "timestamp"}
+
+
+async def test_a_swap_keeps_settings_that_were_made_meanwhile_and_refuses_what_it_cannot_keep(stack: Stack) -> None:
+    """A policy that was made while the rebuild ran was gone afterwards, and a tenant saw every row."""
+    await stack.create_topic(partitions=1)
+    await stack.send([(0, made(random.Random(index)).value) for index in range(300)])
+    stack.consumer()
+    await stack.settled(300)
+    rebuild = await started(stack, "rebuild", "--rate", "100")
+
+    async def is_filling() -> bool:
+        return bool(await stack.fetch("SELECT 1 FROM ingest.partition_offsets WHERE generation = 'rebuild'"))
+
+    await eventually(is_filling, 30, "the rebuild under way")
+    code, _, err = await command(stack, "rewind", "--to-start")
+    assert (code, "rebuild is running" in err) == (1, True)
+    await stack.fetch("ALTER TABLE feature_usage ENABLE ROW LEVEL SECURITY")
+    await stack.fetch("CREATE POLICY tenants ON feature_usage USING (organization_id = current_user)")
+    _, err = await rebuild.communicate()
+    assert (rebuild.returncode, b"policy tenants" in err) == (1, True), err
+    assert b"swapping" in err
+    policies = "SELECT 1 FROM pg_policies WHERE schemaname = 'public'"
+    assert await stack.fetch(policies)
+    assert await stack.row_count() == 300
+    await stack.fetch("DROP POLICY tenants ON feature_usage")
+    await stack.fetch("ALTER TABLE feature_usage FORCE ROW LEVEL SECURITY")
+    await stack.fetch("ALTER TABLE feature_usage SET (fillfactor = 90)")
+    await stack.fetch("ALTER TABLE feature_usage ALTER COLUMN action SET STATISTICS 500")
+    await stack.fetch("ALTER TABLE feature_usage REPLICA IDENTITY FULL")
+    await stack.fetch("CREATE STATISTICS by_both (dependencies) ON action, feature_name FROM feature_usage")
+    await stack.fetch(
+        "CREATE FUNCTION one() RETURNS feature_usage LANGUAGE sql AS 'SELECT * FROM feature_usage LIMIT 1'"
+    )
+    code, _, err = await command(stack, "rebuild", "--resume", "--rate", "0")
+    assert (code, "function one" in err) == (1, True)
+    await stack.fetch("DROP FUNCTION one")
+    assert (await answered(stack, "rebuild", "--resume", "--rate", "0"))["swapped"]
+    [kept] = await stack.fetch(
+        """
+        SELECT relrowsecurity, relforcerowsecurity, relreplident, reloptions, (
+            SELECT attstattarget FROM pg_attribute WHERE attrelid = pg_class.oid AND attname = 'action') AS target
+        FROM pg_class WHERE oid = 'public.feature_usage'::regclass
+        """
+    )
+    assert (kept["relrowsecurity"], kept["relforcerowsecurity"], kept["relreplident"]) == (True, True, b"f")
+    assert (kept["reloptions"], kept["target"]) == (["fillfactor=90"], 500)
+    statistics = (
+        "SELECT stxrelid::regclass::text AS of FROM pg_statistic_ext WHERE stxnamespace = 'public'::regnamespace"
+    )
+    assert await stack.fetch(statistics) == [{"of": "feature_usage"}]
+    await stack.fetch("CREATE VIEW still_old AS SELECT count(*) FROM before_rebuild.feature_usage")
+    code, _, err = await command(stack, "rebuild", "--drop-old")
+    assert (code, "still_old" in err) == (1, True)
+    await stack.fetch("DROP VIEW still_old")
+    assert (await command(stack, "rebuild", "--drop-old"))[0] == 0
+
+
+async def test_nothing_expires_and_nobody_is_erased_while_two_clocks_differ(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host whose clock says next year would delete everything that is younger than RETENTION_DAYS."""
+    await stack.create_topic(partitions=1)
+    await stack.fetch(ANCIENT)
+    connection = await connect(stack.database_url, application_name="test")
+
+    class Ahead(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> "Ahead":
+            real = datetime.now(tz) + timedelta(minutes=2)
+            return cls.fromtimestamp(real.timestamp(), tz)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(database, "datetime", Ahead)
+        with pytest.raises(ClocksDiffer):
+            await retain(connection, days=1)
+    assert await stack.row_count() == 5
+    assert (await retain(connection, days=1))["feature_usage"] == 5
+    await connection.close()
 
 
 async def test_a_redrive_waits_for_a_rebuild_and_a_rebuild_for_a_redrive(stack: Stack) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from consumer.pipeline.monitor import Watch
-from consumer.pipeline.positions import peek_with
+from consumer.pipeline.peek import peek_with
 from support.loop import consumer_loop
 from support.records import made
 from support.stack import Stack, eventually
@@ -26,6 +26,7 @@ async def test_a_loop_that_hangs_with_records_before_it_is_begun_anew_and_an_idl
             health=loop.health,
             database_url=loop.settings.database_url,
             peek=peek_with(loop.settings),
+            suppressions=loop.erasures,
             retention_s=3600,
             stall_s=3,
         )

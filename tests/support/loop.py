@@ -10,12 +10,12 @@ import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from consumer.pipeline.loop import Pipeline
-from consumer.pipeline.positions import peek_with
+from consumer.pipeline.peek import peek_with
 from consumer.pipeline.writer import Writer
 from consumer.settings import ConsumerSettings
-from consumer.store import suppressions
 from consumer.store.dead_letters import Breaker
 from consumer.store.ledger import Ledger
+from consumer.store.suppressions_topic import Topic as SuppressionsTopic
 from shared.broker import RebalanceCount, ensure_topics, new_consumer
 from shared.errors import BrokerUnavailable
 from shared.probes import Health
@@ -32,6 +32,7 @@ class Loop:
     ledger: Ledger
     health: Health
     pipeline: Pipeline
+    erasures: SuppressionsTopic
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
@@ -53,7 +54,7 @@ async def consumer_loop(stack: Stack, monkeypatch: pytest.MonkeyPatch, *, in_gro
     await client.start()
     if not in_group:
         client.assign([TopicPartition(settings.kafka_topic, 0)])
-    ledger, erasures, health = Ledger(settings.kafka_topic), suppressions.Topic(settings), Health("broker", "database")
+    ledger, erasures, health = Ledger(settings.kafka_topic), SuppressionsTopic(settings), Health("broker", "database")
     writer = Writer(
         database_url=settings.database_url,
         application_name="test",
@@ -72,7 +73,7 @@ async def consumer_loop(stack: Stack, monkeypatch: pytest.MonkeyPatch, *, in_gro
         batch_rows=1000,
         linger_ms=10,
     )
-    loop = Loop(settings, client, ledger, health, pipeline)
+    loop = Loop(settings, client, ledger, health, pipeline, erasures)
     try:
         yield loop
     finally:

@@ -1,12 +1,13 @@
 """A backlog -> batches: what the loop does while records are there without waiting."""
 
 import asyncio
+import sys
 from typing import Any, cast
 
 import pytest
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
-from consumer.pipeline.loop import SLICE_RECORDS, Moved, Pipeline
+from consumer.pipeline.loop import SLICE_RECORDS, Moved, Pipeline, memory_bytes
 from consumer.store.ledger import Ledger, Line
 from shared.broker import RebalanceCount
 from shared.probes import Health
@@ -73,3 +74,13 @@ async def test_a_batch_says_where_its_partition_goes_on() -> None:
     """One off, and a record is lost or comes twice."""
     batch = await pipeline_of(Backlog(105), batch_rows=7)._fetch(LINES)
     assert batch.next_offsets() == {0: 112}
+
+
+def test_text_with_one_emoji_counts_for_what_it_becomes_in_memory() -> None:
+    """64 MiB of raw bytes took 814 MiB: a Python string with one emoji has four bytes a character."""
+    plain = ConsumerRecord(TOPIC, 0, 0, 0, 0, b"", b"a" * 1000, None, 0, 1000, ())
+    emoji = ConsumerRecord(TOPIC, 0, 0, 0, 0, b"", ("a" * 996 + "\N{GRINNING FACE}").encode(), None, 0, 1000, ())
+    assert memory_bytes(plain) == 2000
+    assert emoji.value is not None
+    assert memory_bytes(emoji) >= 0.98 * (1000 + sys.getsizeof(emoji.value.decode()))
+    assert memory_bytes(tombstone(0)) == 0

@@ -9,7 +9,7 @@ import pytest
 
 from receiver.decode.spans import ResourceSpans
 from receiver.translate.explain import explain_file
-from receiver.translate.outcome import Outcome, Rejected
+from receiver.translate.outcome import Ignored, Rejected
 from receiver.translate.reference import read_resource, translate
 from receiver.translate.rules import Rules
 from shared.identity import hash_id
@@ -50,14 +50,18 @@ def events(*groups: tuple[dict[str, Any], list[bytes]], by: Rules = PLAIN) -> di
     """Each event by its span's number, the outcome where it is none."""
     read = [ResourceSpans(resource_bytes(resource), spans) for resource, spans in groups]
     traces = traces_of(read, by)
-    found = {}
-    outcomes: list[Outcome] = []
+    found: dict[int, Any] = {}
+    outcomes: list[Any] = []  # one a span, also where a span is there twice
     for group in read:
         resource = read_resource(group.resource, by)
         for raw in group.spans:
             outcomes.append(translate(raw, resource, by, traces=traces))
             found[int.from_bytes(raw[20:28], "big")] = outcomes[-1]
-    body = request_bytes(*((group.resource, list(group.spans)) for group in read))
+    body = request_bytes(*((group.resource, [*group.spans]) for group in read))
+    told = explain_file(body, by)
+    assert [one.reason or one.columns.get("user_id") for one in told] == [
+        one.reason if isinstance(one, Ignored | Rejected) else one.user_id for one in outcomes
+    ]
     for engine in engines(by):
         assert answers_by(engine, body) == Answers.of(outcomes), engine.name
     return found

@@ -616,6 +616,16 @@ LONG: dict[str, list[tuple[str, Any]]] = {
     "a text of the whole span": [("event.type", "1.1.1 " * 600_000)],
     "texts of half judged length": [(f"metadata.k{n}", "1::1::1 " * 7_750) for n in range(62)],
     "keys of secrets": [("metadata.x", {f"token.{n:06}.{'k' * 100}": 1 for n in range(16_000)})],
+    "escapes in arrays": [("metadata.x", [[["%25" * 27 for k in range(64)] for j in range(64)] for i in range(5)])],
+    "escapes": [(f"metadata.k{n}", "%" * 62_000) for n in range(62)],
+    "letters that are words": [(f"metadata.k{n}", "\ufdfa" * 20_000) for n in range(62)],
+    "separated digits": [("metadata.x", [[["4 " * 40 for k in range(64)] for j in range(64)] for i in range(5)])],
+    "own ids": [
+        ("user.id", "abcd%25" * 10_000),
+        ("metadata.x", ["abcd%25" * 1000] * 64),
+        ("event.type", "%25" * 10_000),
+    ],
+    "brackets": [("event.category", "endpoint_usage"), ("http.route", "/" + "({[<" * 100_000)],
     "strings in arrays": [
         ("metadata.x", [[[f"{i} {j} {k} {NEAR}" for k in range(64)] for j in range(64)] for i in range(5)])
     ],

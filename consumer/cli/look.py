@@ -1,0 +1,172 @@
+"""Commands that look and change nothing but the note that a gap is known."""
+
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+
+from consumer.cli.common import (
+    DONE,
+    PROBLEM,
+    AsJson,
+    app,
+    loaded,
+    run_command,
+    settings_of_command,
+)
+from consumer.operations import audit as auditing
+from consumer.operations import doctor as examining
+from consumer.operations import find as finding
+from consumer.operations import gaps as noting
+from consumer.operations import status as reporting
+from consumer.operations.operation import answer, database_alone, operation, told
+from consumer.settings import ConsumerSettings, DoctorSettings
+from shared import probes
+from shared.settings import load
+
+gaps = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Offsets that retention took away unread, or that the topic lost: look at them, acknowledge them.\n\n"
+    "Example:\n\n\b\n  python -m consumer gaps list",
+)
+app.add_typer(gaps, name="gaps")
+
+
+@app.command()
+def status(*, as_json: AsJson = False) -> None:
+    """Where is everything: positions, lag, dead letters, rebuilds under way.
+
+    Example: python -m consumer status --json
+    """
+    settings = settings_of_command()
+
+    async def work() -> reporting.Status:
+        async with operation(settings, "status") as reached:
+            return await reporting.status(reached)
+
+    found = run_command(work())
+    lines = [f"{'partition':>9} {'next':>12} {'end':>12} {'lag':>10} {'lag s':>10} {'retention left h':>17}"]
+    for line in found.partitions:
+        left = "" if line.retention_left_seconds is None else f"{line.retention_left_seconds / 3600:.1f}"
+        at = "-" if line.next_offset is None else line.next_offset
+        lag = f"{line.lag_records:>10} {line.lag_seconds:>10.1f}"
+        lines.append(f"{line.partition:>9} {at:>12} {line.end_offset:>12} {lag} {left:>17}")
+    lines += [f"dead letters, {reason}: {count}" for reason, count in found.dead_letters.items()] or ["no dead letters"]
+    lines += [f"rebuild under way: {rebuild['records']} records settled" for rebuild in found.rebuilds]
+    answer(asdict(found), as_json=as_json, text="\n".join(lines))
+
+
+@app.command()
+def audit(*, as_json: AsJson = False) -> None:
+    """Do the books balance, and is it the same topic, with the tables we know? Exit 1 with findings.
+
+    Example: python -m consumer audit
+    """
+    found = run_command(auditing.audit(settings_of_command()))
+    text = "\n".join(
+        f"{each.kind} {each.topic}{'' if each.partition is None else f'[{each.partition}]'}: {each.detail}"
+        for each in found
+    )
+    findings = [asdict(finding) for finding in found]
+    answer({"ok": not found, "findings": findings}, as_json=as_json, text=text or "the books balance")
+    raise typer.Exit(PROBLEM if found else DONE)
+
+
+@app.command()
+def doctor(
+    *,
+    receiver_metrics: Annotated[
+        str | None, typer.Option(help="The /metrics of a receiver, to see what senders do wrong; default: this host's.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Connect to everything; say what is wrong, and how to mend it. Exit 1 with errors; warnings alone are 0.
+
+    Example: python -m consumer doctor --receiver-metrics http://telemetry-receiver:9464/metrics
+    """
+    settings = loaded(DoctorSettings)
+    found = run_command(examining.doctor(settings, receiver_metrics=receiver_metrics))
+    is_ok = not any(diagnosis.severity == "error" for diagnosis in found)
+    text = "\n".join(f"{each.severity}: {each.check}: {each.detail}\n    {each.remedy}" for each in found)
+    findings = [asdict(diagnosis) for diagnosis in found]
+    answer({"ok": is_ok, "findings": findings}, as_json=as_json, text=text or "all is well")
+    raise typer.Exit(DONE if is_ok else PROBLEM)
+
+
+@app.command()
+def find(trace_id: str, span_id: str, *, as_json: AsJson = False) -> None:
+    """Where is my span? Its row, its dead letter, suppressed, waiting in the topic, or not seen. Exit 1: not seen.
+
+    Example: python -m consumer find 0af7651916cd43dd8448eb211c80319c b7ad6b7169203331
+    """
+    settings = settings_of_command()
+
+    async def work() -> finding.Found:
+        async with operation(settings, "find") as reached:
+            return await finding.find(reached, trace_id, span_id)
+
+    found = run_command(work())
+    detail = "\n".join(f"  {name}: {told(value)}" for name, value in found.detail.items())
+    answer(asdict(found), as_json=as_json, text=f"{found.state} {found.id}\n{detail}".rstrip())
+    raise typer.Exit(PROBLEM if found.state == "not_seen" else DONE)
+
+
+@app.command()
+def health(
+    url: Annotated[str | None, typer.Option(help="The /readyz to ask; default: this process's own port.")] = None,
+) -> None:
+    """Exit 0 when the running consumer is ready, else 1: for a container's health check.
+
+    Example: python -m consumer health
+    """
+    settings = load(ConsumerSettings)
+    is_ready, text = probes.ask(url or probes.ready_url(settings.metrics_host, settings.consumer_metrics_port))
+    typer.echo(text)
+    raise typer.Exit(DONE if is_ready else PROBLEM)
+
+
+@gaps.command("list")
+def gaps_list(
+    *,
+    acknowledged: Annotated[bool, typer.Option("--acknowledged", help="Those that were acknowledged too.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Partition, offsets, reason and time of each gap that nobody has acknowledged.
+
+    Example: python -m consumer gaps list
+    """
+    settings = settings_of_command()
+
+    async def work() -> list[dict[str, Any]]:
+        async with database_alone(settings, "gaps") as connection:
+            return await noting.listed(connection, settings.kafka_topic, acknowledged=acknowledged)
+
+    found = run_command(work())
+    text = "\n".join(
+        f"gap {gap['id']}: partition {gap['partition']}, offsets {gap['from_offset']} to {gap['to_offset'] - 1}, "
+        f"{gap['reason']}, seen {gap['seen_at']:%Y-%m-%d %H:%M:%S} UTC"
+        for gap in found
+    )
+    answer({"gaps": found}, as_json=as_json, text=text or "none")
+
+
+@gaps.command("ack")
+def gaps_ack(
+    ids: Annotated[list[int] | None, typer.Argument(min=1, max=2**63 - 1, help="Numbers of gaps; none: all.")] = None,
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Note that the gaps are known, so that audit no longer finds them. The rows of ingest.gaps stay.
+
+    Examples: python -m consumer gaps ack
+              python -m consumer gaps ack 3 4
+    """
+    settings = settings_of_command()
+
+    async def work() -> int:
+        async with database_alone(settings, "gaps") as connection:
+            return await noting.acknowledge(connection, settings.kafka_topic, ids or [])
+
+    count = run_command(work())
+    answer({"acknowledged": count}, as_json=as_json, text=f"{count} gaps acknowledged")

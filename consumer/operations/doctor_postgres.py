@@ -1,0 +1,209 @@
+"""What doctor finds out about Postgres."""
+
+import shutil
+from collections.abc import AsyncIterator
+
+import asyncpg
+
+from consumer.operations.diagnosis import Diagnosis
+from consumer.pipeline.monitor import revision_number
+from consumer.settings import ConsumerSettings
+from consumer.store.database import (
+    IDLE_IN_TRANSACTION_TIMEOUT_S,
+    LOCK_TIMEOUT_S,
+    STATEMENT_TIMEOUT_S,
+    clock_skew_s,
+    connect,
+    why_not_writable,
+)
+from consumer.store.schema import ANALYTICS_TABLES, SCHEMA_REVISION
+from shared.lifecycle import ended
+
+DISK_FREE_SHARE_MIN = 0.1
+CLOCK_SKEW_S_MAX = 5.0
+CONSUMER_GRANTS = {
+    **{f"public.{table}": ("SELECT", "INSERT", "UPDATE", "DELETE") for table in ANALYTICS_TABLES},
+    "ingest.dead_letters": ("SELECT", "INSERT", "UPDATE", "DELETE"),
+    "ingest.partition_offsets": ("SELECT", "INSERT", "UPDATE"),
+    **{f"ingest.{table}": ("SELECT", "INSERT", "UPDATE") for table in ("suppressions", "erasures")},
+    **{f"ingest.{table}": ("SELECT", "INSERT") for table in ("gaps", "ledger_history")},
+}
+
+
+async def postgres(settings: ConsumerSettings) -> AsyncIterator[Diagnosis]:
+    connection = await connect(settings.database_url, application_name="telemetry-doctor")
+    try:
+        for check in (_revision, _grants, _writable, _locks, _timeouts, _disk, _clock):
+            for diagnosis in await check(connection):
+                yield diagnosis
+        for diagnosis in await _connections(connection, settings):
+            yield diagnosis
+    finally:
+        await ended(connection.close(), 5)
+
+
+async def _revision(connection: asyncpg.Connection) -> list[Diagnosis]:
+    try:
+        at = await connection.fetchval("SELECT version_num FROM public.alembic_version")
+    except asyncpg.UndefinedTableError:
+        at = None
+    if revision_number(at) >= revision_number(SCHEMA_REVISION):
+        return []
+    return [
+        Diagnosis("schema", "error", f"the schema is at {at}, and {SCHEMA_REVISION} is needed", "alembic upgrade head")
+    ]
+
+
+async def _grants(connection: asyncpg.Connection) -> list[Diagnosis]:
+    found = []
+    for table, privileges in CONSUMER_GRANTS.items():
+        for privilege in privileges:
+            may = await connection.fetchval("SELECT has_table_privilege(to_regclass($1), $2)", table, privilege)
+            if may is False:  # None: there is no such table, which the revision tells
+                found.append(
+                    Diagnosis(
+                        "grants",
+                        "error",
+                        f"this role may not {privilege} {table}",
+                        f"GRANT {privilege} ON {table} TO ...",
+                    )
+                )
+    return found
+
+
+async def _writable(connection: asyncpg.Connection) -> list[Diagnosis]:
+    if why_not := await why_not_writable(connection):
+        return [Diagnosis("read_only", "error", why_not, "connect to the primary, or end what made it read-only")]
+    return []
+
+
+async def _locks(connection: asyncpg.Connection) -> list[Diagnosis]:
+    """Who holds locks on our tables that keep others waiting, the longest transaction first."""
+    rows = await connection.fetch(
+        """
+        SELECT blocker.pid, blocker.application_name, blocker.state, count(*) AS waiting,
+            extract(epoch FROM now() - blocker.xact_start)::int AS seconds
+        FROM pg_stat_activity AS waiter CROSS JOIN LATERAL unnest(pg_blocking_pids(waiter.pid)) AS blocking (pid)
+        JOIN pg_stat_activity AS blocker ON blocker.pid = blocking.pid
+        WHERE waiter.datname = current_database() AND blocker.xact_start IS NOT NULL
+        GROUP BY 1, 2, 3, 5 ORDER BY seconds DESC LIMIT 3
+        """
+    )
+    found = [
+        Diagnosis(
+            "lock",
+            "error",
+            f"session {row['pid']} ({row['application_name'] or 'no name'}, {row['state']}) holds a lock for "
+            f"{row['seconds']} s, and {row['waiting']} wait for it",
+            f"end its transaction, or: SELECT pg_terminate_backend({row['pid']})",
+        )
+        for row in rows
+    ]
+    return found or await _held(connection)
+
+
+async def _held(connection: asyncpg.Connection) -> list[Diagnosis]:
+    """A lock that stops every write, even if nobody waits at this moment: writers give up after some seconds."""
+    rows = await connection.fetch(
+        """
+        SELECT DISTINCT holder.pid, holder.application_name, held.relation::regclass::text AS name,
+            extract(epoch FROM now() - holder.xact_start)::int AS seconds
+        FROM pg_locks AS held JOIN pg_stat_activity AS holder USING (pid)
+        JOIN pg_class AS class ON class.oid = held.relation
+        JOIN pg_namespace AS nsp ON nsp.oid = class.relnamespace
+        WHERE held.granted
+            AND held.mode IN ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
+            AND held.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+            AND (nsp.nspname = 'ingest' OR nsp.nspname = 'public' AND class.relname = ANY ($1::text[]))
+            AND now() - holder.xact_start > interval '5 s'
+        ORDER BY seconds DESC LIMIT 3
+        """,
+        list(ANALYTICS_TABLES),
+    )
+    return [
+        Diagnosis(
+            "lock",
+            "warning",
+            f"session {row['pid']} ({row['application_name'] or 'no name'}) has locked {row['name']} for "
+            f"{row['seconds']} s",
+            f"end its transaction, or: SELECT pg_terminate_backend({row['pid']})",
+        )
+        for row in rows
+    ]
+
+
+async def _timeouts(connection: asyncpg.Connection) -> list[Diagnosis]:
+    """The limits that the consumer asks for, as they are in force: a pooler may drop them without a word."""
+    wanted = {
+        "statement_timeout": STATEMENT_TIMEOUT_S,
+        "lock_timeout": LOCK_TIMEOUT_S,
+        "idle_in_transaction_session_timeout": IDLE_IN_TRANSACTION_TIMEOUT_S,
+    }
+    rows = await connection.fetch("SELECT name, setting::int FROM pg_settings WHERE name = ANY ($1)", list(wanted))
+    return [
+        Diagnosis(
+            "timeouts",
+            "error",
+            f"{row['name']} is {row['setting']} ms, and {wanted[row['name']]} s was asked for",
+            "a connection pooler drops startup parameters: connect to Postgres itself, see docs/scaling.md",
+        )
+        for row in rows
+        if row["setting"] != wanted[row["name"]] * 1000
+    ]
+
+
+async def _disk(connection: asyncpg.Connection) -> list[Diagnosis]:
+    """Free space of the data folder, where a database on this host lets us see it."""
+    try:
+        folder = await connection.fetchval("SELECT current_setting('data_directory')")
+        is_local = await connection.fetchval(
+            "SELECT inet_server_addr() IS NULL OR host(inet_server_addr()) LIKE '127.%'"
+        )
+        free = shutil.disk_usage(folder) if is_local else None
+    except (asyncpg.InsufficientPrivilegeError, OSError):
+        return []
+    if free is None or free.free > DISK_FREE_SHARE_MIN * free.total:
+        return []
+    return [
+        Diagnosis(
+            "disk",
+            "warning",
+            f"{free.free / 2**30:.1f} GiB of {free.total / 2**30:.1f} GiB are free where Postgres keeps its data",
+            "a larger volume, or fewer rows: docs/operate.md, Postgres: disk full",
+        )
+    ]
+
+
+async def _connections(connection: asyncpg.Connection, settings: ConsumerSettings) -> list[Diagnosis]:
+    """Is there room for one more consumer: its writers, its watch, and retention?"""
+    needed = settings.consumer_writers + 2
+    allowed = int(
+        await connection.fetchval(
+            "SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int"
+        )
+    )
+    used = int(await connection.fetchval("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'"))
+    if used < 0.9 * allowed and used + needed <= allowed:
+        return []
+    return [
+        Diagnosis(
+            "connections",
+            "warning",
+            f"{used} of {allowed} connections are in use, and one more consumer needs {needed}",
+            "raise max_connections, or lower CONSUMER_WRITERS; each consumer needs that many and two",
+        )
+    ]
+
+
+async def _clock(connection: asyncpg.Connection) -> list[Diagnosis]:
+    skew_s = await clock_skew_s(connection)
+    if abs(skew_s) < CLOCK_SKEW_S_MAX:
+        return []
+    return [
+        Diagnosis(
+            "clock",
+            "warning",
+            f"the database's clock is {skew_s:+.1f} s off ours",
+            "run NTP on both",
+        )
+    ]
