@@ -21,6 +21,7 @@ from receiver.serve.call import Call
 from receiver.serve.course import Course
 from receiver.serve.replies import Draining, KeyRefused, Reply
 from receiver.serve.turns import Turns
+from receiver.serve.unfinished import Unfinished
 from receiver.settings import ReceiverSettings
 from receiver.translate.engine import Engine, Translation
 from shared.logs import error_facts
@@ -36,6 +37,7 @@ CALLS_MAX = 4_000  # in all, whatever they wait for; each holds some 10 KiB besi
 REPLY_MARGIN_S = 0.3  # so that our reply and not the client's own deadline is what the client sees
 SLICE_S = 0.005  # what any request may wait for in each round
 MIDDLING_SLICES = 10  # 50 ms, or about two thousand events
+TRANSLATION_SHARE = 0.5  # of an attempt's time, at most; the rest is for the broker
 RETRY_AFTER_S = (1.0, 30.0)  # bounds; the Collector gives up when a delay leads past its 300 s
 
 
@@ -79,12 +81,13 @@ class Export:
         self._budget = budget
         self._engine = engine
         self._publisher = publisher
+        self._unfinished = Unfinished(budget, bytes_max=settings.max_inflight_bytes)
         self._turns = turns
         self._middling_turns = Turns()
         self._long_turns = Turns()
         self._idle = asyncio.Event()
         self._idle.set()
-        self._calls = 0
+        self.calls = 0
         self._is_draining = False
         self._failing_since: float | None = None
 
@@ -115,9 +118,9 @@ class Export:
             course.ended(reply.code, tally)
         return reply
 
-    def is_known(self, call: Call) -> bool:
-        """Whether the call shows a key, or needs none: for what is answered beside Export."""
-        return self._keys.accept(call.headers)
+    def is_known(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
+        """Whether a call shows a key, or needs none: for what is answered beside Export."""
+        return self._keys.accept(headers)
 
     async def drain(self, timeout_s: float) -> None:
         """Refuse new calls, and return when those in flight are answered or the time is over."""
@@ -136,7 +139,7 @@ class Export:
             raise KeyRefused
         if self._is_draining:
             raise Draining
-        if self._calls > CALLS_MAX:
+        if self.calls > CALLS_MAX:
             raise BudgetFull("too many calls")
 
     @contextlib.asynccontextmanager
@@ -157,16 +160,28 @@ class Export:
         """Translate the whole request, then put its events into batches: nothing of it is published before that."""
         received_at_ms = time.time_ns() // 1_000_000
         async with self._turns.turn(call.peer):
-            translation = self._engine.open(body)
+            translation = self._unfinished.take(body) or self._engine.open(body)
         tally.spans = translation.spans
         if not self._settings.telemetry_enabled:
             tally.ignored["telemetry_disabled"] = translation.spans
             return
         with self._budget.charging() as charge:
-            await self._translate(translation, charge, call)
+            try:
+                await self._translate_in_time(translation, charge, call)
+            except (asyncio.CancelledError, TimeoutError):  # the sender's next attempt goes on from here
+                self._unfinished.keep(body, translation)
+                metrics.requests_unfinished.inc()
+                raise
             tally.take(translation)
             if tally.published:
                 tally.batches = self._publisher.append(translation, received_at_ms=received_at_ms)
+
+    async def _translate_in_time(self, translation: Translation, charge: Callable[[int], None], call: Call) -> None:
+        """Raises TimeoutError when too little time is left to publish: late, it would be published again."""
+        started_at = time.monotonic()
+        await self._translate(translation, charge, call)
+        if time.monotonic() - started_at > TRANSLATION_SHARE * self._reply_within_s(call):
+            raise TimeoutError
 
     async def _translate(self, translation: Translation, charge: Callable[[int], None], call: Call) -> None:
         """Small requests overtake larger ones, and larger ones go one after another.
@@ -215,12 +230,12 @@ class Export:
         return random.uniform(first_s, min(last_s, 2 * first_s + now - self._failing_since))  # noqa: S311
 
     def _enter(self) -> None:
-        self._calls += 1
+        self.calls += 1
         self._idle.clear()
 
     def _leave(self, code: str, transport: str, started_at: float, tally: Tally) -> None:
-        self._calls -= 1
-        if not self._calls:
+        self.calls -= 1
+        if not self.calls:
             self._idle.set()
         for fault, spans in tally.faults.items():
             log.error("spans_untranslatable", fault=fault, spans=spans)

@@ -4,6 +4,7 @@ import math
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
 from fnmatch import translate as glob_pattern
+from functools import lru_cache
 from re import compile as compiled
 from typing import Any, NamedTuple
 
@@ -34,6 +35,7 @@ _KEY_WORK = 128
 # A long key is searched to its end for the letters of secret words: 4 MiB of them take 100 ms. So the long keys of
 # one span, or of one resource, are read up to this in all, at most about 40 ms; those beyond are dropped unread.
 _LONG_KEY_BYTES = 128
+KEYS_REMEMBERED = 4096  # they repeat with every span; values are never remembered
 _LONG_KEYS_BYTES_MAX = 128 * 1024
 CUT = "[cut]"
 
@@ -52,6 +54,10 @@ def allow_list(patterns: Sequence[str]) -> AllowList:
     """Which attribute keys `patterns` allow; `*` in a pattern stands for any characters, dots too."""
     allowed = compiled("|".join(glob_pattern(pattern) for pattern in patterns) or "(?!)")
 
+    @lru_cache(KEYS_REMEMBERED)
+    def known(raw: bytes) -> Named | None:
+        return named(raw)
+
     def named(raw: bytes) -> Named | None:
         if not allowed.match(decoded(raw)):
             return None
@@ -61,7 +67,7 @@ def allow_list(patterns: Sequence[str]) -> AllowList:
             return None
         return Named(read_key(name), is_marked)
 
-    return named
+    return lambda raw: (known if len(raw) <= _LONG_KEY_BYTES else named)(raw)
 
 
 class Candidate(NamedTuple):
