@@ -102,11 +102,13 @@ class Upsert:
 
     async def _upsert(self, connection: asyncpg.Connection, table: str, rows: Sequence[Decoded]) -> Counter[int]:
         """How many rows are new, by partition. Of two versions of a row in `rows` the later one is written."""
-        staged = [(*row, partition) for row, partition in latest_rows(table, rows).values()]
+        latest = latest_rows(table, rows)
+        staged = [(*row, partition) for row, partition in latest.values()]
         await connection.copy_records_to_table(
             f"stage_{table}", columns=[*_COLUMNS[table], "kafka_partition"], records=staged
         )  # by name: a migration to come may add columns that this code does not know
-        found = await connection.fetch(self._sql[table])
+        times = [timestamp_us for _, timestamp_us in latest]  # so that other partitions are not looked at
+        found = await connection.fetch(self._sql[table], min(times), max(times))
         return Counter({row["kafka_partition"]: row["count"] for row in found})
 
 
@@ -157,7 +159,8 @@ def _upsert_sql(schema: str, table: Table) -> str:
 
     Each staged row is looked up once, by its key, which tells its partition: is_same is NULL for a new row, and true
     for one that is there just so. The latter is left out: ON CONFLICT would lock it, and a lock is written to the WAL.
-    The lookup is a scalar subquery, which no plan turns into a join over all partitions.
+    The lookup is a scalar subquery, which no plan turns into a join over all partitions; $1 and $2 are the earliest and
+    the latest staged time, so that only their partitions are planned for.
     """
     columns = [column.name for column in table.columns]
     values = [name for name in columns if name not in KEY]
@@ -171,7 +174,9 @@ def _upsert_sql(schema: str, table: Table) -> str:
             SELECT stage.*, (
                 SELECT ({", ".join(f"same.{name}" for name in values)})
                     IS NOT DISTINCT FROM ({", ".join(over("stage", "same"))})
-                FROM {schema}.{table.name} AS same WHERE same.id = stage.id AND same.timestamp = stage.timestamp
+                FROM {schema}.{table.name} AS same
+                WHERE same.id = stage.id AND same.timestamp = stage.timestamp
+                    AND same.timestamp BETWEEN $1::timestamptz AND $2::timestamptz
             ) AS is_same
             FROM stage_{table.name} AS stage
         ), written AS (
