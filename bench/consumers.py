@@ -19,7 +19,7 @@ from bench.traffic import Mix
 from deploy.local.server import Server
 
 SUITE = "consumer"
-TABLES = ("user_activity", "endpoint_usage", "feature_usage")
+TABLES = ("user_activity", "endpoint_usage", "feature_usage", "model_usage")
 COPY_ROWS = 10_000
 POLL_S = 0.02
 DRAIN_TIMEOUT_S = 120.0

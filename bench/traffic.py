@@ -5,6 +5,7 @@ sending, so a sender costs little and no receiver can remember a whole span.
 """
 
 import random
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -16,7 +17,8 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue, InstrumentationSc
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-Mix = Literal["events", "endpoints", "traces"]  # all are events; all are of one table; one span of ten is an event
+# All are events; all are events and no value was there before; all are of one table; one span of ten is an event.
+Mix = Literal["events", "new", "endpoints", "traces"]
 Value = str | int | float | bool
 
 SEED = 20_250_101
@@ -32,6 +34,8 @@ DIGITS = 7  # of the number in a path that names one thing: /api/orders/4711000
 _START_MARK = 0x7A7A_7A7A_0101_0101  # times that are written over
 _END_MARK = 0x7A7A_7A7A_0202_0202
 _NUMBER_MARK = "9" * DIGITS
+_NEW_MARK = "~" * 24  # written over by letters that nobody has seen
+_NEW_LETTERS = np.frombuffer(b"ghijklmnopqrstuv", np.uint8)
 _USER_MARK, _ORGANIZATION_MARK, _SESSION_MARK = "#" * 5, "%" * 3, "?" * 32
 
 _NOUNS = ("orders", "invoices", "projects", "documents", "reports", "teams", "members", "webhooks", "tickets", "files")
@@ -88,8 +92,9 @@ class Sample:
 class _Sampler:
     """Makes spans of one service's traffic; what repeats and what does not is told in docs/performance.md."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, *, is_new: bool = False) -> None:
         self._dice = random.Random(seed)
+        self._is_new = is_new
 
     def endpoint(self) -> Sample:
         """An HTTP server span of stock instrumentation, with the person that the application added."""
@@ -108,9 +113,13 @@ class _Sampler:
             "user_agent.original": dice.choice(_AGENTS),
             "network.protocol.version": dice.choice(("1.1", "2")),
         }
-        if dice.random() < 1 / 8:  # a framework that knows no routes
+        if self._is_new:  # a framework that knows no routes, and paths with names in them
             del values["http.route"]
-        return self._span(f"{method} {route}", Span.SPAN_KIND_SERVER, values | self._person())
+            values |= {"url.path": f"/people/{_NEW_MARK}/{_NUMBER_MARK}", "metadata.note": _NEW_MARK}
+            route = ""
+        elif dice.random() < 1 / 8:  # a framework that knows no routes
+            del values["http.route"]
+        return self._span(f"{method} {route}".strip(), Span.SPAN_KIND_SERVER, values | self._person())
 
     def activity(self) -> Sample:
         event_type = self._dice.choices(("login", "logout", "session_start", "login_failed"), weights=(5, 3, 3, 1))[0]
@@ -188,6 +197,9 @@ class _Sampler:
 
     def _person(self) -> dict[str, Value]:
         """Somebody, who is written over these at each sending."""
+        if self._is_new:
+            names = ("user.id", "organization.id", "session.id", "metadata.ticket")
+            return {name: f"{name[:4]}-{_NEW_MARK}" for name in names}
         return {
             "user.id": f"user-{_USER_MARK}",
             "organization.id": f"org-{_ORGANIZATION_MARK}",
@@ -239,6 +251,7 @@ class Body:
                 _places(_marked(samples, samples_at, _SESSION_MARK), len(_SESSION_MARK)),
             ]
         )
+        self._new_places = _places(_all_marked(samples, samples_at, _NEW_MARK), len(_NEW_MARK))
 
     def fresh(self, dice: np.random.Generator, now_ns: int) -> bytes:
         """The request with new ids, spans that start now, other people, and other numbers in the paths."""
@@ -260,6 +273,7 @@ class Body:
                 _SESSIONS[sessions].ravel(),
             ]
         )
+        self._bytes[self._new_places] = _NEW_LETTERS[np.frombuffer(dice.bytes(len(self._new_places)), np.uint8) & 15]
         return self._bytes.tobytes()
 
 
@@ -273,6 +287,16 @@ def _marked(samples: Sequence[Sample], samples_at: Sequence[int], mark: str) -> 
         at + offset
         for at, sample in zip(samples_at, samples, strict=True)
         if (offset := sample.raw.find(mark.encode())) >= 0
+    ]
+    return np.array(found, np.int64)
+
+
+def _all_marked(samples: Sequence[Sample], samples_at: Sequence[int], mark: str) -> NDArray[np.int64]:
+    """Where the mark stands in the request, as often as a span has it."""
+    found = [
+        at + match.start()
+        for at, sample in zip(samples_at, samples, strict=True)
+        for match in re.finditer(re.escape(mark).encode(), sample.raw)
     ]
     return np.array(found, np.int64)
 
@@ -299,9 +323,10 @@ def bodies(mix: Mix, spans: int) -> list[Body]:
 
 @cache
 def _corpus(mix: Mix) -> list[Sample]:
-    sampler = _Sampler(SEED)
+    sampler, new = _Sampler(SEED), _Sampler(SEED, is_new=True)
     makers: dict[Mix, Callable[[int], Sample]] = {
         "events": lambda _: sampler.event(),
+        "new": lambda _: new.event(),
         "endpoints": lambda _: sampler.endpoint(),
         "traces": lambda number: sampler.other() if number % SPANS_OF_A_TRACE else sampler.event(),
     }

@@ -23,6 +23,7 @@ from consumer.settings import ConsumerSettings
 from consumer.store.dead_letters import Breaker
 from consumer.store.erasures import carry_out_pending
 from consumer.store.ledger import Ledger
+from consumer.store.partitions import interval_of, keep_partitions_ahead
 from consumer.store.retain import retain_now_and_then
 from consumer.store.suppressions_topic import Topic as SuppressionsTopic
 from shared import lifecycle, logs, probes
@@ -95,6 +96,7 @@ async def _consume(settings: ConsumerSettings, state: probes.Health, stop: async
         return
     consumer, retention_ms = joined
     ledger = Ledger(settings.kafka_topic)
+    interval = interval_of(settings.partition_interval, retention_days=settings.retention_days)
     erasures = SuppressionsTopic(settings)
     breaker = Breaker(max_ratio=settings.dead_letter_max_ratio, window=settings.dead_letter_window)
     pipelines = [
@@ -108,6 +110,7 @@ async def _consume(settings: ConsumerSettings, state: probes.Health, stop: async
                 ledger=ledger,
                 breaker=breaker,
                 retention_days=settings.retention_days,
+                interval=interval,
             ),
             suppressions=erasures,
             peek=peek_with(settings),
@@ -134,6 +137,8 @@ async def _consume(settings: ConsumerSettings, state: probes.Health, stop: async
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(watch.run(stop), name="watch")]
             tasks += [group.create_task(pipeline.run(stop), name="pipeline") for pipeline in pipelines]
+            ahead = keep_partitions_ahead(settings.database_url, interval=interval, stop=stop)
+            tasks.append(group.create_task(ahead, name="partitions"))
             tasks.append(group.create_task(carry_out_pending(settings.database_url, stop), name="erase"))
             if settings.retention_days:
                 retaining = retain_now_and_then(settings.database_url, days=settings.retention_days, stop=stop)

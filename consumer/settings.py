@@ -1,7 +1,7 @@
 """The consumer's settings, and the one rule for database addresses that services and migrations share."""
 
 import re
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 from urllib.parse import quote, unquote
 
 import asyncpg
@@ -28,6 +28,9 @@ class DatabaseSettings(ProcessSettings):
     analytics_db_host: str | None = Field(None, description="host, or a socket folder when it begins with /")
     analytics_db_port: Port = Field(5432, description="port")
     analytics_db_name: str | None = Field(None, description="database name")
+    partition_interval: Literal["month", "week", "day"] = Field(
+        "month", description="what one partition of the tables holds: `month`, `week` or `day`"
+    )
 
     @model_validator(mode="after")
     def _address_is_whole(self) -> Self:

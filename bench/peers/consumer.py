@@ -42,8 +42,9 @@ events: TypeAdapter[Event] = TypeAdapter(Event)
 
 def upsert_sql(table: str, columns: list[str]) -> str:
     values = ", ".join(f"${number}" for number in range(1, len(columns) + 1))
-    changes = ", ".join(f"{name} = EXCLUDED.{name}" for name in columns if name != "id")
-    return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({values}) ON CONFLICT (id) DO UPDATE SET {changes}"
+    changes = ", ".join(f"{name} = EXCLUDED.{name}" for name in columns if name not in ("id", "timestamp"))
+    inserted = f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({values})"
+    return f"{inserted} ON CONFLICT (id, timestamp) DO UPDATE SET {changes}"
 
 
 UPSERTS = {table: upsert_sql(table, columns) for table, columns in COLUMNS.items()}

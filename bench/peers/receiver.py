@@ -29,7 +29,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 DEPLOYMENT_TYPE = "self-hosted"
 METADATA = {"service.name", "service.version", "service.namespace", "error.type", "telemetry.sdk.language"}
-CATEGORIES = {"user_activity", "endpoint_usage", "feature_usage"}
+CATEGORIES = {"user_activity", "endpoint_usage", "feature_usage", "model_usage"}
 Fields = dict[str, Any]
 
 
@@ -55,7 +55,7 @@ class TraceService(trace_service_pb2_grpc.TraceServiceServicer):
 
     async def _send(self, event: Fields, received_at_ms: int) -> "asyncio.Future[Any]":
         """Put one record on its way; the future is its acknowledgement."""
-        headers = [("event_type", event["table"].encode()), ("schema_version", b"1")]
+        headers = [("event_type", event["table"].encode()), ("schema_version", b"2")]
         value = orjson.dumps(event)
         key = event["id"].encode()
         acknowledged: asyncio.Future[Any] = await self._producer.send(
@@ -81,13 +81,17 @@ def event_of(span: Span, resource: Fields) -> Fields | None:
     if table is None:
         return None
     event = {
-        "schema_version": 1,
+        "schema_version": 2,
         "table": table,
         "id": id_of(span),
         "timestamp_us": span.start_time_unix_nano // 1000,
         "deployment_type": values.get("deployment.type", DEPLOYMENT_TYPE),
         "user_id": hash_of(values.get("user.id")),
         "organization_id": hash_of(values.get("organization.id")),
+        "service_name": values.get("service.name"),
+        "service_version": values.get("service.version"),
+        "trace_id": str(uuid.UUID(bytes=span.trace_id)),
+        "weight": 1.0,
         **columns_of(table, span, values),
         "event_metadata": {
             key.removeprefix("metadata."): value
@@ -115,11 +119,17 @@ def columns_of(table: str, span: Span, values: Fields) -> Fields:
     if table == "feature_usage":
         return {"feature_name": values["feature.name"], "action": values.get("feature.action")}
     return {
-        "endpoint": values.get("http.route") or endpoint_of(values["url.path"]),
+        "endpoint": values.get("http.route") or named_route(span.name) or endpoint_of(values["url.path"]),
         "method": values["http.request.method"].upper(),
         "status_code": values.get("http.response.status_code"),
         "duration_ms": (span.end_time_unix_nano - span.start_time_unix_nano) / 1_000_000,
     }
+
+
+def named_route(name: str) -> str | None:
+    """The route of a span that is named `METHOD /route`."""
+    _, _, route = name.partition(" ")
+    return route if route.startswith("/") else None
 
 
 def endpoint_of(path: str) -> str:

@@ -1,5 +1,6 @@
 """Commands that look and change nothing but the note that a gap is known."""
 
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -22,6 +23,7 @@ from consumer.operations import status as reporting
 from consumer.operations.operation import answer, database_alone, operation, told
 from consumer.settings import ConsumerSettings, DoctorSettings
 from shared import probes
+from shared.output import write_out
 from shared.settings import load
 
 gaps = typer.Typer(
@@ -34,10 +36,17 @@ app.add_typer(gaps, name="gaps")
 
 
 @app.command()
-def status(*, as_json: AsJson = False) -> None:
+def status(
+    *,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Every two seconds, with owner, rate and time left, until Ctrl-C.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Where is everything: positions, lag, dead letters, rebuilds under way.
 
-    Example: python -m consumer status --json
+    Examples: python -m consumer status --json
+              python -m consumer status --watch
     """
     settings = settings_of_command()
 
@@ -45,16 +54,35 @@ def status(*, as_json: AsJson = False) -> None:
         async with operation(settings, "status") as reached:
             return await reporting.status(reached)
 
+    async def work_on() -> None:
+        async with operation(settings, "status") as reached:
+            async for found, pace in reporting.watched(reached):
+                write_out(_status_text(found, pace) + "\n")
+
+    if watch:
+        with suppress(KeyboardInterrupt):
+            run_command(work_on())
+        return
     found = run_command(work())
-    lines = [f"{'partition':>9} {'next':>12} {'end':>12} {'lag':>10} {'lag s':>10} {'retention left h':>17}"]
+    answer(asdict(found), as_json=as_json, text=_status_text(found))
+
+
+def _status_text(found: reporting.Status, pace: reporting.Pace | None = None) -> str:
+    more = f" {'a second':>9} {'left':>9}  owner" if pace else ""
+    lines = [f"{'partition':>9} {'next':>12} {'end':>12} {'lag':>10} {'lag s':>10} {'retention left h':>17}{more}"]
     for line in found.partitions:
         left = "" if line.retention_left_seconds is None else f"{line.retention_left_seconds / 3600:.1f}"
         at = "-" if line.next_offset is None else line.next_offset
         lag = f"{line.lag_records:>10} {line.lag_seconds:>10.1f}"
-        lines.append(f"{line.partition:>9} {at:>12} {line.end_offset:>12} {lag} {left:>17}")
+        if pace:
+            left_s = pace.left_s(line)
+            time_left = "-" if left_s is None else f"{left_s:.0f} s"
+            owner = pace.owners.get(line.partition, "nobody")
+            more = f" {pace.rates.get(line.partition, 0):>9.0f} {time_left:>9}  {owner}"
+        lines.append(f"{line.partition:>9} {at:>12} {line.end_offset:>12} {lag} {left:>17}{more}")
     lines += [f"dead letters, {reason}: {count}" for reason, count in found.dead_letters.items()] or ["no dead letters"]
     lines += [f"rebuild under way: {rebuild['records']} records settled" for rebuild in found.rebuilds]
-    answer(asdict(found), as_json=as_json, text="\n".join(lines))
+    return "\n".join(lines)
 
 
 @app.command()

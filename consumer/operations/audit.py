@@ -13,7 +13,7 @@ from sqlalchemy.pool import NullPool
 from consumer.operations.operation import DatabaseRefused, Operation, operation
 from consumer.pipeline import positions
 from consumer.settings import ConsumerSettings
-from consumer.store.copies import copies, may_read
+from consumer.store.copies import copies
 from consumer.store.database import DATABASE_ERRORS, connect
 from consumer.store.erasures import lacking, pending
 from consumer.store.schema import FATES, metadata
@@ -121,7 +121,7 @@ async def _erased(operation: Operation) -> list[AuditFinding]:
         found.append(AuditFinding("erasure", operation.topic, None, detail))
 
     for table in await copies(operation.database):
-        if not await may_read(operation.database, table):
+        if not table.may_read:
             finding(f"this role may not look into {table.name}: audit as the owner of the tables")
             continue
         count = await operation.database.fetchval(

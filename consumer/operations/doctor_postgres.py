@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 
 import asyncpg
 
@@ -12,14 +13,23 @@ from consumer.store.database import (
     IDLE_IN_TRANSACTION_TIMEOUT_S,
     LOCK_TIMEOUT_S,
     STATEMENT_TIMEOUT_S,
+    TransactionPooling,
     clock_skew_s,
     connect,
+    error_name,
+    explained,
+    refuse_transaction_pooling,
     why_not_writable,
 )
-from consumer.store.schema import ANALYTICS_TABLES, SCHEMA_REVISION
+from consumer.store.partitions import partitions_of
+from consumer.store.schema import ANALYTICS_TABLES, SCHEMA_REVISION, us_of
 from shared.lifecycle import ended
 
 DISK_FREE_SHARE_MIN = 0.1
+PARTITION_FUNCTIONS = (
+    "ingest.attach_partition(regclass, timestamptz, timestamptz)",
+    "ingest.drop_partition(regclass, timestamptz)",
+)
 CLOCK_SKEW_S_MAX = 5.0
 CONSUMER_GRANTS = {
     **{f"public.{table}": ("SELECT", "INSERT", "UPDATE", "DELETE") for table in ANALYTICS_TABLES},
@@ -31,9 +41,15 @@ CONSUMER_GRANTS = {
 
 
 async def postgres(settings: ConsumerSettings) -> AsyncIterator[Diagnosis]:
+    try:
+        await refuse_transaction_pooling(settings.database_url)
+    except TransactionPooling as error:
+        detail, _, remedy = explained(error_name(error)).partition(": ")
+        yield Diagnosis("pooler", "error", detail, remedy)
+        return
     connection = await connect(settings.database_url, application_name="telemetry-doctor")
     try:
-        for check in (_revision, _grants, _writable, _locks, _timeouts, _disk, _clock):
+        for check in (_revision, _grants, _partitions, _writable, _locks, _timeouts, _disk, _clock):
             for diagnosis in await check(connection):
                 yield diagnosis
         for diagnosis in await _connections(connection, settings):
@@ -68,6 +84,34 @@ async def _grants(connection: asyncpg.Connection) -> list[Diagnosis]:
                         f"GRANT {privilege} ON {table} TO ...",
                     )
                 )
+    return found
+
+
+async def _partitions(connection: asyncpg.Connection) -> list[Diagnosis]:
+    """May this role have partitions made, and is there one for the time to come?"""
+    found = [
+        Diagnosis(
+            "grants",
+            "error",
+            f"this role may not execute {function}",
+            f"GRANT EXECUTE ON FUNCTION {function} TO ...; or run deploy/postgres/roles.sql again",
+        )
+        for function in PARTITION_FUNCTIONS
+        if await connection.fetchval("SELECT has_function_privilege(to_regprocedure($1)::oid, 'EXECUTE')", function)
+        is False
+    ]
+    tomorrow_us = us_of(datetime.now(UTC) + timedelta(days=1))
+    for table in ANALYTICS_TABLES:
+        partitions = await partitions_of(connection, "public", table)
+        if partitions and partitions[-1].upper <= tomorrow_us:
+            found.append(
+                Diagnosis(
+                    "partitions",
+                    "warning",
+                    f"{table} has no partition for tomorrow, so its rows will go to the default one",
+                    "start a consumer: it makes them; partitions_put_off in its log says why it did not",
+                )
+            )
     return found
 
 

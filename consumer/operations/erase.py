@@ -15,7 +15,7 @@ import asyncpg
 from consumer.operations.operation import Operation, Refused, WrongUse
 from consumer.settings import ConsumerSettings
 from consumer.store import erasures, suppressions, suppressions_topic
-from consumer.store.copies import Copy, copies, may_delete
+from consumer.store.copies import Copy, copies
 from consumer.store.database import check_clock
 from consumer.store.erasures import Erasure
 from consumer.store.schema import ANALYTICS_TABLES, at, us_of
@@ -242,8 +242,7 @@ async def _tables(operation: Operation) -> list[Copy]:
         Refused: this role may not delete in one of the schemas, so the erasure would not be whole.
     """
     found = await copies(operation.database)
-    schemas = sorted({table.schema for table in found})
-    barred = [schema for schema in schemas if not await may_delete(operation.database, schema)]
+    barred = sorted({table.schema for table in found if not table.may_delete})
     if barred:
         raise Refused(f"this role may not delete in {', '.join(barred)}: erase as the owner of the tables")
     return found

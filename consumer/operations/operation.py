@@ -20,6 +20,7 @@ from consumer.store.database import (
     explained,
     fate_of,
     is_out_of_reach,
+    refuse_transaction_pooling,
 )
 from consumer.store.ledger import Ledger
 from shared.broker import KAFKA_ERRORS, new_consumer
@@ -101,6 +102,7 @@ async def database_alone(settings: ConsumerSettings, name: str) -> AsyncIterator
         DatabaseRefused: it was reached, and refused.
     """
     async with _database_errors():
+        await refuse_transaction_pooling(settings.database_url)
         database = await connect(settings.database_url, application_name=f"telemetry-{name}", statement_timeout_s=0)
         try:
             async with background(_cut_off_when_silent(database, settings.database_url), "probes") as silence:

@@ -15,7 +15,7 @@ import asyncpg
 from consumer.operations.operation import REBUILD_LOCK, Refused
 from consumer.store import suppressions
 from consumer.store.database import DATABASE_ERRORS, ENCODER_ERRORS, Fate, fate_of
-from consumer.store.schema import ANALYTICS_TABLES, row_of
+from consumer.store.schema import ANALYTICS_TABLES, KEY, row_of
 from shared.errors import Undecodable
 from shared.events import BaseEvent
 from shared.wire import decode
@@ -202,8 +202,9 @@ async def _redrive_one(
 async def _insert(connection: asyncpg.Connection, event: BaseEvent) -> bool:
     columns = [column.name for column in ANALYTICS_TABLES[event.table].columns]
     places = ", ".join(f"${number}" for number in range(1, len(columns) + 1))
+    key = ", ".join(KEY)
     status = await connection.execute(
-        f"INSERT INTO public.{event.table} ({', '.join(columns)}) VALUES ({places}) ON CONFLICT (id) DO NOTHING",  # noqa: S608  our own names
+        f"INSERT INTO public.{event.table} ({', '.join(columns)}) VALUES ({places}) ON CONFLICT ({key}) DO NOTHING",  # noqa: S608  our own names
         *row_of(event),
     )
     return bool(status.endswith(" 1"))

@@ -1,12 +1,20 @@
 """Where is everything? Positions against the topic, dead letters, rebuilds."""
 
+import asyncio
 import time
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment
 
 from consumer.operations.operation import Operation
 from consumer.pipeline.peek import peek_with
 from consumer.store.ledger import LIVE
-from shared.broker import topic_settings
+from shared.broker import KAFKA_ERRORS, connection_options, topic_settings
+from shared.lifecycle import ended
+
+WATCH_EVERY_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,3 +81,54 @@ async def status(operation: Operation) -> Status:
         operation.topic,
     )
     return Status(found, {row["reason"]: row["count"] for row in letters}, [dict(row) for row in rebuilds])
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """By partition: records settled a second since the last look, and the host of the consumer that owns it."""
+
+    rates: dict[int, float]
+    owners: dict[int, str]
+
+    def left_s(self, line: PartitionStatus) -> float | None:
+        """Until the partition's lag is gone at this rate; None when it is not."""
+        rate = self.rates.get(line.partition, 0)
+        if not line.lag_records:
+            return 0
+        return line.lag_records / rate if rate > 0 else None
+
+
+async def watched(operation: Operation) -> AsyncIterator[tuple[Status, Pace]]:
+    """The status again and again.
+
+    Raises:
+        BrokerUnavailable, DatabaseUnavailable
+    """
+    before: dict[int, int] = {}
+    looked_at = time.monotonic()
+    while True:
+        found = await status(operation)
+        elapsed_s, looked_at = time.monotonic() - looked_at, time.monotonic()
+        now = {line.partition: line.next_offset for line in found.partitions if line.next_offset is not None}
+        rates = {each: max(0, at - before[each]) / elapsed_s for each, at in now.items() if each in before}
+        before = now
+        yield found, Pace(rates, await _owners(operation))
+        await asyncio.sleep(WATCH_EVERY_S)
+
+
+async def _owners(operation: Operation) -> dict[int, str]:
+    admin = AIOKafkaAdminClient(**connection_options(operation.settings))
+    try:
+        await admin.start()
+        [answer] = await admin.describe_consumer_groups([operation.settings.kafka_consumer_group])
+    except KAFKA_ERRORS:  # no group yet, or no answer: the positions are worth showing all the same
+        return {}
+    finally:
+        await ended(admin.close(), 5)
+    owners = {}
+    for _, _, host, _, assignment in answer.groups[0][5]:
+        if assignment:
+            for place in ConsumerProtocolMemberAssignment.decode(assignment).partitions():
+                if place.topic == operation.topic:
+                    owners[place.partition] = host.lstrip("/")
+    return owners

@@ -63,6 +63,13 @@ def decoded(record: ConsumerRecord) -> Decoded:
     return Decoded(record, event.table, row_of(event))
 
 
+def memory_bytes(record: ConsumerRecord) -> int:
+    """About what a record takes once it is decoded: its bytes, and its row's text."""
+    value = record.value or b""
+    return len(value) * (ASCII_FACTOR if value.isascii() else OTHER_FACTOR)
+
+
+ASCII_FACTOR, OTHER_FACTOR = 2, 5  # the bytes, and text of them: one emoji makes a string take 4 bytes a character
 partition_of = attrgetter("record.partition")
 _partition_and_record = attrgetter("record.partition", "record")
 

@@ -16,7 +16,8 @@ from aiokafka.errors import IllegalStateError, NoOffsetForPartitionError, Offset
 
 from consumer import metrics
 from consumer.pipeline import positions
-from consumer.pipeline.batch import Batch, Decoded, Written, decoded
+from consumer.pipeline.batch import Batch, Decoded, Written, decoded, memory_bytes
+from consumer.pipeline.measure import measure
 from consumer.pipeline.peek import Peek
 from consumer.pipeline.writer import Writer
 from consumer.store.database import explained
@@ -42,7 +43,6 @@ BATCHES_AHEAD = 1  # beside the one that is written and the one that is decoded
 GROUP_COMMIT_TIMEOUT_S = 5.0
 HALTED_RETRY_S = 5.0
 INTERRUPTIONS_MAX = 3
-ASCII_FACTOR, OTHER_FACTOR = 2, 5  # the bytes, and text of them: one emoji makes a string take 4 bytes a character
 
 
 class Stuck(Exception):  # noqa: N818  a bug, of ours or a library's: the process ends, and is restarted
@@ -312,7 +312,7 @@ class Pipeline:
         self._unwritten = set()
         self._health.unblock(self._write_need)
         self._record_times |= {partition: record.timestamp / 1000 for partition, record in batch.last.items()}
-        _measure(batch, written)
+        measure(batch, written)
         return written
 
     def _check_unmoved(self) -> None:
@@ -370,12 +370,6 @@ class Pipeline:
         self._writer.close()
 
 
-def memory_bytes(record: ConsumerRecord) -> int:
-    """About what a record takes once it is decoded: its bytes, and its row's text."""
-    value = record.value or b""
-    return len(value) * (ASCII_FACTOR if value.isascii() else OTHER_FACTOR)
-
-
 async def _next(fetched: asyncio.Queue[Batch], fetching: asyncio.Task[None]) -> Batch:
     """The next batch, or what ended the fetching."""
     if fetched.empty():
@@ -388,16 +382,3 @@ async def _next(fetched: asyncio.Queue[Batch], fetching: asyncio.Task[None]) -> 
             getting.cancel()
         fetching.result()
     return fetched.get_nowait()
-
-
-def _measure(batch: Batch, written: Written) -> None:
-    metrics.batch_rows.observe(len(batch.records))
-    for (fate, table), count in written.fates.items():
-        metrics.records.labels(fate, table).inc(count)
-        if fate == "stored":
-            metrics.row_stored(table, batch.records[-1].record.timestamp / 1000)
-    for reason, count in written.reasons.items():
-        metrics.dead_letters.labels(reason).inc(count)
-    now_ms = time.time() * 1000
-    for at_ms in (batch.records[0].record.timestamp, batch.records[-1].record.timestamp):
-        metrics.end_to_end_seconds.observe(max(0.0, (now_ms - at_ms) / 1000))

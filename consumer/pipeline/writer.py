@@ -12,9 +12,19 @@ import asyncpg
 
 from consumer.pipeline.batch import Batch, Decoded, Written, by_table
 from consumer.store import dead_letters, suppressions
-from consumer.store.database import DATABASE_ERRORS, Fate, check_clock, connect, error_name, fate_of
+from consumer.store.database import (
+    DATABASE_ERRORS,
+    Fate,
+    check_clock,
+    connect,
+    error_name,
+    fate_of,
+    refuse_transaction_pooling,
+)
 from consumer.store.dead_letters import Breaker, DeadLetter, Place
 from consumer.store.ledger import Ledger
+from consumer.store.partitions import Interval, Known
+from consumer.store.schema import INDEX
 from consumer.store.upsert import Upsert, make_stages
 from shared.errors import DatabaseUnavailable
 
@@ -33,6 +43,7 @@ class Writer:
         ledger: Ledger,
         breaker: Breaker,
         retention_days: int,
+        interval: Interval,
         schema: str = "public",
         now_us: Callable[[], int] = lambda: time.time_ns() // 1000,
     ) -> None:
@@ -42,6 +53,7 @@ class Writer:
         self._breaker = breaker
         self._retention_us = retention_days * DAY_US
         self._upsert = Upsert(schema)
+        self._partitions = Known(schema, interval)
         self._keeps_letters = schema == "public"  # a rebuild meets letters that the live consumer has kept
         self._now_us = now_us
         self._connection: asyncpg.Connection | None = None
@@ -59,7 +71,7 @@ class Writer:
                 ledger to know.
         """
         try:
-            return await self.using(lambda connection: self._write(connection, batch))
+            return await self.using(lambda connection: self._write_whole(connection, batch))
         except _BreakerOpens as opens:
             written = await self.write(batch.cut(opens.cut_at)) if opens.cut_at else Written({})
             self._breaker.is_open = True
@@ -83,11 +95,13 @@ class Writer:
 
     async def _open(self) -> asyncpg.Connection:
         if self._connection is None or self._connection.is_closed():
+            await refuse_transaction_pooling(self._database_url)
             connection = await connect(self._database_url, application_name=self._application_name)
             try:
                 if self._retention_us:
                     await check_clock(connection)
                 await make_stages(connection)
+                await self._partitions.load(connection)
             except BaseException:
                 connection.terminate()
                 raise
@@ -99,6 +113,13 @@ class Writer:
         if self._connection is not None:
             self._connection.terminate()
             self._connection = None
+
+    async def _write_whole(self, connection: asyncpg.Connection, batch: Batch) -> Written:
+        """Make the partitions that the rows need, and write: a partition stays even if the transaction does not."""
+        for table, rows in by_table(batch.records).items():
+            timestamp_at = INDEX[table]["timestamp"]
+            await self._partitions.make_for(connection, table, [each.row[timestamp_at] for each in rows])
+        return await self._write(connection, batch)
 
     async def _write(self, connection: asyncpg.Connection, batch: Batch) -> Written:
         written = Written(batch.moves())

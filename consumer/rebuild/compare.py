@@ -7,7 +7,7 @@ from consumer.operations.operation import Operation, Refused
 from consumer.pipeline.peek import peek_with
 from consumer.rebuild.shadow import SHADOW, STALLED, lines, reached
 from consumer.store.ledger import LIVE
-from consumer.store.schema import ANALYTICS_TABLES, KEPT_COLUMNS, at
+from consumer.store.schema import ANALYTICS_TABLES, KEPT_COLUMNS, KEY, at
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,8 @@ async def note_unseen(operation: Operation) -> None:
                 INSERT INTO unseen
                 SELECT '{table}', live.id,
                     ('x' || right(replace(live.id::text, '-', ''), 8))::bit(32)::bigint % {partitions}, live.timestamp
-                FROM public.{table} AS live LEFT JOIN {SHADOW}.{table} AS shadow USING (id) WHERE shadow.id IS NULL
+                FROM public.{table} AS live LEFT JOIN {SHADOW}.{table} AS shadow USING ({", ".join(KEY)})
+                WHERE shadow.id IS NULL
                 """  # noqa: S608  our own names
             )
     if not await reached(operation, offsets, timeout_s=600):
@@ -68,8 +69,8 @@ async def carry_over(operation: Operation) -> dict[str, int]:
             f"""
             INSERT INTO {SHADOW}.{name} ({columns})
             SELECT {columns} FROM public.{name} AS live
-            WHERE id IN (
-                SELECT unseen.id FROM unseen
+            WHERE ({", ".join(KEY)}) IN (
+                SELECT unseen.id, unseen.timestamp FROM unseen
                 JOIN unnest($1::int[], $2::timestamptz[]) AS reach (partition, first_time) USING (partition)
                 WHERE unseen.name = '{name}' AND unseen.timestamp < reach.first_time
             )
@@ -78,7 +79,7 @@ async def carry_over(operation: Operation) -> dict[str, int]:
                 SELECT 1 FROM ingest.suppressions AS erased WHERE live.timestamp <= erased.erased_at
                 AND (erased.kind, erased.hash) IN (('user', live.user_id), ('organization', live.organization_id))
             )
-            ON CONFLICT (id) DO NOTHING
+            ON CONFLICT ({", ".join(KEY)}) DO NOTHING
             """,  # noqa: S608  our own names
             list(times.keys()),
             list(times.values()),
@@ -97,7 +98,7 @@ async def keep_known_ids(operation: Operation) -> None:
             UPDATE {SHADOW}.{name} AS shadow
             SET ({", ".join(kept)}) = ROW({", ".join(f"coalesce(shadow.{column}, live.{column})" for column in kept)})
             FROM public.{name} AS live
-            WHERE live.id = shadow.id
+            WHERE (live.id, live.timestamp) = (shadow.id, shadow.timestamp)
                 AND ({" OR ".join(f"shadow.{column} IS NULL AND live.{column} IS NOT NULL" for column in kept)})
             """  # noqa: S608  our own names
         )
@@ -118,8 +119,8 @@ async def unexplained(operation: Operation, *, but_older: bool) -> dict[str, int
     for name in ANALYTICS_TABLES:
         counts[name] = await operation.database.fetchval(
             f"""
-            SELECT count(*) FROM unseen JOIN public.{name} AS live USING (id)
-            LEFT JOIN {SHADOW}.{name} AS shadow USING (id)
+            SELECT count(*) FROM unseen JOIN public.{name} AS live USING ({", ".join(KEY)})
+            LEFT JOIN {SHADOW}.{name} AS shadow USING ({", ".join(KEY)})
             LEFT JOIN unnest($2::int[], $3::timestamptz[]) AS reach (partition, first_time)
                 ON reach.partition = unseen.partition
             WHERE unseen.name = '{name}' AND shadow.id IS NULL

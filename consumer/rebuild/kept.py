@@ -1,6 +1,7 @@
 """What the live tables have beside rows: copied to those that take their place, or refused by name."""
 
 from consumer.operations.operation import Operation, Refused
+from consumer.rebuild.shadow import SHADOW
 from consumer.store.schema import ANALYTICS_TABLES
 
 
@@ -68,6 +69,14 @@ async def _options(operation: Operation) -> list[str]:
         )
         SELECT format('ALTER TABLE public.%I SET (%s)', relname, array_to_string(reloptions, ', ')) AS statement
             FROM live WHERE reloptions IS NOT NULL
+        UNION ALL SELECT format('ALTER TABLE %s SET (%s)', shadow_leaf.oid::regclass,
+                array_to_string(leaf.reloptions, ', '))
+            FROM live JOIN pg_inherits AS of_live ON of_live.inhparent = live.oid
+            JOIN pg_class AS leaf ON leaf.oid = of_live.inhrelid
+            JOIN pg_inherits AS of_shadow ON of_shadow.inhparent = to_regclass(format('%I.%I', $2::text, live.relname))
+            JOIN pg_class AS shadow_leaf ON shadow_leaf.oid = of_shadow.inhrelid
+                AND pg_get_expr(shadow_leaf.relpartbound, shadow_leaf.oid) = pg_get_expr(leaf.relpartbound, leaf.oid)
+            WHERE leaf.reloptions IS NOT NULL
         UNION ALL SELECT format('ALTER TABLE public.%I ENABLE ROW LEVEL SECURITY', relname)
             FROM live WHERE relrowsecurity
         UNION ALL SELECT format('ALTER TABLE public.%I FORCE ROW LEVEL SECURITY', relname)
@@ -86,6 +95,7 @@ async def _options(operation: Operation) -> list[str]:
             FROM live JOIN pg_attribute ON attrelid = live.oid WHERE attoptions IS NOT NULL
         """,
         list(ANALYTICS_TABLES),
+        SHADOW,
     )
     return [row["statement"] for row in rows]
 

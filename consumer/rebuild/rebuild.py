@@ -24,11 +24,14 @@ from consumer.rebuild.shadow import (
     STALLED,
     copy_indexes,
     lines,
+    make_partitions,
+    own_as_live,
     shadow_ddl,
 )
 from consumer.rebuild.swap import swap
 from consumer.store.dead_letters import Breaker
 from consumer.store.ledger import LIVE, Ledger
+from consumer.store.partitions import interval_of
 from consumer.store.schema import ANALYTICS_TABLES
 from consumer.store.suppressions_topic import Topic as SuppressionsTopic
 from shared.broker import RebalanceCount, new_consumer
@@ -169,6 +172,8 @@ async def _start(operation: Operation) -> None:
         await operation.database.execute(f"CREATE SCHEMA {SHADOW}")
         for statement in shadow_ddl():
             await operation.database.execute(statement)
+        await own_as_live(operation)
+        await make_partitions(operation)
         await Ledger(operation.topic, GENERATION).begin(
             operation.database, identity, {place.partition: offset for place, offset in first.items()}
         )
@@ -196,6 +201,7 @@ async def _feeding(operation: Operation, rate: float) -> AsyncIterator[None]:
             ledger=ledger,
             breaker=Breaker(max_ratio=1, window=1),
             retention_days=settings.retention_days,
+            interval=interval_of(settings.partition_interval, retention_days=settings.retention_days),
             schema=SHADOW,
         ),
         suppressions=erasures,

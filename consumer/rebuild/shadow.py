@@ -10,6 +10,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateIndex, CreateTable, SetColumnComment, SetTableComment
 
 from consumer.operations.operation import Operation
+from consumer.store.partitions import copy_bounds, partitions_of
 from consumer.store.schema import ANALYTICS_TABLES
 
 SHADOW, OLD = "rebuild", "before_rebuild"
@@ -31,11 +32,32 @@ def shadow_ddl() -> list[str]:
     ]
 
 
+async def own_as_live(operation: Operation) -> None:
+    """The owner of the live tables owns the new ones: partitions are made by functions that run as that owner."""
+    rows = await operation.database.fetch(
+        """
+        SELECT relname AS name, quote_ident(pg_get_userbyid(relowner)) AS owner FROM pg_class
+        WHERE oid = ANY (SELECT to_regclass('public.' || name)::oid FROM unnest($1::text[]) AS name)
+        """,
+        list(ANALYTICS_TABLES),
+    )
+    for row in rows:
+        await operation.database.execute(f"ALTER TABLE {SHADOW}.{row['name']} OWNER TO {row['owner']}")
+        await operation.database.execute(f"GRANT USAGE, CREATE ON SCHEMA {SHADOW} TO {row['owner']}")
+
+
+async def make_partitions(operation: Operation) -> None:
+    """The same partitions as the live tables have."""
+    for table in ANALYTICS_TABLES:
+        for partition in await partitions_of(operation.database, "public", table):
+            await copy_bounds(operation.database, partition, f"{SHADOW}.{table}")
+
+
 async def copy_indexes(operation: Operation) -> None:
     """Give the shadow those indexes that somebody has added to the live tables. Idempotent."""
     missing = await operation.database.fetch(
-        """
-        SELECT replace(indexdef, ' ON public.', $3) AS statement FROM pg_indexes
+        r"""
+        SELECT regexp_replace(indexdef, ' ON (ONLY )?public\.', $3) AS statement FROM pg_indexes
         WHERE schemaname = 'public' AND tablename = ANY ($1::text[])
             AND indexname NOT IN (SELECT indexname FROM pg_indexes WHERE schemaname = $2)
         """,

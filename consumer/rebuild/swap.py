@@ -45,8 +45,8 @@ async def _try_swap(operation: Operation) -> float:
             raise _NotReached
         await _lock_lines(operation, GENERATION)
         await suppressions.lock(database)
-        tables = ", ".join(f"{schema}.{name}" for name in ANALYTICS_TABLES for schema in ("public", SHADOW))
-        await database.execute(f"LOCK TABLE {tables} IN ACCESS EXCLUSIVE MODE")
+        tables = ", ".join(f"ONLY {schema}.{name}" for name in ANALYTICS_TABLES for schema in ("public", SHADOW))
+        await database.execute(f"LOCK TABLE {tables} IN ACCESS EXCLUSIVE MODE")  # everybody comes by way of these
         await refuse_what_would_be_lost(operation)  # what was made since the start, too
         views, settings = await views_of(operation), await settings_of(operation)
         statistics = await statistics_of(operation, OLD)

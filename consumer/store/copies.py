@@ -13,68 +13,50 @@ from consumer.store.schema import ANALYTICS_TABLES
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """A table that holds rows: `name` is quoted and with its schema, `table` is which of the analytics tables."""
+    """A table that holds rows: `name` is quoted and with its schema, `table` is which of the analytics tables.
+
+    `schema` is where that table or its parent stands. `may_read` and `may_delete` tell this role's rights.
+    """
 
     schema: str
     table: str
     name: str
-    oid: int
+    may_read: bool
+    may_delete: bool
 
 
 async def copies(connection: Connection, schemas: Sequence[str] | None = None) -> list[Copy]:
     """All tables that hold analytics rows: plain ones, and the partitions of partitioned ones.
 
-    In `schemas`, or wherever all the analytics tables stand together.
+    In `schemas`, or in any: a table counts by its name and the columns by which rows are erased.
     """
     rows = await connection.fetch(
         """
         WITH roots AS (
-            SELECT class.oid, nsp.nspname AS schema, relname AS name, relkind,
-                count(*) OVER (PARTITION BY nsp.oid) AS together
+            SELECT class.oid, nsp.nspname AS schema, relname AS name, relkind
             FROM pg_class AS class JOIN pg_namespace AS nsp ON nsp.oid = relnamespace
             WHERE relname = ANY ($1::text[]) AND relkind IN ('r', 'p') AND nspname NOT LIKE 'pg\\_%'
+                AND ($3::text[] IS NULL OR nspname = ANY ($3)) AND $2::text[] <@ ARRAY(
+                    SELECT attname::text FROM pg_attribute WHERE attrelid = class.oid AND NOT attisdropped
+                )
         )
-        SELECT roots.schema, roots.name, format('%I.%I', leaf_nsp.nspname, leaf.relname) AS leaf, leaf_oid
+        SELECT roots.schema, roots.name, format('%I.%I', leaf_nsp.nspname, leaf.relname) AS leaf,
+            usable AND has_table_privilege(leaf_oid, 'SELECT') AS may_read,
+            usable AND has_table_privilege(leaf_oid, 'SELECT') AND has_table_privilege(leaf_oid, 'DELETE')
+                AS may_delete
         FROM roots
         CROSS JOIN LATERAL (
             SELECT roots.oid AS leaf_oid WHERE roots.relkind = 'r'
             UNION ALL SELECT relid FROM pg_partition_tree(roots.oid) WHERE isleaf AND roots.relkind = 'p'
         ) AS leaves
         JOIN pg_class AS leaf ON leaf.oid = leaf_oid JOIN pg_namespace AS leaf_nsp ON leaf_nsp.oid = leaf.relnamespace
-        WHERE CASE WHEN $3::text[] IS NULL THEN together = $2 ELSE roots.schema = ANY ($3) END
+        CROSS JOIN LATERAL (
+            SELECT has_schema_privilege(roots.schema, 'USAGE') AND has_schema_privilege(leaf_nsp.oid, 'USAGE') AS usable
+        ) AS rights
         ORDER BY 1, 2, 3
         """,
         list(ANALYTICS_TABLES),
-        len(ANALYTICS_TABLES),
+        ["user_id", "organization_id", "timestamp", "event_metadata"],
         None if schemas is None else list(schemas),
     )
-    return [Copy(row["schema"], row["name"], row["leaf"], row["leaf_oid"]) for row in rows]
-
-
-async def may_read(connection: Connection, table: Copy) -> bool:
-    return bool(
-        await connection.fetchval(
-            """
-            SELECT has_schema_privilege(relnamespace, 'USAGE') AND has_table_privilege(oid, 'SELECT')
-            FROM pg_class WHERE oid = $1
-            """,
-            table.oid,
-        )
-    )
-
-
-async def may_delete(connection: Connection, schema: str) -> bool:
-    """Whether this role may read and delete in the schema's copies."""
-    return bool(
-        await connection.fetchval(
-            """
-            SELECT has_schema_privilege(nsp.oid, 'USAGE') AND bool_and(
-                has_table_privilege(class.oid, 'SELECT') AND has_table_privilege(class.oid, 'DELETE')
-            )
-            FROM pg_class AS class JOIN pg_namespace AS nsp ON nsp.oid = relnamespace
-            WHERE nspname = $1 AND relname = ANY ($2::text[]) AND relkind IN ('r', 'p') GROUP BY nsp.oid
-            """,
-            schema,
-            list(ANALYTICS_TABLES),
-        )
-    )
+    return [Copy(row["schema"], row["name"], row["leaf"], row["may_read"], row["may_delete"]) for row in rows]

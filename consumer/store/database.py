@@ -32,21 +32,11 @@ async def connect(
         url,
         timeout=CONNECT_TIMEOUT_S,
         command_timeout=statement_timeout_s + 5 if statement_timeout_s else None,
-        server_settings={
-            "application_name": application_name,
-            "statement_timeout": f"{statement_timeout_s}s",
-            "lock_timeout": f"{LOCK_TIMEOUT_S}s",
-            "idle_in_transaction_session_timeout": f"{IDLE_IN_TRANSACTION_TIMEOUT_S}s",
-            "tcp_keepalives_idle": "5",
-            "tcp_keepalives_interval": "2",
-            "tcp_keepalives_count": "3",
-            "tcp_user_timeout": "10000",
-            "timezone": "UTC",
-            "search_path": "public",
-        },
+        server_settings={"application_name": application_name, "timezone": "UTC"},
     )
     _made.add(connection)
     try:
+        await connection.execute(_SETTINGS.format(statement_timeout_s=statement_timeout_s))
         await connection.set_type_codec(
             "timestamptz", schema="pg_catalog", encoder=_time_encoded, decoder=_time_decoded, format="tuple"
         )
@@ -54,6 +44,44 @@ async def connect(
         connection.terminate()
         raise
     return connection
+
+
+# Not as startup parameters: a pooler refuses those that it does not know.
+_SETTINGS = f"""
+    SET statement_timeout = '{{statement_timeout_s}}s';
+    SET lock_timeout = '{LOCK_TIMEOUT_S}s';
+    SET idle_in_transaction_session_timeout = '{IDLE_IN_TRANSACTION_TIMEOUT_S}s';
+    SET tcp_keepalives_idle = 5;
+    SET tcp_keepalives_interval = 2;
+    SET tcp_keepalives_count = 3;
+    SET tcp_user_timeout = 10000;
+    SET search_path = public;
+"""
+
+
+async def refuse_transaction_pooling(url: str) -> None:
+    """A pooler that gives every transaction another session loses timeouts, temporary tables and locks.
+
+    Told by two connections that come to one session, or by one connection that comes to several.
+
+    Raises:
+        TransactionPooling
+        asyncpg.PostgresError, OSError, TimeoutError: see `fate_of`.
+    """
+    made: list[asyncpg.Connection] = []
+    try:
+        for _ in range(2):
+            made.append(await asyncpg.connect(url, timeout=CONNECT_TIMEOUT_S, statement_cache_size=0))  # noqa: PERF401  what was made is closed even if the next fails
+        seen = [{await each.fetchval("SELECT pg_backend_pid()") for _ in range(3)} for each in made]
+    finally:
+        for connection in made:
+            connection.terminate()
+    if seen[0] & seen[1] or any(len(pids) > 1 for pids in seen):
+        raise TransactionPooling("a session for each transaction")
+
+
+class TransactionPooling(asyncpg.InterfaceError):
+    """Between us and Postgres is a pooler in transaction or statement mode."""
 
 
 def _time_encoded(time: datetime | int) -> tuple[int]:
@@ -154,6 +182,10 @@ _EXPLAINED = {
         "the clocks of this host and of Postgres are more than a minute apart",
         "run NTP on both; until then nothing expires and nobody is erased",
     ),
+    "TransactionPooling": (
+        "ANALYTICS_DATABASE_URL leads to a connection pooler in transaction mode",
+        "use its session mode, or connect to Postgres itself: docs/scaling.md, Connections",
+    ),
     "08P01": ("protocol violation", "is a connection pooler between? docs/scaling.md says which modes work"),
 }
 _OUT_OF_REACH = ("08", "28", "3D000", "57P", "53300")
@@ -176,7 +208,7 @@ def is_out_of_reach(error: BaseException) -> bool:
     """Whether there is no working connection, rather than a server that refused a statement."""
     if isinstance(error, asyncpg.PostgresError):
         return (error.sqlstate or "").startswith(_OUT_OF_REACH)
-    return not isinstance(error, (*ENCODER_ERRORS, ClocksDiffer))
+    return not isinstance(error, (*ENCODER_ERRORS, ClocksDiffer, TransactionPooling))
 
 
 def fate_of(error: BaseException) -> Fate:

@@ -12,7 +12,7 @@ from datetime import datetime
 import structlog
 from asyncpg import Connection
 
-from consumer.store.copies import Copy, copies, may_delete
+from consumer.store.copies import Copy, copies
 from consumer.store.database import DATABASE_ERRORS, connect
 from consumer.store.schema import at
 from consumer.store.suppressions import COLUMN, Subject, lock
@@ -177,7 +177,7 @@ async def listed(connection: Connection) -> list[dict[str, object]]:
 
 
 async def _reachable(connection: Connection) -> Sequence[Copy]:
-    return [table for table in await copies(connection) if await may_delete(connection, table.schema)]
+    return [table for table in await copies(connection) if table.may_delete]
 
 
 # ---- beside a consumer
@@ -210,9 +210,9 @@ async def _carry_out_pending(connection: Connection) -> bool:
         return True
     try:
         tables = await copies(connection)
-        barred = {table.schema for table in tables if not await may_delete(connection, table.schema)}
+        barred = {table.schema for table in tables if not table.may_delete}
         for erasure in waiting:
-            await carry_out(connection, erasure, [table for table in tables if table.schema not in barred])
+            await carry_out(connection, erasure, [table for table in tables if table.may_delete])
             if not barred:
                 await finish(connection, erasure)
         if barred:

@@ -1,13 +1,16 @@
-"""Delete what is past its retention, in small batches that hold nobody up. A replay counts it as expired."""
+"""Drop and delete what is past its retention, so that nobody is held up. A replay counts it as expired."""
 
 import asyncio
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 
 import structlog
 from asyncpg import Connection
 
+from consumer.store.copies import copies
 from consumer.store.database import DATABASE_ERRORS, check_clock, connect
+from consumer.store.partitions import drop_expired
 from consumer.store.schema import ANALYTICS_TABLES
 from shared.lifecycle import wait_for
 from shared.logs import error_facts
@@ -48,7 +51,7 @@ async def _retain_once(database_url: str, *, days: int) -> bool:
 async def retain(
     connection: Connection, *, days: int, dry_run: bool = False, progress: Callable[[str, int], None] = lambda *_: None
 ) -> dict[str, int]:
-    """Delete rows by their timestamp and dead letters by their record time; how many, by table.
+    """Drop partitions that are past their time, then delete rows and dead letters one by one; how many, by table.
 
     Each batch is its own transaction, so it may be interrupted at any time and done again. A dead letter without a
     record time counts from when it was first seen.
@@ -59,28 +62,36 @@ async def retain(
     if not dry_run:
         await check_clock(connection)
     until = datetime.now(UTC) - timedelta(days=days)
-    sources = {f"public.{table}": "timestamp" for table in ANALYTICS_TABLES}
-    sources["ingest.dead_letters"] = "coalesce(record_time, first_seen_at)"
-    deleted = {}
-    for table, column in sources.items():
-        name = table.partition(".")[2]
+    counts = Counter(dict.fromkeys((*ANALYTICS_TABLES, "dead_letters"), 0))
+
+    def deleted(table: str, count: int) -> None:
+        counts[table] += count
+        progress(table, counts[table])
+
+    if not dry_run:
+        for table in ANALYTICS_TABLES:
+            deleted(table, await drop_expired(connection, table, until))
+    expired = [(copy.table, copy.name, "timestamp") for copy in await copies(connection, ("public",))]
+    expired.append(("dead_letters", "ingest.dead_letters", "coalesce(record_time, first_seen_at)"))
+    for table, name, column in expired:
         if dry_run:
-            deleted[name] = await connection.fetchval(f"SELECT count(*) FROM {table} WHERE {column} < $1", until)  # noqa: S608  our own names
-            continue
-        deleted[name] = 0
-        while True:
-            status = await connection.execute(
-                f"""
-                DELETE FROM {table} WHERE ctid = ANY (ARRAY(
-                    SELECT ctid FROM {table} WHERE {column} < $1 LIMIT {BATCH_ROWS} FOR UPDATE SKIP LOCKED
-                ))
-                """,  # noqa: S608  our own names
-                until,
-            )
-            count = int(status.rpartition(" ")[2])
-            deleted[name] += count
-            progress(name, deleted[name])
-            if count < BATCH_ROWS:
-                break
-            await asyncio.sleep(PAUSE_S)
-    return deleted
+            sql = f"SELECT count(*) FROM {name} WHERE {column} < $1"  # noqa: S608  our own names
+            deleted(table, await connection.fetchval(sql, until))
+        else:
+            async for count in _delete_rows(connection, name, column, until):
+                deleted(table, count)
+    return dict(counts)
+
+
+async def _delete_rows(connection: Connection, name: str, column: str, until: datetime) -> AsyncIterator[int]:
+    """Batch by batch, from one table that holds rows: a ctid is unique in that one alone."""
+    sql = f"""
+        DELETE FROM {name} WHERE ctid = ANY (ARRAY(
+            SELECT ctid FROM {name} WHERE {column} < $1 LIMIT {BATCH_ROWS} FOR UPDATE SKIP LOCKED
+        ))
+    """  # noqa: S608  our own names
+    count = BATCH_ROWS
+    while count == BATCH_ROWS:
+        count = int((await connection.execute(sql, until)).rpartition(" ")[2])
+        yield count
+        await asyncio.sleep(PAUSE_S)

@@ -8,6 +8,7 @@ has written until then is WAL for nothing, so a few ids of each set are looked u
 
 from collections import Counter
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any
 
 import asyncpg
@@ -16,7 +17,7 @@ from sqlalchemy import Table
 from consumer.pipeline.batch import Decoded, Written, partition_of
 from consumer.store.database import DATABASE_ERRORS, ENCODER_ERRORS, Fate, fate_of
 from consumer.store.dead_letters import DeadLetter
-from consumer.store.schema import ANALYTICS_TABLES, KEPT_COLUMNS, Row
+from consumer.store.schema import ANALYTICS_TABLES, INDEX, KEPT_COLUMNS, KEY, Row
 
 STAGED_SETS = 20  # after a row that was there already, before the straight way is tried again
 SAMPLED_IDS = 16
@@ -30,7 +31,11 @@ class Upsert:
         self._staged_left = dict.fromkeys(ANALYTICS_TABLES, 0)
         self._sql = {name: _upsert_sql(schema, table) for name, table in ANALYTICS_TABLES.items()}
         self._is_any_there = {
-            name: f"SELECT EXISTS (SELECT 1 FROM {schema}.{name} WHERE id = ANY($1::uuid[]))"  # noqa: S608  our own names
+            name: f"""
+                SELECT EXISTS (
+                    SELECT 1 FROM {schema}.{name} WHERE id = ANY($1::uuid[]) AND timestamp BETWEEN $2 AND $3
+                )
+            """  # noqa: S608  our own names
             for name in ANALYTICS_TABLES
         }
 
@@ -76,7 +81,8 @@ class Upsert:
             return None
         latest = latest_rows(table, rows)
         sample = list(latest)[:: len(latest) // SAMPLED_IDS + 1]
-        if await connection.fetchval(self._is_any_there[table], sample):
+        times = [timestamp_us for _, timestamp_us in sample]  # so that other partitions are not looked at
+        if await connection.fetchval(self._is_any_there[table], [id_ for id_, _ in sample], min(times), max(times)):
             self._staged_left[table] = STAGED_SETS
             return None
         try:
@@ -104,25 +110,30 @@ class Upsert:
         return Counter({row["kafka_partition"]: row["count"] for row in found})
 
 
-def latest_rows(table: str, rows: Sequence[Decoded]) -> dict[Any, tuple[Row, int]]:
-    """By id, the last version of each row and its partition; an id that it lacks comes from an earlier version."""
-    latest: dict[Any, tuple[Row, int]] = {each.row[0]: (each.row, each.record.partition) for each in rows}
+Key = tuple[Any, int]  # id, timestamp in microseconds since 1970
+
+
+def latest_rows(table: str, rows: Sequence[Decoded]) -> dict[Key, tuple[Row, int]]:
+    """By key, the last version of each row and its partition; an id that it lacks comes from an earlier version."""
+    key_of = _key_of[table]
+    latest: dict[Key, tuple[Row, int]] = {key_of(each.row): (each.row, each.record.partition) for each in rows}
     if len(latest) == len(rows):
         return latest
     kept_at = _KEPT_AT[table]
-    merged: dict[Any, tuple[Row, int]] = {}
+    merged: dict[Key, tuple[Row, int]] = {}
     for each in rows:
-        row = each.row
-        if earlier := merged.get(row[0]):
+        row, key = each.row, key_of(each.row)
+        if earlier := merged.get(key):
             values = list(row)
             for at in kept_at:
                 if values[at] is None:
                     values[at] = earlier[0][at]
             row = tuple(values)
-        merged[row[0]] = (row, each.record.partition)
+        merged[key] = (row, each.record.partition)
     return merged
 
 
+_key_of = {name: itemgetter(*(index[column] for column in KEY)) for name, index in INDEX.items()}
 _KEPT_AT = {
     name: [index for index, column in enumerate(table.columns) if column.name in KEPT_COLUMNS]
     for name, table in ANALYTICS_TABLES.items()
@@ -144,30 +155,32 @@ async def make_stages(connection: asyncpg.Connection) -> None:
 def _upsert_sql(schema: str, table: Table) -> str:
     """New rows by partition.
 
-    Rows that are there already, just so, are left out beforehand: ON CONFLICT would lock each of them, and a
-    lock is written to the WAL. xmax is 0 only in a row version that was inserted rather than updated.
+    Each staged row is looked up once, by its key, which tells its partition: is_same is NULL for a new row, and true
+    for one that is there just so. The latter is left out: ON CONFLICT would lock it, and a lock is written to the WAL.
+    The lookup is a scalar subquery, which no plan turns into a join over all partitions.
     """
     columns = [column.name for column in table.columns]
-    values = columns[1:]
+    values = [name for name in columns if name not in KEY]
 
     def over(new: str, old: str) -> list[str]:
         """The values of a version `new` over those of `old`."""
         return [f"coalesce({new}.{name}, {old}.{name})" if name in KEPT_COLUMNS else f"{new}.{name}" for name in values]
 
     return f"""
-        WITH written AS (
-            INSERT INTO {schema}.{table.name} AS live ({", ".join(columns)})
-            SELECT {", ".join(columns)} FROM stage_{table.name} AS stage
-            WHERE NOT EXISTS (
-                SELECT 1 FROM {schema}.{table.name} AS same
-                WHERE same.id = stage.id AND ({", ".join(f"same.{name}" for name in values)})
+        WITH looked_up AS MATERIALIZED (
+            SELECT stage.*, (
+                SELECT ({", ".join(f"same.{name}" for name in values)})
                     IS NOT DISTINCT FROM ({", ".join(over("stage", "same"))})
-            )
-            ORDER BY id
-            ON CONFLICT (id) DO UPDATE SET ({", ".join(values)}) = ROW({", ".join(over("EXCLUDED", "live"))})
+                FROM {schema}.{table.name} AS same WHERE same.id = stage.id AND same.timestamp = stage.timestamp
+            ) AS is_same
+            FROM stage_{table.name} AS stage
+        ), written AS (
+            INSERT INTO {schema}.{table.name} AS live ({", ".join(columns)})
+            SELECT {", ".join(columns)} FROM looked_up WHERE is_same IS NOT TRUE ORDER BY {", ".join(KEY)}
+            ON CONFLICT ({", ".join(KEY)})
+            DO UPDATE SET ({", ".join(values)}) = ROW({", ".join(over("EXCLUDED", "live"))})
             WHERE ({", ".join(f"live.{name}" for name in values)})
                 IS DISTINCT FROM ({", ".join(over("EXCLUDED", "live"))})
-            RETURNING id, xmax = 0 AS is_new
         )
-        SELECT kafka_partition, count(*) FROM stage_{table.name} JOIN written USING (id) WHERE is_new GROUP BY 1
+        SELECT kafka_partition, count(*) FROM looked_up WHERE is_same IS NULL GROUP BY 1
     """  # noqa: S608  schema, table and column names are our own

@@ -22,7 +22,7 @@ from opentelemetry.util.types import AttributeValue
 _EXPORT_EVERY_MS = 500  # rows appear as one watches; the SDK's own default is 5 s
 _DICE = random.Random()  # noqa: S311  nothing here is secret
 
-_MODELS = ("claude-sonnet-4-5", "gpt-5-mini", "mistral-small")
+_MODELS = {"claude-sonnet-4-5": "anthropic", "gpt-5-mini": "openai", "mistral-small": "mistral_ai"}
 _PRODUCTS = ("espresso-machine", "desk-lamp", "running-shoes", "tea-sampler", "headphones")
 
 
@@ -108,10 +108,18 @@ class Shop:
 
     def _ask(self, customer: Customer) -> None:
         with self._request("POST", "/api/assistant", 200, customer, milliseconds=2500):
-            self._span("chat completion", {"gen_ai.operation.name": "chat"}, kind=SpanKind.CLIENT, milliseconds=900)
+            model, prompt_tokens = _DICE.choice([*_MODELS]), _DICE.randrange(50, 900)
+            call: dict[str, AttributeValue] = {
+                "gen_ai.operation.name": "chat",
+                "gen_ai.provider.name": _MODELS[model],
+                "gen_ai.request.model": model,
+                "gen_ai.usage.input_tokens": prompt_tokens,
+                "gen_ai.usage.output_tokens": _DICE.randrange(20, 400),
+            }
+            self._span(f"chat {model}", call, kind=SpanKind.CLIENT, milliseconds=900)
             answer: dict[str, AttributeValue] = {
-                "metadata.model": _DICE.choice(_MODELS),
-                "metadata.prompt_tokens": _DICE.randrange(50, 900),
+                "metadata.model": model,
+                "metadata.prompt_tokens": prompt_tokens,
                 "metadata.streaming": _DICE.random() < 0.8,
                 "metadata.cost_usd": round(_DICE.uniform(0.0005, 0.02), 5),
             }

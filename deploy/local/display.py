@@ -14,7 +14,7 @@ from rich.text import Text
 
 from deploy.local.postgres import PostgresServer
 
-TABLES = ("user_activity", "endpoint_usage", "feature_usage")
+TABLES = ("user_activity", "endpoint_usage", "feature_usage", "model_usage")
 _RATE_SECONDS = 5
 _LAST_ROWS = 6
 _METRICS_TIMEOUT_SECONDS = 2

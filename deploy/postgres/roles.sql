@@ -14,7 +14,10 @@ FROM (VALUES ('analytics_consumer', :'consumer_password'), ('analytics_operator'
 WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = name) \gexec
 
 SELECT format('GRANT CONNECT, TEMPORARY ON DATABASE %I TO analytics_consumer, analytics_operator', current_database()) \gexec
-GRANT USAGE ON SCHEMA public, ingest TO analytics_consumer, analytics_operator;
+GRANT USAGE ON SCHEMA public, ingest, partitions TO analytics_consumer, analytics_operator;
+-- Partitions are made and dropped by functions that run as the owner; a new one gets its table's grants.
+GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA partitions TO analytics_consumer, analytics_operator;
+GRANT EXECUTE ON FUNCTION ingest.attach_partition, ingest.drop_partition TO analytics_consumer, analytics_operator;
 GRANT SELECT ON public.alembic_version TO analytics_consumer, analytics_operator;
 GRANT SELECT, INSERT, UPDATE, DELETE ON public.user_activity, public.endpoint_usage, public.feature_usage, public.model_usage
     TO analytics_consumer, analytics_operator;

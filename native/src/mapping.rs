@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use aho_corasick::{AhoCorasick, MatchKind};
+use aho_corasick::{AhoCorasick, MatchKind, packed};
 
 /// How the value of a column is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -178,10 +178,11 @@ pub struct Mapping {
     pub spans_max: usize,
     pub fields_max: usize,
     /// A span of which neither bytes nor resource hold one of these is no event.
-    pub deciding: AhoCorasick,
+    pub deciding: Finder,
     pub shared: Arc<SharedKeys>,
     /// A text that holds one of these could concern a privacy rule.
-    pub suspicious: AhoCorasick,
+    pub suspicious: Finder,
+    pub all_suspicious: AhoCorasick,
     /// Of those, the ones that count only where no letter or digit stands before.
     pub is_bounded: Vec<bool>,
 }
@@ -193,7 +194,33 @@ pub struct SharedKeys {
     pub columns: Vec<usize>,
 }
 
-/// A searcher for any of these literals.
+/// Says whether any of some literals is there: vectorised where the processor can.
+#[derive(Clone)]
+pub enum Finder {
+    Vectorised(packed::Searcher),
+    Plain(AhoCorasick),
+}
+
+impl Finder {
+    /// # Errors
+    /// The literals are too many or too long to search for.
+    pub fn new(literals: &[Vec<u8>]) -> Result<Self, aho_corasick::BuildError> {
+        match packed::Searcher::new(literals) {
+            Some(searcher) => Ok(Self::Vectorised(searcher)),
+            None => searcher(literals).map(Self::Plain),
+        }
+    }
+
+    #[must_use]
+    pub fn is_match(&self, bytes: &[u8]) -> bool {
+        match self {
+            Self::Vectorised(searcher) => searcher.find(bytes).is_some(),
+            Self::Plain(searcher) => searcher.is_match(bytes),
+        }
+    }
+}
+
+/// A searcher for all of these literals, overlapping ones too.
 ///
 /// # Errors
 /// The literals are too many or too long to search for.
@@ -205,9 +232,8 @@ impl Mapping {
     /// Whether bytes hold a text that could concern a privacy rule.
     #[must_use]
     pub fn is_suspicious(&self, bytes: &[u8]) -> bool {
-        // The first search is vectorised, and nearly always the only one.
         self.suspicious.is_match(bytes)
-            && self.suspicious.find_overlapping_iter(bytes).any(|found| {
+            && self.all_suspicious.find_overlapping_iter(bytes).any(|found| {
                 let is_bounded = self.is_bounded[found.pattern().as_usize()];
                 !(is_bounded && found.start() > 0 && bytes[found.start() - 1].is_ascii_alphanumeric())
             })

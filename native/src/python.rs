@@ -11,8 +11,8 @@ use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::{PyBytes, PyDict};
 
 use crate::mapping::{
-    Column, Field, Form, Glob, Hashing, Inference, Inferred, Kind, Mapping, MetadataRole, Role, SharedKeys, Source,
-    Table, searcher,
+    Column, Field, Finder, Form, Glob, Hashing, Inference, Inferred, Kind, Mapping, MetadataRole, Role, SharedKeys,
+    Source, Table, searcher,
 };
 use crate::otlp::Refused;
 use crate::record_batch::{self, encode_headers};
@@ -154,9 +154,10 @@ impl MappingSpec {
             metadata_chars_max: self.metadata_chars_max,
             spans_max: self.spans_max,
             fields_max: self.fields_max,
-            deciding: searcher(&self.deciding_keys).map_err(wrong)?,
+            deciding: Finder::new(&self.deciding_keys).map_err(wrong)?,
             shared: Arc::new(SharedKeys { searcher: searcher(&shared.1).map_err(wrong)?, columns: shared.0 }),
-            suspicious: searcher(&suspicious).map_err(wrong)?,
+            suspicious: Finder::new(&suspicious).map_err(wrong)?,
+            all_suspicious: searcher(&suspicious).map_err(wrong)?,
             is_bounded,
         })
     }

@@ -286,7 +286,7 @@ COLUMNS = (
             Key(b"openinference.span.kind", renames=(("LLM", "chat"), ("EMBEDDING", "embeddings"))),
         ),
     ),
-    Column("provider", Text(), _keys("gen_ai.provider.name", "gen_ai.system", "llm.provider")),
+    Column("provider", Text(), _keys("gen_ai.provider.name", "gen_ai.system", "llm.provider", "llm.system")),
     Column("model", Text(), _keys("gen_ai.response.model", "gen_ai.request.model", "llm.model_name")),
     Column("input_tokens", Integer(0, 2**63 - 1), _keys("gen_ai.usage.input_tokens", "llm.token_count.prompt")),
     Column("output_tokens", Integer(0, 2**63 - 1), _keys("gen_ai.usage.output_tokens", "llm.token_count.completion")),

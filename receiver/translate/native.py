@@ -68,7 +68,11 @@ def mapping_spec(rules: Rules, *, spans_max: int, fields_max: int) -> dict[str, 
         "spans_max": spans_max,
         "fields_max": fields_max,
         "deciding_keys": list(mapping.deciding_keys(infer_events=rules.infer_events)),
-        "suspicious": [(literal.encode(), literal in privacy.BOUNDED_LITERALS) for literal in privacy.LITERALS],
+        "suspicious": [
+            (literal.encode(), literal in privacy.BOUNDED_LITERALS)
+            for literal in privacy.LITERALS
+            if literal not in ("@", "://")  # no plain text has them
+        ],
     }
 
 

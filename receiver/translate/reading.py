@@ -115,7 +115,10 @@ class Reading:
                 self._notes.source(column.name, f"setting {name.upper()}")
                 return getattr(self._rules, name)
             case Constant(text, when):
-                return text if any(map(self._holds, when)) else None
+                if not any(map(self._holds, when)):
+                    return None
+                self._notes.source(column.name, "no attribute that was sent")
+                return text
             case _:
                 assert_never(column.otherwise)
 

@@ -38,7 +38,10 @@ from support.proxy import Proxy  # noqa: E402
 from support.stack import Stack, eventually  # noqa: E402
 
 EXPORT = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
-BASE_NS = 1_795_460_000_000_000_000
+DAY_S = 86_400
+# Events are a second apart and tables are partitioned by day, so a run crosses a boundary every 86,400 events.
+BASE_NS = int((time.time() // DAY_S - 3) * DAY_S + DAY_S * 0.9) * 1_000_000_000
+BY_DAY = {"PARTITION_INTERVAL": "day"}
 SPANS_PER_REQUEST = 50
 SENDERS = 4
 ON_THEIR_WAY_MIN = 100
@@ -91,7 +94,9 @@ def request_of(events: list[Event]) -> bytes:
     spans = request.resource_spans.add().scope_spans.add().spans
     for event in events:
         trace_id, span_id = event.ids
-        span = spans.add(trace_id=trace_id, span_id=span_id, start_time_unix_nano=BASE_NS + event.number * 1000)
+        span = spans.add(
+            trace_id=trace_id, span_id=span_id, start_time_unix_nano=BASE_NS + event.number * 1_000_000_000
+        )
         span.attributes.extend(event.attributes())
     return request.SerializeToString()
 
@@ -238,7 +243,7 @@ class Chaos:
     # ---- load
 
     def _consumer(self) -> ModuleServer:
-        return self.stack.consumer(ANALYTICS_DATABASE_URL=self.proxy.url, CONSUMER_BATCH_ROWS="500")
+        return self.stack.consumer(ANALYTICS_DATABASE_URL=self.proxy.url, CONSUMER_BATCH_ROWS="500", **BY_DAY)
 
     async def _send(self) -> None:
         """Send, and send again what was not acknowledged, as every exporter does."""
@@ -338,7 +343,7 @@ async def chaos(folder: Path, *, seconds: float, seed: int, at_least_each: int, 
         postgres.create_database("analytics")
         url = postgres.url("analytics")
         migrating = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "alembic", "upgrade", "head", cwd=ROOT, env={"ANALYTICS_DATABASE_URL": url}
+            sys.executable, "-m", "alembic", "upgrade", "head", cwd=ROOT, env={"ANALYTICS_DATABASE_URL": url} | BY_DAY
         )
         assert await migrating.wait() == 0
         stack = Stack(kafka=kafka, postgres=postgres, database_url=url, folder=folder)

@@ -4,12 +4,15 @@ import asyncio
 import random
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from test_consumer_faults import FATES, metric, not_ready
 
 from deploy.local.kafka import KafkaBroker
+from deploy.local.server import free_port
 from support.command import answered, command
 from support.power_cut import cut_power
 from support.records import Made, made
@@ -167,3 +170,76 @@ async def test_a_ledger_past_the_end_of_another_topic_without_ids_still_stops_th
     second = stack.consumer(is_awaited=False)
     await not_ready(second, "recreated")
     assert (await stack.ledger())[0]["next_offset"] == 900
+
+
+@pytest.fixture
+def three_brokers(folder: Path) -> Iterator[list[KafkaBroker]]:
+    """A cluster whose leader may be one that was not in sync: records are lost at such an election."""
+    ports = [free_port(19_100 + number * 10) for number in range(3)]
+    voters = dict(enumerate(ports, 1))
+    properties = {"unclean.leader.election.enable": "true", "replica.lag.time.max.ms": 2_000}
+    brokers = [
+        KafkaBroker(
+            folder / f"cluster-{time.monotonic_ns()}-{node}",
+            node_id=node,
+            controller_port=voters[node],
+            voters=voters,
+            properties=properties,
+            heap_megabytes=256,
+        )
+        for node in voters
+    ]
+    with ThreadPoolExecutor(len(brokers)) as pool:
+        list(pool.map(KafkaBroker.start, brokers))
+    yield brokers
+    for broker in brokers:
+        broker.kill()
+
+
+async def with_leader(stack: Stack, leader: int) -> None:
+    """Wait until that broker leads the only partition."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=stack.kafka.bootstrap_servers)
+    await admin.start()
+
+    async def leads() -> bool:
+        [described] = await admin.describe_topics([stack.topic])
+        return bool(described["partitions"] and described["partitions"][0]["leader"] == leader)
+
+    try:
+        await eventually(leads, 60, f"broker {leader} leads", every_s=0.5)
+    finally:
+        await admin.close()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+async def test_records_acknowledged_after_an_unclean_election_are_never_skipped(
+    stack: Stack, three_brokers: list[KafkaBroker]
+) -> None:
+    """1,994 of 3,998 were, while readiness, audit and lag said that all was well."""
+    first, second, third = three_brokers
+    stack.kafka = third  # it holds no replica, and stays
+    admin = AIOKafkaAdminClient(bootstrap_servers=third.bootstrap_servers)
+    await admin.start()
+    await admin.create_topics([NewTopic(stack.topic, -1, -1, replica_assignments={0: [1, 2]})])
+    await admin.close()
+    await with_leader(stack, 1)
+    generator = random.Random(31)
+    records = [made(generator) for _ in range(700)]
+    brokers = ",".join(broker.bootstrap_servers for broker in three_brokers)
+    consumer = stack.consumer(KAFKA_BOOTSTRAP_SERVERS=brokers)
+    await send_in_batches(stack, records[:100])
+    await stack.settled(100)
+    await asyncio.to_thread(second.kill)
+    await asyncio.sleep(8)  # its session ends, and it leaves the replicas in sync
+    await send_in_batches(stack, records[100:300])
+    await stack.settled(300)
+    await asyncio.to_thread(first.kill)
+    await asyncio.to_thread(second.start)
+    await with_leader(stack, 2)
+    await stack.send([(0, each.value) for each in records[300:]])
+    await all_are_rows(stack, records)
+    [gap] = await stack.fetch("SELECT from_offset, to_offset, reason FROM ingest.gaps")
+    assert gap == {"from_offset": 100, "to_offset": 300, "reason": "truncated"}
+    assert (await stack.ledger())[0]["next_offset"] == 500
+    assert consumer.is_running

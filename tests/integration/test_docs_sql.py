@@ -88,7 +88,7 @@ async def database(database_url: str, postgres: PostgresServer) -> AsyncIterator
 
 
 async def fill(connection: asyncpg.Connection, times: list[datetime]) -> None:
-    """A login, a request and the use of a feature, by each person at each time."""
+    """A login, a request, the use of a feature and a call of a model, by each person at each time."""
     own: dict[str, list[dict[str, Any]]] = {
         "user_activity": [{"event_type": "login", "session_id": "s-1"}] * USERS,
         "endpoint_usage": [
@@ -96,6 +96,7 @@ async def fill(connection: asyncpg.Connection, times: list[datetime]) -> None:
             for number, status in enumerate([500] + [200] * (USERS - 1))
         ],
         "feature_usage": [{"feature_name": "export", "action": "created"}] * USERS,
+        "model_usage": [{"operation": "chat", "provider": "openai", "model": "gpt-4o", "input_tokens": 17}] * USERS,
     }
     common = {"organization_id": hash_id("acme"), "deployment_type": "cloud"}
     metadata = '{"plan": "pro", "service.name": "shop"}'

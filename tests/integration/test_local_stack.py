@@ -194,7 +194,8 @@ def test_run_fills_every_table_from_demo_traffic_and_stops_on_sigterm(tmp_path: 
             "PATH",
         ]
         exists = " AND ".join(
-            f"EXISTS (SELECT 1 FROM {table})" for table in ("user_activity", "endpoint_usage", "feature_usage")
+            f"EXISTS (SELECT 1 FROM {table})"
+            for table in ("user_activity", "endpoint_usage", "feature_usage", "model_usage")
         )
         _wait_until(lambda: _psql(tmp_path, f"SELECT {exists}") == "t\n", 20)
         run.send_signal(signal.SIGTERM)

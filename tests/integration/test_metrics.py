@@ -37,7 +37,7 @@ async def test_the_age_of_the_newest_row_is_that_of_its_receipt_and_grows_by_its
             table: age for (name, table), age in metrics(consumer).items() if name.endswith("newest_row_age_seconds")
         }
 
-    assert set(ages()) == {"user_activity", "endpoint_usage", "feature_usage"}
+    assert set(ages()) == {"user_activity", "endpoint_usage", "feature_usage", "model_usage"}
     await send(-50)  # a receiver whose clock is ahead: rows are never younger than nothing
     await stack.settled(1)
     assert ages()["feature_usage"] == 0

@@ -4,6 +4,7 @@ import asyncio
 import json
 import random
 import re
+import signal
 import time
 import urllib.request
 from datetime import UTC, datetime, timedelta
@@ -12,7 +13,7 @@ from typing import Any
 import asyncpg
 from aiokafka.admin import AIOKafkaAdminClient
 
-from support.command import answered, command
+from support.command import answered, command, started
 from support.records import Made, made
 from support.stack import TABLES, Stack, eventually
 
@@ -296,7 +297,7 @@ async def test_dead_letters_are_listed_shown_and_redriven(stack: Stack) -> None:
     await stack.create_topic(partitions=1)
     generator = random.Random(7)
     good = [made(generator, "feature_usage") for _ in range(3)]
-    newer = [record.value.replace(b'"schema_version":1', b'"schema_version":3') for record in good]
+    newer = [re.sub(rb'"schema_version":.', b'"schema_version":3', record.value) for record in good]
     await stack.send([(0, value) for value in [*newer, b"\xff", good[0].value]])
     stack.consumer()
     await stack.settled(5)
@@ -312,7 +313,7 @@ async def test_dead_letters_are_listed_shown_and_redriven(stack: Stack) -> None:
     # What an upgrade of the consumer does to the old letters is done to the letters here.
     await stack.fetch(
         "UPDATE ingest.dead_letters SET value = convert_to(replace(convert_from(value, 'UTF8'), "
-        "'\"schema_version\":3', '\"schema_version\":1'), 'UTF8') WHERE reason = 'newer_schema'"
+        "'\"schema_version\":3', '\"schema_version\":2'), 'UTF8') WHERE reason = 'newer_schema'"
     )
     dry = await answered(stack, "dead-letters", "redrive", "--dry-run", code=1)
     assert (dry["stored"], dry["already_there"], dry["still"]) == (2, 1, {"not_json": 1})
@@ -366,3 +367,20 @@ async def test_an_export_is_all_that_is_stored_of_a_subject_and_nothing_of_other
     assert {line["id"] for line in lines} == {str(record.id) for record in own}
     assert not {str(record.id) for record in theirs} & {line["id"] for line in lines}
     assert all(line["event_metadata"] is not None and line["table"] in TABLES for line in lines)
+
+
+async def test_a_watched_status_tells_owner_rate_and_time_left_until_it_is_stopped(stack: Stack) -> None:
+    """While a backlog drains, the question is how long still, and who does it."""
+    await stack.create_topic(partitions=2)
+    stack.consumer()
+    await stack.send([(index % 2, made(random.Random(index)).value) for index in range(100)])
+    await stack.settled(100)
+    watching = await started(stack, "status", "--watch")
+    assert watching.stdout is not None
+    seen = b""
+    while seen.count(b"owner") < 2:
+        seen += await asyncio.wait_for(watching.stdout.read(4096), 30)
+    watching.send_signal(signal.SIGINT)
+    _, err = await watching.communicate()
+    assert (watching.returncode, err) == (0, b"")
+    assert seen.count(b"127.0.0.1") >= 2

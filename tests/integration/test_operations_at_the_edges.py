@@ -113,13 +113,15 @@ async def test_a_rebuild_keeps_what_was_added_to_the_tables_or_refuses(stack: St
     code, _, err = await command(stack, "rebuild", "--rate", "0")
     assert (code, "column user_activity.colour" in err) == (1, True)
     await stack.fetch("ALTER TABLE user_activity DROP COLUMN colour")
-    await stack.fetch("CREATE TABLE notes (id uuid CONSTRAINT of_use REFERENCES feature_usage)")
+    await stack.fetch(
+        "CREATE TABLE notes (id uuid, at timestamptz, CONSTRAINT of_use FOREIGN KEY (id, at) REFERENCES feature_usage)"
+    )
     code, _, err = await command(stack, "rebuild", "--rate", "0")
     assert (code, "constraint of_use" in err) == (1, True)
     await stack.fetch("DROP TABLE notes")
     assert (await answered(stack, "rebuild", "--rate", "0"))["swapped"]
     [index] = await stack.fetch("SELECT indexdef FROM pg_indexes WHERE schemaname || indexname = 'publicby_action'")
-    definition = 'ON public.feature_usage USING btree (action, "timestamp") WHERE (action IS NOT NULL)'
+    definition = 'ON ONLY public.feature_usage USING btree (action, "timestamp") WHERE (action IS NOT NULL)'
     assert index["indexdef"].endswith(definition)
     [view] = await stack.fetch("SELECT reloptions FROM pg_class WHERE relname = 'own'")
     assert view["reloptions"] == ["security_barrier=true"]
@@ -135,7 +137,7 @@ async def test_a_swap_keeps_settings_that_were_made_meanwhile_and_refuses_what_i
     await stack.send([(0, made(random.Random(index)).value) for index in range(300)])
     stack.consumer()
     await stack.settled(300)
-    rebuild = await started(stack, "rebuild", "--rate", "100")
+    rebuild = await started(stack, "rebuild", "--rate", "15")
 
     async def is_filling() -> bool:
         return bool(await stack.fetch("SELECT 1 FROM ingest.partition_offsets WHERE generation = 'rebuild'"))
@@ -153,7 +155,7 @@ async def test_a_swap_keeps_settings_that_were_made_meanwhile_and_refuses_what_i
     assert await stack.row_count() == 300
     await stack.fetch("DROP POLICY tenants ON feature_usage")
     await stack.fetch("ALTER TABLE feature_usage FORCE ROW LEVEL SECURITY")
-    await stack.fetch("ALTER TABLE feature_usage SET (fillfactor = 90)")
+    await stack.fetch("ALTER TABLE partitions.feature_usage_default SET (fillfactor = 90)")
     await stack.fetch("ALTER TABLE feature_usage ALTER COLUMN action SET STATISTICS 500")
     await stack.fetch("ALTER TABLE feature_usage REPLICA IDENTITY FULL")
     await stack.fetch("CREATE STATISTICS by_both (dependencies) ON action, feature_name FROM feature_usage")
@@ -166,7 +168,10 @@ async def test_a_swap_keeps_settings_that_were_made_meanwhile_and_refuses_what_i
     assert (await answered(stack, "rebuild", "--resume", "--rate", "0"))["swapped"]
     [kept] = await stack.fetch(
         """
-        SELECT relrowsecurity, relforcerowsecurity, relreplident, reloptions, (
+        SELECT relrowsecurity, relforcerowsecurity, relreplident, (
+            SELECT reloptions FROM pg_class AS leaf
+            WHERE leaf.oid = (SELECT partdefid FROM pg_partitioned_table WHERE partrelid = pg_class.oid)
+        ) AS reloptions, (
             SELECT attstattarget FROM pg_attribute WHERE attrelid = pg_class.oid AND attname = 'action') AS target
         FROM pg_class WHERE oid = 'public.feature_usage'::regclass
         """

@@ -14,7 +14,7 @@ NOT_COPIED = shutil.ignore_patterns(".git", ".venv", ".local", "__pycache__", ".
 
 
 class Copy:
-    """Follows a section to the letter: its diffs, and the commands of its block that migrates."""
+    """Follows a section to the letter: its diffs, and the commands of its block that migrates, if it has one."""
 
     def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
         self.folder = folder
@@ -27,8 +27,8 @@ class Copy:
         for patch in found:
             (self.folder / "step.diff").write_text(patch)
             await self.run("git", "apply", "step.diff")
-        [migrating] = [block for block in re.findall(r"```sh\n(.*?)```", section, re.DOTALL) if "autogenerate" in block]
-        for line in migrating.strip().splitlines():
+        migrating = [block for block in re.findall(r"```sh\n(.*?)```", section, re.DOTALL) if "autogenerate" in block]
+        for line in "\n".join(migrating).strip().splitlines():
             arguments = [part.strip('"') for part in re.findall(r'"[^"]*"|\S+', line)]
             assert arguments[0] == "alembic"
             await self.python(*arguments)

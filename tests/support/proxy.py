@@ -37,6 +37,12 @@ class Proxy:
     def connections(self) -> int:
         return len(self._writers) // 2
 
+    def lead_to(self, url: str) -> None:
+        """From now on to another server; connections to the old one are closed."""
+        parts = urlsplit(url)
+        self._target = (parts.hostname or "", parts.port or 5432)
+        self.cut()
+
     def cut(self) -> None:
         """Close every connection at once."""
         for writer in list(self._writers):

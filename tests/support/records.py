@@ -23,14 +23,14 @@ class Made:
     @property
     def value(self) -> bytes:
         fields = {
-            "schema_version": 1,
+            "schema_version": 2 if "weight" in self.columns else 1,
             "table": self.table,
             "id": str(self.id),
             "timestamp_us": self.timestamp_us,
             **{name: value for name, value in self.columns.items() if value is not None},
             "event_metadata": self.metadata,
         }
-        return json.dumps(fields, separators=(",", ":"), ensure_ascii=False).encode()
+        return json.dumps(fields, separators=(",", ":"), ensure_ascii=False, default=str).encode()
 
     def partition(self, partitions: int = 4) -> int:
         return int.from_bytes(self.id.bytes[-4:], "big") % partitions
@@ -42,13 +42,13 @@ class Made:
             rest.pop("id") == self.id
             and rest.pop("timestamp") == EPOCH + timedelta(microseconds=self.timestamp_us)
             and json.loads(rest.pop("event_metadata")) == self.metadata
-            and rest == {name: self.columns.get(name) for name in rest}
+            and rest == {name: self.columns.get(name, 1.0 if name == "weight" else None) for name in rest}
         )
 
 
 def made(random_: random.Random, table: str | None = None, **columns: Any) -> Made:
-    """A record at random, of any table or of one."""
-    table = table or random_.choice(["user_activity", "endpoint_usage", "feature_usage"])
+    """A record at random, of any table or of one, and of any schema version."""
+    table = table or random_.choice(["user_activity", "endpoint_usage", "feature_usage", "model_usage"])
     hashed = f"{random_.getrandbits(64):016x}"
     own: dict[str, Any] = {
         "user_activity": {"user_id": hashed, "event_type": "login", "session_id": random_.choice([None, "s-1"])},
@@ -60,7 +60,25 @@ def made(random_: random.Random, table: str | None = None, **columns: Any) -> Ma
             "user_id": random_.choice([hashed, None]),
         },
         "feature_usage": {"feature_name": "export", "action": random_.choice(["created", None]), "user_id": hashed},
+        "model_usage": {
+            "operation": "chat",
+            "provider": random_.choice(["openai", None]),
+            "model": "gpt-4o",
+            "input_tokens": random_.choice([2**62, 17, None]),
+            "output_tokens": random_.choice([0, None]),
+            "duration_ms": random_.choice([1.25, None]),
+            "error_type": random_.choice(["timeout", None]),
+            "user_id": random_.choice([hashed, None]),
+        },
     }[table]
+    since_version_2 = {
+        "service_name": random_.choice(["shop", None]),
+        "service_version": random_.choice(["1.2.3", None]),
+        "trace_id": uuid.UUID(int=random_.getrandbits(128)),
+        "weight": random_.choice([1.0, 4.0, 100.5]),
+    }
+    if table == "model_usage" or random_.random() < 0.7:
+        own |= since_version_2
     return Made(
         table,
         uuid.UUID(int=random_.getrandbits(128)),

@@ -50,10 +50,17 @@ class Shop:
         return self._ended.pop()
 
     def any(self) -> Sent:
-        """A login, a request (by old or new names) or a feature, at random."""
+        """A login, a request (by old or new names), a feature or a call of a model, at random."""
         user = f"user-{self._random.randrange(50)}"
-        known = {"user_id": hashed(user), "organization_id": hashed("acme"), "deployment_type": "cloud"}
-        match self._random.randrange(4):
+        known = {
+            "user_id": hashed(user),
+            "organization_id": hashed("acme"),
+            "deployment_type": "cloud",
+            "service_name": "shop",
+            "service_version": "1.2.3",
+            "weight": 1.0,
+        }
+        match self._random.randrange(5):
             case 0:
                 attributes = {"event.category": "user_activity", "user.id": user, "event.type": "login"}
                 return sent(self.span(attributes), "user_activity", {**known, "event_type": "login"})
@@ -67,6 +74,10 @@ class Shop:
                 span = self.span({**old, "http.status_code": 500}, SpanKind.SERVER)
                 own = {"endpoint": "/orders/{id}", "method": "POST", "status_code": 500, "duration_ms": 12.5}
                 return sent(span, "endpoint_usage", {**known, **own})
+            case 3:
+                call = {"gen_ai.operation.name": "chat", "gen_ai.system": "openai", "gen_ai.usage.input_tokens": 17}
+                own = {"operation": "chat", "provider": "openai", "model": None, "input_tokens": 17}
+                return sent(self.span({**call, "user.id": user}), "model_usage", {**known, **own})
             case _:
                 attributes = {"feature.name": "export", "feature.action": "created", "user.id": user}
                 return sent(

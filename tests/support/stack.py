@@ -16,7 +16,7 @@ from deploy.local.postgres import PostgresServer
 from deploy.local.server import Server
 from deploy.local.stack import ModuleServer
 
-TABLES = ("user_activity", "endpoint_usage", "feature_usage")
+TABLES = ("user_activity", "endpoint_usage", "feature_usage", "model_usage")
 
 
 class Stack:

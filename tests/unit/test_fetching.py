@@ -7,7 +7,8 @@ from typing import Any, cast
 import pytest
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
-from consumer.pipeline.loop import SLICE_RECORDS, Moved, Pipeline, memory_bytes
+from consumer.pipeline.batch import memory_bytes
+from consumer.pipeline.loop import SLICE_RECORDS, Moved, Pipeline
 from consumer.store.ledger import Ledger, Line
 from shared.broker import RebalanceCount
 from shared.probes import Health
