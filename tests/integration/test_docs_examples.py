@@ -7,17 +7,10 @@ import sys
 from pathlib import Path
 
 from shared.identity import hash_id
+from support.pages import README, SENDING, block
 from support.stack import Stack, eventually
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = (ROOT / "docs/send-your-spans.md").read_text()
-README = (ROOT / "README.md").read_text()
-
-
-def block(language: str, containing: str, page: str = PAGE) -> str:
-    blocks = re.findall(r"^```(\w*)\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
-    [found] = [text for spoken, text in blocks if spoken == language and containing in text]
-    return found
 
 
 def run(command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
@@ -57,7 +50,7 @@ async def test_the_python_and_the_curl_of_the_readme_make_rows(stack: Stack) -> 
     python = block("python", "BatchSpanProcessor", README)
     done = run([sys.executable, "-c", python], OTEL_EXPORTER_OTLP_ENDPOINT=endpoint)
     assert (done.returncode, done.stderr) == (0, "")
-    for page in (README, PAGE):
+    for page in (README, SENDING):
         curl = block("sh", "curl -sS", page).replace("http://localhost:4318", endpoint)
         done = run(["sh", "-c", curl])
         assert (done.returncode, done.stdout) == (0, "{}"), done.stderr
@@ -75,7 +68,7 @@ async def test_the_python_and_the_curl_of_the_readme_make_rows(stack: Stack) -> 
 
 def test_explain_prints_what_the_page_shows() -> None:
     """Whoever compares must not find a difference that is ours."""
-    [command] = re.findall(r"^python -m (receiver explain \S+)$", PAGE, re.MULTILINE)
+    [command] = re.findall(r"^python -m (receiver explain \S+)$", SENDING, re.MULTILINE)
     done = run([sys.executable, "-m", *command.split()])
     assert (done.returncode, done.stderr) == (1, "")
     assert done.stdout == block("", "span 1: event")

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 from jgo.maven import MavenContext
-from test_docs_examples import block
 
 from deploy.local.kafka import KafkaBroker
+from support.pages import block
 from support.receiver import Receiver, records_of
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
