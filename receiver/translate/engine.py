@@ -223,11 +223,28 @@ class Native:
         except self._library.TooMany:
             raise TooManySpans(f"more than {self._reference.spans_max} spans") from None
         except self._library.Odd:  # perhaps malformed, perhaps only an unusual spelling
-            return self._reference.open(body)
+            return OddByReference(self.engine, read_request(body, spans_max=self._reference.spans_max), self.rules)
 
     def builder(self, producer: Any) -> Builder:  # noqa: ARG002  the reference's builder is the producer's
         builder: Builder = self._library.Batch(BATCH_BYTES_MAX, ZSTD_LEVEL)
         return builder
+
+
+class OddByReference(ByReference):
+    """A request whose envelope the native engine does not read, in batches of the native engine."""
+
+    def __init__(self, engine: Any, groups: Sequence[ResourceSpans], rules: Rules) -> None:
+        super().__init__(groups, rules)
+        self._engine = engine
+
+    def add(self, builder: Any, partition: int, start: int, now_ms: int) -> int:
+        added = 0
+        for record in self._by_partition[partition][start:]:
+            table = _TABLE_NAMES.index(record.table)
+            if not self._engine.append(builder, table, UUID(record.key.decode()).bytes, record.value, now_ms):
+                break
+            added += 1
+        return added
 
 
 class ByNative(_Fates):
