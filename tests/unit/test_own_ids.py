@@ -65,6 +65,19 @@ def test_no_attribute_says_the_id_that_another_names(raw: str, key: str) -> None
     assert seen > 500
 
 
+@pytest.mark.parametrize("key", [key.decode() for key in mapping.ID_KEYS])
+def test_a_resource_may_say_it_too(key: str) -> None:
+    """A service that runs for one customer, and tells the customer's number twice."""
+    for named, said in (("resource", "resource"), ("span", "resource"), ("resource", "span")):
+        for sent in spellings(USER):
+            for place in ("metadata.x", "service.name", "deployment.type", "error.type"):
+                attributes: dict[str, dict[str, Any]] = {"span": {"feature.name": "x"}, "resource": {}}
+                attributes[named][key] = USER
+                attributes[said][place] = sent
+                text = texts_of(outcome(attributes["span"], resource=attributes["resource"]))
+                assert USER not in text, (named, said, place, sent)
+
+
 @pytest.mark.parametrize(
     ("attribute", "column"),
     [
