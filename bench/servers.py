@@ -89,7 +89,7 @@ class Servers:
             await asyncio.to_thread(server.stop)
 
     def receiver(self, topic: str, **settings: str) -> ModuleServer:
-        ports = {"PORT": None, "RECEIVER_METRICS_PORT": None}
+        ports = {"PORT": None, "HTTP_PORT": None, "RECEIVER_METRICS_PORT": None}
         return self._module("receiver", self.environment(topic, **settings), ports)
 
     def consumer(self, topic: str, database: str, **settings: str) -> ModuleServer:

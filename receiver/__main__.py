@@ -117,7 +117,7 @@ def _told(number: int, span: Explanation) -> str:
 def health(
     url: Annotated[str | None, typer.Option(help="The /readyz to ask; default: this process's own port.")] = None,
 ) -> None:
-    """Exit 0 when the running receiver is ready, else 1: for a container's health check.
+    """Exit 0 when the running receiver is ready and its port answers, else 1: for a container's health check.
 
     Example: python -m receiver health
     """
@@ -125,6 +125,8 @@ def health(
     if url is None and settings.receiver_metrics_port == 0:
         raise WrongSetting("RECEIVER_METRICS_PORT: 0 leaves nothing to ask")
     is_ready, text = probes.ask(url or probes.ready_url(settings.metrics_host, settings.receiver_metrics_port))
+    if url is None and is_ready and not probes.is_listening(settings.host, settings.port):
+        is_ready, text = False, f"nothing listens on port {settings.port}"
     typer.echo(text)
     raise typer.Exit(0 if is_ready else 1)
 

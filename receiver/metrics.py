@@ -14,6 +14,8 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 3.5,
 BATCH_OUTCOMES = ("acknowledged", "failed", "expired")
 
 ConnectionEnd = Literal["silent", "stalled", "full", "protocol"]
+HTTP_REFUSALS = ("400", "404", "405", "415", "431")
+SIGNALS = ("metrics", "logs")
 TRANSPORTS = ("grpc", "http")
 
 requests = Counter("receiver_requests", "Export calls answered, by gRPC's name of the code", ["code", "transport"])
@@ -52,7 +54,12 @@ arriving_bytes = Gauge(
 reads_waiting = Gauge(
     "receiver_reads_waiting", "Calls that wait until the rest of their body may arrive", multiprocess_mode="livesum"
 )
+calls_open = Gauge("receiver_calls_open", "Export calls that wait for their answer", multiprocess_mode="livesum")
 connections = Gauge("receiver_connections", "Connections that are open now", ["transport"], multiprocess_mode="livesum")
+http_refused = Counter("receiver_http_refused", "OTLP/HTTP requests refused before Export, by status", ["status"])
+unsupported_items = Counter(
+    "receiver_unsupported_items", "Requests with metrics or logs, which are dropped, by signal", ["signal"]
+)
 connections_ended = Counter(
     "receiver_connections_ended", "Connections that the receiver ended, by reason", ["transport", "reason"]
 )
@@ -67,6 +74,10 @@ for _transport in TRANSPORTS:
         requests.labels(_code, _transport)
     for _end in get_args(ConnectionEnd):
         connections_ended.labels(_transport, _end)
+for _status in HTTP_REFUSALS:
+    http_refused.labels(_status)
+for _signal in SIGNALS:
+    unsupported_items.labels(_signal)
 for _cause in CAUSES:
     refusals.labels(_cause)
 for _reason in IGNORE_REASONS:

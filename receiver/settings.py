@@ -1,13 +1,22 @@
 """The receiver's settings. The limits bound memory, and the README shows the sum."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import BeforeValidator, Field, SecretStr, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import NoDecode
 
 from receiver.translate.engine import EngineSetting
-from shared.settings import CommaSeparated, CommaSeparatedSecrets, IdSettings, KafkaSettings, Port, ReceiverPlace
+from shared.settings import (
+    CommaSeparated,
+    CommaSeparatedSecrets,
+    IdSettings,
+    KafkaSettings,
+    Port,
+    PortOrOff,
+    ReceiverPlace,
+)
 
 MEBIBYTE = 1024 * 1024
 DEFAULT_EXCLUDED = ("/health", "/healthz", "/livez", "/readyz", "/metrics", "/favicon.ico")
@@ -27,6 +36,15 @@ def _globs(value: object) -> object:
     return () if value.strip() == "none" else tuple(part.strip() for part in value.split(",") if part.strip())
 
 
+def _origins(value: tuple[str, ...]) -> tuple[str, ...]:
+    if not all(_ORIGIN.fullmatch(origin) for origin in value):
+        raise ValueError("origins like https://shop.example, comma-separated, or * are needed")
+    return value
+
+
+_ORIGIN = re.compile(r"\*|https?://[^\s/,]+")
+
+Origins = Annotated[CommaSeparated, AfterValidator(_origins)]
 Globs = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_globs)]
 
 
@@ -35,6 +53,13 @@ class ReceiverSettings(ReceiverPlace, KafkaSettings, IdSettings):
 
     host: str = Field("0.0.0.0", description="address that OTLP/gRPC is served at")  # noqa: S104
     port: Port = Field(4317, description="port that OTLP/gRPC is served at")
+    http_port: PortOrOff = Field(4318, description="port that OTLP/HTTP is served at; 0: off")
+    http_cors_origins: Origins = Field(
+        (), description="origins of pages that may send from a browser, comma-separated; `*`: all"
+    )
+    accept_other_signals: bool = Field(
+        default=True, description="answer metrics and logs with success, and drop them; false: refuse them"
+    )
     workers: int = Field(1, ge=1, le=128, description="processes that share the port")
     telemetry_enabled: bool = Field(True, description="false: accept, drop and count every span")  # noqa: FBT003
 
@@ -93,6 +118,12 @@ class ReceiverSettings(ReceiverPlace, KafkaSettings, IdSettings):
             raise ValueError("TLS_CERT_FILE and TLS_KEY_FILE need each other")
         if self.tls_client_ca_file is not None and self.tls_cert_file is None:
             raise ValueError("TLS_CLIENT_CA_FILE needs TLS_CERT_FILE and TLS_KEY_FILE")
+        return self
+
+    @model_validator(mode="after")
+    def _ports_differ(self) -> Self:
+        if self.http_port and self.http_port in (self.port, self.receiver_metrics_port):
+            raise ValueError("HTTP_PORT must be another port than PORT and RECEIVER_METRICS_PORT")
         return self
 
     @property

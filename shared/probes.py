@@ -180,7 +180,20 @@ def metrics_url(host: str, port: int) -> str:
 
 
 def _url(host: str, port: int, page: str) -> str:
-    return f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}/{page}"  # noqa: S104
+    return f"http://{_local(host)}:{port}/{page}"
+
+
+def _local(host: str) -> str:
+    return "127.0.0.1" if host in ("0.0.0.0", "::") else host  # noqa: S104
+
+
+def is_listening(host: str, port: int) -> bool:
+    """Whether a process on this machine accepts connections there."""
+    try:
+        with socket.create_connection((_local(host), port), timeout=3):
+            return True
+    except OSError:
+        return False
 
 
 def metrics_of(url: str) -> str:

@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DATABASE = "analytics"
 
 # The standard ports, by the settings that carry them.
-RECEIVER_PORTS = {"PORT": 4317, "RECEIVER_METRICS_PORT": 9464}
+RECEIVER_PORTS = {"PORT": 4317, "HTTP_PORT": 4318, "RECEIVER_METRICS_PORT": 9464}
 CONSUMER_PORTS = {"CONSUMER_METRICS_PORT": 9465}
 
 # Traffic, receiver and consumer stop one after another, then both servers at once: 15 s at the very worst.

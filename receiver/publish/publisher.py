@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import structlog
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError
+from aiokafka.errors import ClusterAuthorizationFailedError, KafkaError, TopicAuthorizationFailedError
 
 from receiver import metrics
 from receiver.serve.budget import Budget
@@ -35,6 +35,9 @@ PROBE_TIMEOUT_S = 3.0
 SILENCE_S_MAX = 15.0  # of a client that gets no answer; then a new one is made, in case it is the client
 FLUSH_TIMEOUT_S = 3.5  # this, the next and the server's stop fit into 15 s
 STOP_TIMEOUT_S = 3.0
+AUTHORIZATION = "authorization"  # what Health calls it
+UNAUTHORIZED = (TopicAuthorizationFailedError, ClusterAuthorizationFailedError)
+UNAUTHORIZED_S = 30.0  # after the last refusal; then ready again, so that writes come that find out
 
 
 @dataclass(slots=True, eq=False)
@@ -79,6 +82,7 @@ class Publisher:
         self._health = health
         self._connection: Connection | None = None
         self._shipping: set[asyncio.Task[None]] = set()
+        self._unauthorized_at: float | None = None
 
     def append(self, translation: Translation, *, received_at_ms: int) -> set[asyncio.Future[bool]]:
         """Put a request's records into their partitions' open batches, and return the futures of those batches.
@@ -157,13 +161,22 @@ class Publisher:
                     )
                 await delivery  # from here on every in-sync replica has the records
             outcome = "acknowledged"
+            self._unauthorized_at = None
+            self._health.unblock(AUTHORIZATION)
             self._health.answered(NEED)
         except TimeoutError:
             outcome = "expired"
         except Exception as error:  # noqa: BLE001  a batch without an acknowledgement has failed, whatever it was
+            if isinstance(error, UNAUTHORIZED):
+                self._refused(self._topic)
             log.warning("batch_failed", partition=lane.partition, **error_facts(error))
         finally:
             self._settle(connection, lane, batch, outcome)
+
+    def _refused(self, topic: str) -> None:
+        """For want of a right. Not ready, so that a load balancer asks others, which may have it."""
+        self._unauthorized_at = time.monotonic()
+        self._health.block(AUTHORIZATION, f"Kafka refuses writes to {topic}: give this user WRITE and DESCRIBE on it")
 
     def _settle(self, connection: Connection, lane: Lane, batch: Batch, outcome: str) -> None:
         self._budget.release(batch.bytes)
@@ -231,6 +244,9 @@ class Publisher:
         answered_at = time.monotonic()
         while True:
             await asyncio.sleep(PROBE_EVERY_S)
+            if self._unauthorized_at is not None and time.monotonic() - self._unauthorized_at > UNAUTHORIZED_S:
+                self._unauthorized_at = None
+                self._health.unblock(AUTHORIZATION)
             if connection.producer._sender.sender_task.done():  # noqa: SLF001  nothing public tells
                 raise BrokerUnavailable("the producer's sender has ended")
             with contextlib.suppress(TimeoutError):

@@ -87,7 +87,7 @@ class Export:
         self._long_turns = Turns()
         self._idle = asyncio.Event()
         self._idle.set()
-        self._calls = 0
+        self.calls = 0
         self._is_draining = False
         self._failing_since: float | None = None
 
@@ -118,9 +118,9 @@ class Export:
             course.ended(reply.code, tally)
         return reply
 
-    def is_known(self, call: Call) -> bool:
-        """Whether the call shows a key, or needs none: for what is answered beside Export."""
-        return self._keys.accept(call.headers)
+    def is_known(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
+        """Whether a call shows a key, or needs none: for what is answered beside Export."""
+        return self._keys.accept(headers)
 
     async def drain(self, timeout_s: float) -> None:
         """Refuse new calls, and return when those in flight are answered or the time is over."""
@@ -139,7 +139,7 @@ class Export:
             raise KeyRefused
         if self._is_draining:
             raise Draining
-        if self._calls > CALLS_MAX:
+        if self.calls > CALLS_MAX:
             raise BudgetFull("too many calls")
 
     @contextlib.asynccontextmanager
@@ -230,12 +230,12 @@ class Export:
         return random.uniform(first_s, min(last_s, 2 * first_s + now - self._failing_since))  # noqa: S311
 
     def _enter(self) -> None:
-        self._calls += 1
+        self.calls += 1
         self._idle.clear()
 
     def _leave(self, code: str, transport: str, started_at: float, tally: Tally) -> None:
-        self._calls -= 1
-        if not self._calls:
+        self.calls -= 1
+        if not self.calls:
             self._idle.set()
         for fault, spans in tally.faults.items():
             log.error("spans_untranslatable", fault=fault, spans=spans)

@@ -6,6 +6,7 @@ import re
 import struct
 import time
 from collections.abc import Awaitable, Callable, Hashable
+from functools import partial
 
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.duration_pb2 import Duration
@@ -23,10 +24,15 @@ from receiver.serve.export import Export
 from receiver.serve.health import CHECK, WATCH, Watchers
 from receiver.serve.http2 import Headers, Http2Connection, Stream, header_of
 from receiver.serve.listener import Listener
+from receiver.serve.other_signals import OtherSignals
 from receiver.serve.replies import NoBody, Reply, TooLarge, UnknownEncoding
 from receiver.serve.turns import Turns
 
 EXPORT = b"/opentelemetry.proto.collector.trace.v1.TraceService/Export"
+SIGNALS = {
+    b"/opentelemetry.proto.collector.metrics.v1.MetricsService/Export": "metrics",
+    b"/opentelemetry.proto.collector.logs.v1.LogsService/Export": "logs",
+}
 _PREFIX_BYTES = 5  # a flag, and the message's length
 _SMALL_BYTES = 64 * 1024  # of a Health request: more is no such request
 _TIMEOUT = re.compile(rb"(\d{1,8})([HMSmun])")
@@ -99,13 +105,18 @@ class GrpcCall:
 class GrpcServer:
     """Answers a connection's calls."""
 
-    def __init__(self, export: Export, *, turns: Turns, watchers: Watchers, size_max: int, http_port: int) -> None:
+    def __init__(
+        self, export: Export, *, turns: Turns, watchers: Watchers, others: OtherSignals, size_max: int, http_port: int
+    ) -> None:
         self._export = export
         self._turns = turns
         self._watchers = watchers
         self._size_max = size_max
+        self._others = others
         self._http_port = http_port
         self._methods: dict[bytes, Method] = {EXPORT: self._traces, CHECK: self._check, WATCH: self._watch}
+        if others.are_accepted:
+            self._methods |= {path: partial(self._drop, signal=signal) for path, signal in SIGNALS.items()}
 
     def connection(self, listener: Listener) -> Http2Connection:
         return Http2Connection(listener, serve=self.serve, misdirected=self._misdirected)
@@ -130,6 +141,18 @@ class GrpcServer:
             stream.send(_HEADERS, framed(_response(reply)) if reply.rejected else _NOTHING, _OK)
         else:
             refuse(stream, reply.code, reply.text, retry_after_s=reply.retry_after_s)
+
+    async def _drop(self, stream: Stream, *, signal: str) -> None:
+        """Metrics or logs: taken, thrown away and counted."""
+        if not self._export.is_known(stream.headers):
+            told = replies.REPLIES[replies.KeyRefused]
+            refuse(stream, told.code, told.text)
+            return
+        async with asyncio.timeout(self._others.seconds_max):
+            while await stream.receive():
+                pass
+        self._others.dropped(signal)
+        stream.send(_HEADERS, _NOTHING, _OK)
 
     async def _check(self, stream: Stream) -> None:
         service = await _health_request(stream)

@@ -427,6 +427,8 @@ class Http2Connection(Connection):
             h2.config.H2Configuration(
                 client_side=False,
                 header_encoding=None,  # bytes: a path need be no UTF-8
+                validate_inbound_headers=False,  # a blank behind a key would end the connection, and all its calls
+                normalize_inbound_headers=False,
                 validate_outbound_headers=False,
                 normalize_outbound_headers=False,
             )

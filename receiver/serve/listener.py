@@ -67,6 +67,9 @@ class Connection(asyncio.Protocol):
     def is_writable(self) -> bool:
         return self._write_stalled_at is None
 
+    def data_received(self, data: bytes) -> None:
+        raise NotImplementedError
+
     def say_goodbye(self) -> None:
         """Tell the caller to open another connection. The calls that run are answered."""
 
@@ -178,6 +181,10 @@ class Listener:
 
     def forget(self, connection: Connection) -> None:
         self._connections.pop(connection, None)
+
+    @property
+    def has_tls(self) -> bool:
+        return self._tls is not None
 
     @property
     def connections(self) -> int:

@@ -2,18 +2,23 @@
 
 import asyncio
 import ipaddress
+from collections.abc import Callable
 
 from receiver import metrics
 from receiver.serve.budget import Arrivals, Budget
+from receiver.serve.call import Transport
 from receiver.serve.export import Export
 from receiver.serve.grpc_server import GrpcServer
 from receiver.serve.health import Watchers
-from receiver.serve.listener import Listener, raise_file_limit
+from receiver.serve.http_server import HttpServer
+from receiver.serve.listener import Connection, Listener, raise_file_limit
+from receiver.serve.other_signals import OtherSignals
 from receiver.serve.tls import Certificates
 from receiver.serve.turns import Turns
 from receiver.settings import ReceiverSettings
 from shared.probes import Health
 
+ALPN = {"grpc": "h2", "http": "http/1.1"}
 DRAIN_S = 5.0
 REFUSE_S = 0.3  # callers who come meanwhile hear when to try again
 GRACE_S = 0.5  # for replies on their way out
@@ -38,19 +43,26 @@ class Server:
         self._budget = budget
         self._state = state
         self._watchers = Watchers()
-        connections_max = min(settings.max_connections, raise_file_limit())
-        grpc = GrpcServer(
-            export, turns=turns, watchers=self._watchers, size_max=settings.max_request_bytes, http_port=0
+        others = OtherSignals(
+            are_accepted=settings.accept_other_signals, seconds_max=settings.publish_timeout_ms / 1000
         )
-        self._listeners = [
-            Listener(
-                "grpc",
-                connections_max=connections_max,
-                connect=grpc.connection,
-                tls=Certificates(settings, protocols=["h2"]).context if settings.tls_cert_file else None,
+        size_max = settings.max_request_bytes
+        grpc = GrpcServer(
+            export, turns=turns, watchers=self._watchers, others=others, size_max=size_max, http_port=settings.http_port
+        )
+        self._listeners = [_listener("grpc", settings, connect=grpc.connection, variable="PORT", port=settings.port)]
+        if settings.http_port:
+            http = HttpServer(
+                export,
+                turns=turns,
+                others=others,
+                size_max=size_max,
+                cors_origins=settings.http_cors_origins,
+                grpc_port=settings.port,
             )
-        ]
-        self._listeners[0].bind(settings.host, settings.port, variable="PORT", is_shared=settings.workers > 1)
+            self._listeners.append(
+                _listener("http", settings, connect=http.connection, variable="HTTP_PORT", port=settings.http_port)
+            )
         metrics.inflight_limit_bytes.set(settings.max_inflight_bytes)
 
     async def run(self) -> None:
@@ -77,11 +89,28 @@ class Server:
             metrics.ready.set(is_ready)
             self._watchers.set(is_serving=is_ready)
             metrics.inflight_bytes.set(self._budget.bytes)
+            metrics.calls_open.set(self._export.calls)
             metrics.arriving_bytes.set(self._arrivals.bytes)
             metrics.reads_waiting.set(self._arrivals.waiting)
             for listener in self._listeners:
                 metrics.connections.labels(listener.transport).set(listener.connections)
             await asyncio.sleep(WATCH_EVERY_S)
+
+
+def _listener(
+    transport: Transport,
+    settings: ReceiverSettings,
+    *,
+    connect: Callable[[Listener], Connection],
+    variable: str,
+    port: int,
+) -> Listener:
+    """Raises WrongSetting when nobody can listen there."""
+    tls = Certificates(settings, protocols=[ALPN[transport]]).context if settings.tls_cert_file else None
+    connections_max = min(settings.max_connections, raise_file_limit() // len(ALPN))
+    listener = Listener(transport, connections_max=connections_max, connect=connect, tls=tls)
+    listener.bind(settings.host, port, variable=variable, is_shared=settings.workers > 1)
+    return listener
 
 
 def is_loopback(host: str) -> bool:

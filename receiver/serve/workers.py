@@ -139,11 +139,12 @@ def _name(number: int) -> str:
 def _check_port(settings: ReceiverSettings) -> None:
     """Sharing a port is for our own workers; with another receiver it would be an accident."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((settings.host, settings.port))
-        except OSError as error:
-            raise WrongSetting(
-                f"PORT: {settings.host}:{settings.port} cannot be listened on: {error.strerror}"
-            ) from error
+    for variable, port in (("PORT", settings.port), ("HTTP_PORT", settings.http_port)):
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((settings.host, port))
+            except OSError as error:
+                raise WrongSetting(
+                    f"{variable}: {settings.host}:{port} cannot be listened on: {error.strerror}"
+                ) from error

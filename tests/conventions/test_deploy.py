@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from consumer.settings import ConsumerSettings, DatabaseSettings
+from receiver.serve.health import LIVENESS
 from receiver.settings import ReceiverSettings
 from shared.settings import load
 
@@ -184,8 +185,8 @@ def test_cloud_run_speaks_http_2_to_the_receiver_and_leaves_it_its_cpu() -> None
     annotations = CLOUD_RUN["receiver"]["spec"]["template"]["metadata"]["annotations"]
     assert annotations["run.googleapis.com/cpu-throttling"] == "false"
     assert int(annotations["autoscaling.knative.dev/minScale"]) >= 1
-    assert receiver_container["livenessProbe"]["httpGet"] == {"path": "/livez", "port": 9464}
-    assert receiver_container["startupProbe"]["tcpSocket"] == {"port": default_port}
+    for probe in ("livenessProbe", "startupProbe"):
+        assert receiver_container[probe]["grpc"] == {"port": default_port, "service": LIVENESS}
     assert {name: CLOUD_RUN[name]["kind"] for name in CLOUD_RUN} == {
         "receiver": "Service",
         "consumer": "WorkerPool",

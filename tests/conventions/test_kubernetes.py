@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from consumer.settings import ConsumerSettings
+from receiver.serve.health import LIVENESS
 from receiver.settings import ReceiverSettings
 from shared.settings import KafkaSettings
 
@@ -55,18 +56,32 @@ def test_a_pod_has_no_more_rights_than_it_needs(name: str) -> None:
     assert container["resources"]["requests"].keys() == {"cpu", "memory"}
 
 
-@pytest.mark.parametrize(("role", "port"), [("receiver", 9464), ("consumer", 9465)])
-def test_probes_ask_the_metrics_port_and_liveness_looks_at_the_loop_only(role: str, port: int) -> None:
+def probes_of(role: str) -> dict[str, Any]:
+    [container] = WORKLOADS[f"telemetry-{role}"]["spec"]["template"]["spec"]["containers"]
+    kinds = ("startup", "liveness", "readiness")
+    return {kind: container[f"{kind}Probe"].get("grpc") or container[f"{kind}Probe"]["httpGet"] for kind in kinds}
+
+
+def test_liveness_looks_at_the_process_only() -> None:
     """A liveness probe on readiness restarts every process while the broker is down, and mends nothing."""
-    pod = WORKLOADS[f"telemetry-{role}"]["spec"]["template"]["spec"]
-    [container] = pod["containers"]
-    assert {"name": "metrics", "containerPort": port} in container["ports"]
-    asked = {kind: container[f"{kind}Probe"]["httpGet"] for kind in ("startup", "liveness", "readiness")}
-    assert asked == {
+    assert probes_of("receiver") == {  # the port that senders use
+        "startup": {"port": 4317, "service": LIVENESS},
+        "liveness": {"port": 4317, "service": LIVENESS},
+        "readiness": {"port": 4317},
+    }
+    assert probes_of("consumer") == {
         "startup": {"path": "/livez", "port": "metrics"},
         "liveness": {"path": "/livez", "port": "metrics"},
         "readiness": {"path": "/readyz", "port": "metrics"},
     }
+
+
+@pytest.mark.parametrize(("role", "port"), [("receiver", 9464), ("consumer", 9465)])
+def test_a_pod_names_its_metrics_port_and_has_time_to_stop(role: str, port: int) -> None:
+    """Prometheus finds the one by name; killed in the middle of a drain, senders repeat what was stored."""
+    pod = WORKLOADS[f"telemetry-{role}"]["spec"]["template"]["spec"]
+    [container] = pod["containers"]
+    assert {"name": "metrics", "containerPort": port} in container["ports"]
     assert pod["terminationGracePeriodSeconds"] >= 15 + container.get("lifecycle", {}).get("preStop", {}).get(
         "sleep", {}
     ).get("seconds", 0)

@@ -550,7 +550,7 @@ WIRES = [
         3,
     ),
     # gRPC's headers
-    Wire("no path", ENDED, lambda b: call(grpc_frame(b), p_path=None)),
+    Wire("no path", (UNIMPLEMENTED,), lambda b: call(grpc_frame(b), p_path=None)),
     Wire("another path", (UNIMPLEMENTED,), lambda b: call(grpc_frame(b), p_path="/v1/traces")),
     Wire("GET", ("http 405",), lambda b: call(grpc_frame(b), p_method="GET")),
     Wire("JSON", ("http 415",), lambda _: call(b"{}", content_type="application/json")),

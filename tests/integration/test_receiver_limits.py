@@ -1,6 +1,8 @@
 """Nobody can take the process down with bytes: memory, stalled senders, long requests beside short ones."""
 
 import asyncio
+import contextlib
+import re
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -13,9 +15,10 @@ import psutil
 import pytest
 
 from deploy.local.kafka import KafkaBroker
+from support import http2
 from support.machine import Lateness
 from support.otlp import empty_spans, features, request, span
-from support.receiver import AS_SHIPPED, EXPORT, Receiver, export, records_of, until
+from support.receiver import AS_SHIPPED, EXPORT, ROOT, Receiver, export, records_of, until
 
 MEBIBYTE = 1024 * 1024
 # What is answered without the broker: how fast that one is, is not asked here.
@@ -124,7 +127,7 @@ async def test_refused_bodies_are_let_go_at_once(kafka: KafkaBroker, tmp_path: P
         assert peak_bytes(receiver) - before < 80 * MEBIBYTE
 
 
-async def test_bodies_that_nobody_reads_yet_take_little(kafka: KafkaBroker, tmp_path: Path) -> None:
+async def test_large_bodies_beside_stalled_ones_take_little(kafka: KafkaBroker, tmp_path: Path) -> None:
     """With grpc's probe for bandwidth each of them would take megabytes before we could say no."""
     async with started(kafka, tmp_path) as receiver:
         before = peak_bytes(receiver)
@@ -133,6 +136,54 @@ async def test_bodies_that_nobody_reads_yet_take_little(kafka: KafkaBroker, tmp_
             calls = [asyncio.create_task(export(channel, large, timeout_s=2)) for _ in range(100)]
             await asyncio.gather(*calls)
         assert peak_bytes(receiver) - before < 150 * MEBIBYTE
+
+
+async def test_the_memory_is_bounded_when_everything_comes_together(kafka: KafkaBroker, tmp_path: Path) -> None:
+    """The number in docs/send-your-spans.md is what people set as the container's limit; above it the kernel kills."""
+    documented = re.search(r"^= (\d+) MiB", (ROOT / "docs/send-your-spans.md").read_text(), re.MULTILINE)
+    assert documented is not None
+    head = http2.hello() + http2.open_call() + http2.body_frames(http2.grpc_frame(b"", size=60 * MEBIBYTE), ends=False)
+
+    async def fill(size: int) -> None:
+        """A connection that sends so much of a body of 60 MiB, as fast as the receiver lets it, and stays."""
+        with contextlib.suppress(OSError):
+            async with http2.connected(receiver.port) as (reader, writer):
+                writer.write(head)
+                sent, window = 0, 65_535 - 5
+                incoming = http2.Heard()
+                while sent < size:
+                    piece = min(16_384, size - sent, window - sent)
+                    if piece > 0:
+                        writer.write(http2.frame(http2.DATA, bytes(piece), stream=1))
+                        sent += piece
+                        await writer.drain()
+                        continue
+                    incoming.raw += await reader.read(65_536)
+                    granted = {0: 0, 1: 0}
+                    for kind, _, stream, payload in incoming.frames():
+                        if kind == http2.WINDOW_UPDATE:
+                            granted[stream] += int.from_bytes(payload)
+                    window = 65_535 - 5 + min(granted.values())
+                await reader.read()
+
+    async with started(kafka, tmp_path, **AS_SHIPPED) as receiver:
+
+        async def call(body: bytes) -> None:
+            async with receiver.channel() as channel:
+                await export(channel, body, timeout_s=10)
+
+        large = request(features(15_000, filler="x" * 900))
+        async with asyncio.TaskGroup() as tasks:
+            filling = [tasks.create_task(fill(size)) for size in [24 * MEBIBYTE] * 20 + [48 * 1024] * 800]
+            calling = [tasks.create_task(call(large)) for _ in range(16)]
+            await asyncio.wait(calling)
+            for task in filling:
+                task.cancel()
+        assert peak_bytes(receiver) < int(documented[1]) * MEBIBYTE
+        await receiver.idle(20)
+        assert await receiver.metric("receiver_arriving_bytes") == 0
+        async with receiver.channel() as channel:
+            assert (await export(channel, request(features(5)))).code == "OK"
 
 
 @asynccontextmanager
@@ -154,7 +205,7 @@ async def stalled(receiver: Receiver, count: int) -> AsyncIterator[list[asyncio.
         calls = [asyncio.create_task(call(channel)) for _ in range(count)]
 
         async def are_there() -> bool:
-            return await receiver.metric("receiver_reads_waiting") > 0 or any(call.done() for call in calls)
+            return await receiver.metric("receiver_calls_open") >= count or any(call.done() for call in calls)
 
         await until(are_there, 10, "stalled calls")
         yield calls

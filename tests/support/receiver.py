@@ -53,6 +53,7 @@ class Receiver:
 
     def __init__(self, bootstrap_servers: str, folder: Path, *arguments: str, **settings: Any) -> None:
         self.port = free_port()
+        self.http_port = free_port()
         self.metrics_port = free_port()
         self.topic = str(settings.pop("KAFKA_TOPIC", f"events-{uuid.uuid4().hex[:8]}"))
         self.log = folder / f"receiver-{self.port}.log"
@@ -64,6 +65,7 @@ class Receiver:
             "HOST": "127.0.0.1",
             "METRICS_HOST": "127.0.0.1",
             "PORT": str(self.port),
+            "HTTP_PORT": str(self.http_port),
             "RECEIVER_METRICS_PORT": str(self.metrics_port),
             "KAFKA_BOOTSTRAP_SERVERS": bootstrap_servers,
             "KAFKA_TOPIC": self.topic,

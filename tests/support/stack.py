@@ -53,7 +53,12 @@ class Stack:
 
     def receiver(self, *, is_awaited: bool = True, **settings: str) -> ModuleServer:
         """Start a receiver process; returns when it is ready."""
-        return self._start("receiver", {"PORT": None, "RECEIVER_METRICS_PORT": None}, settings, is_awaited=is_awaited)
+        return self._start(
+            "receiver",
+            {"PORT": None, "HTTP_PORT": None, "RECEIVER_METRICS_PORT": None},
+            settings,
+            is_awaited=is_awaited,
+        )
 
     def _start(
         self, module: str, ports: dict[str, int | None], settings: dict[str, str], *, is_awaited: bool
