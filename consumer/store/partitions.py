@@ -137,7 +137,8 @@ class Known:
     async def make_for(self, connection: Connection, table: str, times: Sequence[int]) -> None:
         """Make the partitions that rows of these times lack, within reach of now. Idempotent; not in a transaction.
 
-        `times` are microseconds since 1970, one at least.
+        `times` are microseconds since 1970, one at least. While somebody reads the default partition none can be made:
+        then rows go there, so that a long query holds nobody up, and `keep_ahead` moves them later.
         """
         first = self._at(table, min(times))
         if first is not None and max(times) < first.upper:
@@ -150,7 +151,11 @@ class Known:
         }
         for span in sorted(missing):
             if (table, span) not in self._unmade:
-                await self._make(connection, table, span)
+                try:
+                    await self._make(connection, table, span)
+                except asyncpg.LockNotAvailableError:
+                    self._unmade.add((table, span))
+                    log.warning("partition_put_off", table=table, lower=span[0].isoformat())
 
     async def _make(self, connection: Connection, table: str, span: Span) -> None:
         for lower, upper in _free(self._partitions[table], span):
