@@ -31,6 +31,7 @@ COUNTED_ROWS_MAX = 1_000_000
 DROP_ATTEMPTS = 60
 DROP_PAUSE_S = 0.5
 MOVED_INTERVALS_MAX = 50  # out of the default partition in one go
+DAY_US = 86_400_000_000
 _LOWEST, _HIGHEST = -(2**63), 2**63 - 1
 
 Span = tuple[datetime, datetime]  # from, to
@@ -145,9 +146,9 @@ class Known:
             return
         lowest, highest = (us_of(bound) for bound in self._interval.reach(datetime.now(UTC)))
         missing = {
-            self._interval.around(EPOCH + timedelta(microseconds=time))
-            for time in times
-            if lowest <= time < highest and self._at(table, time) is None
+            self._interval.around(EPOCH + timedelta(days=day))
+            for day in {time // DAY_US for time in times}  # every bound is a midnight in UTC
+            if lowest <= day * DAY_US < highest and self._at(table, day * DAY_US) is None
         }
         for span in sorted(missing):
             if (table, span) not in self._unmade:
