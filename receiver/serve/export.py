@@ -81,7 +81,7 @@ class Export:
         self._budget = budget
         self._engine = engine
         self._publisher = publisher
-        self._unfinished = Unfinished(budget, bytes_max=settings.max_inflight_bytes)
+        self.unfinished = Unfinished(budget, bytes_max=settings.max_inflight_bytes)
         self._turns = turns
         self._middling_turns = Turns()
         self._long_turns = Turns()
@@ -160,7 +160,7 @@ class Export:
         """Translate the whole request, then put its events into batches: nothing of it is published before that."""
         received_at_ms = time.time_ns() // 1_000_000
         async with self._turns.turn(call.peer):
-            translation = self._unfinished.take(body) or self._engine.open(body)
+            translation = self.unfinished.take(body) or self._engine.open(body)
         tally.spans = translation.spans
         if not self._settings.telemetry_enabled:
             tally.ignored["telemetry_disabled"] = translation.spans
@@ -169,7 +169,7 @@ class Export:
             try:
                 await self._translate_in_time(translation, charge, call)
             except (asyncio.CancelledError, TimeoutError):  # the sender's next attempt goes on from here
-                self._unfinished.keep(body, translation)
+                self.unfinished.keep(body, translation)
                 metrics.requests_unfinished.inc()
                 raise
             tally.take(translation)
