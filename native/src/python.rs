@@ -15,6 +15,7 @@ use crate::mapping::{
     Source, Table, searcher,
 };
 use crate::otlp::Refused;
+use crate::python_rows::Rows;
 use crate::record_batch::{self, encode_headers};
 use crate::request::{self, Leftover};
 use crate::translate::{Classify, Declined, Translator};
@@ -251,15 +252,6 @@ impl Engine {
         let request = locked(&request.inner);
         request.add_to(&mut locked(&batch.inner), partition, start, now_ms, &self.mapping)
     }
-
-    /// Add one record of the reference's, for a request that the engine does not read; whether there was room for it.
-    #[allow(clippy::needless_pass_by_value)] // pyo3 hands arguments over
-    fn append(&self, batch: &Batch, table: usize, id: [u8; 16], value: PyBackedBytes, now_ms: i64) -> PyResult<bool> {
-        let Some(table) = self.mapping.tables.get(table) else {
-            return Err(PyValueError::new_err("no such table"));
-        };
-        Ok(locked(&batch.inner).append(now_ms, &id, &value, &table.headers))
-    }
 }
 
 /// One request's spans and records.
@@ -392,6 +384,7 @@ fn telemetry_native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Engine>()?;
     module.add_class::<Request>()?;
     module.add_class::<Batch>()?;
+    module.add_class::<Rows>()?;
     module.add("Odd", module.py().get_type::<Odd>())?;
     module.add("TooMany", module.py().get_type::<TooMany>())?;
     module.add("DECLINED", Declined::ALL.map(|(_, reason)| reason).to_vec())
