@@ -5,18 +5,23 @@ machine fails its test, in the job of the workflow that has them all.
 """
 
 import asyncio
+import functools
 import json
 import os
+import re
 import shutil
 import subprocess
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from jgo.maven import MavenContext
 
 from deploy.local.kafka import KafkaBroker
+from deploy.local.server import free_port
 from support.pages import block
 from support.receiver import Receiver, records_of
 
@@ -109,3 +114,60 @@ async def test_the_program_of_the_page_makes_its_row_and_logs_no_error(
         assert any(language.row.items() <= row.items() for row in rows), values
     finally:
         receiver.kill()
+
+
+PAGE = """<!doctype html><title>waiting</title><script type="module">
+const endpoint = "ENDPOINT";
+SCRIPT
+const answer = await sent;
+document.title = `${answer.status} ${await answer.text()}`;
+</script>"""
+
+
+@pytest.mark.parametrize(
+    ("origins", "expected"), [("http://localhost:{port}", "200 {}"), ("https://other.example", "")]
+)
+async def test_a_page_in_a_browser_sends_across_origins(
+    kafka: KafkaBroker, tmp_path: Path, origins: str, expected: str
+) -> None:
+    """The browser asks first, and lets no page send where it is not allowed to."""
+    chromium = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
+    assert chromium is not None, "needs a Chromium"
+    port = free_port()
+    receiver = Receiver(kafka.bootstrap_servers, tmp_path, HTTP_CORS_ORIGINS=origins.format(port=port)).start()
+    script = block("javascript", "keepalive")
+    page = PAGE.replace("ENDPOINT", f"http://127.0.0.1:{receiver.http_port}").replace("SCRIPT", script)
+    (tmp_path / "index.html").write_text(page)
+    handler = functools.partial(SilentHandler, directory=str(tmp_path))
+    try:
+        await receiver.ready()
+        with ThreadingHTTPServer(("127.0.0.1", port), handler) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            command = [
+                chromium,
+                "--headless",
+                "--no-sandbox",
+                "--disable-gpu",
+                f"--user-data-dir={tmp_path / 'profile'}",
+            ]
+            command += ["--timeout=8000", "--dump-dom", f"http://localhost:{port}/index.html"]
+            done = await asyncio.to_thread(
+                subprocess.run, command, capture_output=True, text=True, timeout=120, check=False
+            )
+            server.shutdown()
+        found = re.search("<title>(.*)</title>", done.stdout)
+        assert found is not None, done.stderr
+        values = [json.loads(record.value) for record in await records_of(kafka, receiver.topic)]
+        if expected:
+            assert found[1] == expected
+            assert [(value["table"], value["feature_name"]) for value in values] == [("feature_usage", "export")]
+        else:
+            assert found[1] == "waiting"
+            assert values == []
+    finally:
+        receiver.kill()
+
+
+class SilentHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
