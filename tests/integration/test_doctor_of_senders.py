@@ -38,7 +38,7 @@ async def sent_to(stack: Stack, tmp_path: Path) -> AsyncIterator[Receiver]:
     receiver = Receiver(
         stack.kafka.bootstrap_servers,
         tmp_path,
-        API_KEYS="right",
+        API_KEYS="right-key",
         KAFKA_TOPIC=stack.topic,
         KAFKA_SUPPRESSIONS_TOPIC=stack.suppressions_topic,
     ).start()
@@ -53,7 +53,7 @@ async def test_doctor_says_what_is_wrong_with_each_kind_of_sender(stack: Stack, 
     [silent] = await findings(stack, "--receiver-metrics", url)
     assert silent["check"] == "senders"
     assert "no request has come" in silent["detail"]
-    key = [("x-api-key", "right")]
+    key = [("x-api-key", "right-key")]
     plain = span(bytes([1]) * 16, bytes([1]) * 8, {"db.system": "postgresql"})
     async with sent_to.channel() as channel:
         assert (await export(channel, request([]), metadata=key)).code == "OK"
@@ -86,7 +86,7 @@ async def test_doctor_of_good_senders_says_nothing_of_them_and_finds_this_hosts_
     port = str(sent_to.metrics_port)
     assert await findings(stack, RECEIVER_METRICS_PORT=port) != []
     async with sent_to.channel() as channel:
-        assert (await export(channel, request(features(200)), metadata=[("x-api-key", "right")])).code == "OK"
+        assert (await export(channel, request(features(200)), metadata=[("x-api-key", "right-key")])).code == "OK"
 
     async def is_content() -> bool:
         return await findings(stack, RECEIVER_METRICS_PORT=port) == []
