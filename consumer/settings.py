@@ -8,6 +8,7 @@ import asyncpg
 from asyncpg.connect_utils import _parse_connect_dsn_and_args  # type: ignore[attr-defined]
 from pydantic import Field, SecretStr, model_validator
 
+from consumer.store.plain_rows import EngineSetting
 from shared.settings import IdSettings, KafkaSettings, Port, PortOrOff, ProcessSettings, ReceiverPlace
 
 _SCHEME = re.compile(r"(?:postgresql|postgres|postgresql\+asyncpg)://")
@@ -84,6 +85,9 @@ def _is_readable(url: str) -> bool:
 class ConsumerSettings(DatabaseSettings, KafkaSettings, IdSettings):
     """Everything that `python -m consumer` reads."""
 
+    engine: EngineSetting = Field(
+        "auto", description="`native` or `python` forces an engine; `auto`: native where it was built"
+    )
     consumer_batch_rows: int = Field(10_000, ge=1, le=100_000, description="most records in one transaction")
     consumer_linger_ms: int = Field(250, ge=0, le=60_000, description="longest wait for a batch to fill")
     consumer_writers: int = Field(1, ge=1, le=64, description="connections that write disjoint partitions side by side")
