@@ -12,9 +12,10 @@ import jsonschema
 import pytest
 import yaml
 
-from consumer.settings import ConsumerSettings, DatabaseSettings
+from consumer.settings import ConsumerSettings
 from receiver.serve.health import LIVENESS
 from receiver.settings import ReceiverSettings
+from shared.database_settings import DatabaseSettings
 from shared.settings import load
 
 ROOT = Path(__file__).resolve().parents[2]

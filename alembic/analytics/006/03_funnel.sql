@@ -6,7 +6,7 @@ DECLARE
     kind text := split_part(step, ':', 1);
     name text := substr(step, length(split_part(step, ':', 1)) + 2);
 BEGIN
-    CASE kind
+    CASE CASE WHEN name <> '' THEN kind END
     WHEN 'user_activity' THEN
         RETURN QUERY SELECT event.user_id::text, event.timestamp FROM public.user_activity AS event
         WHERE event.timestamp >= since AND event.timestamp < until AND event.event_type = name
