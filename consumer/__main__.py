@@ -24,6 +24,7 @@ from consumer.store.dead_letters import Breaker
 from consumer.store.erasures import carry_out_pending
 from consumer.store.ledger import Ledger
 from consumer.store.partitions import interval_of, keep_partitions_ahead
+from consumer.store.plain_rows import PlainRows
 from consumer.store.retain import retain_now_and_then
 from consumer.store.suppressions_topic import Topic as SuppressionsTopic
 from shared import lifecycle, logs, probes
@@ -99,6 +100,10 @@ async def _consume(settings: ConsumerSettings, state: probes.Health, stop: async
     interval = interval_of(settings.partition_interval, retention_days=settings.retention_days)
     erasures = SuppressionsTopic(settings)
     breaker = Breaker(max_ratio=settings.dead_letter_max_ratio, window=settings.dead_letter_window)
+    plain = PlainRows(settings.engine)
+    metrics.engine_info.labels(plain.name).set(1)
+    for table in plain.unknown:
+        log.warning("table_left_to_reference", table=table)
     pipelines = [
         Pipeline(
             consumer=consumer,
@@ -111,6 +116,7 @@ async def _consume(settings: ConsumerSettings, state: probes.Health, stop: async
                 breaker=breaker,
                 retention_days=settings.retention_days,
                 interval=interval,
+                plain=plain,
             ),
             suppressions=erasures,
             peek=peek_with(settings),
@@ -132,7 +138,7 @@ async def _consume(settings: ConsumerSettings, state: probes.Health, stop: async
         retention_s=retention_ms / 1000 if retention_ms >= 0 else math.inf,
     )
     lifecycle.spare_garbage_collector(young_objects=YOUNG_OBJECTS)
-    log.info("consumer_started", topic=settings.kafka_topic, group=settings.kafka_consumer_group)
+    log.info("consumer_started", topic=settings.kafka_topic, group=settings.kafka_consumer_group, engine=plain.name)
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(watch.run(stop), name="watch")]

@@ -1,11 +1,13 @@
 """Every metric of the consumer: name with unit, labels from closed sets, a sentence."""
 
 import time
+from collections import Counter as TallyCounter
 from functools import partial
 from typing import get_args
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from consumer.store.plain_rows import DECLINED
 from consumer.store.schema import ANALYTICS_TABLES
 from shared.errors import DeadLetterReason
 
@@ -53,9 +55,20 @@ drain_seconds = Gauge(
     "consumer_drain_seconds",
     "Time until the lag is gone, at the rate of the last minute; -1: never, NaN: not known yet",
 )
+engine_info = Gauge("consumer_engine_info", "1 for the engine that reads records", ["engine"])
+records_declined = Counter(
+    "consumer_records_declined", "Records that the native engine left to the slower reference, by reason", ["reason"]
+)
 ledger_balanced.set(1)
 
 _newest_at = dict.fromkeys(ANALYTICS_TABLES, time.time())
+
+
+def declined(counts: TallyCounter[str]) -> None:
+    """Count records, and forget them."""
+    for reason, count in counts.items():
+        records_declined.labels(reason).inc(count)
+    counts.clear()
 
 
 def row_stored(table: str, received_at_s: float) -> None:
@@ -70,6 +83,8 @@ def _age(table: str) -> float:
 for _table in ANALYTICS_TABLES:  # reckoned when it is asked for, so it grows whatever hangs
     newest_row_age_seconds.labels(_table).set_function(partial(_age, _table))
 
+for _reason in DECLINED:
+    records_declined.labels(_reason)
 FATES = ("stored", "duplicates", "suppressed", "expired")
 for _fate in FATES:
     for _table in ANALYTICS_TABLES:

@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from consumer.store.plain_rows import EngineSetting
 from shared.database_settings import DatabaseSettings
 from shared.settings import IdSettings, KafkaSettings, PortOrOff, ReceiverPlace
 
@@ -11,6 +12,9 @@ from shared.settings import IdSettings, KafkaSettings, PortOrOff, ReceiverPlace
 class ConsumerSettings(DatabaseSettings, KafkaSettings, IdSettings):
     """Everything that `python -m consumer` reads."""
 
+    engine: EngineSetting = Field(
+        "auto", description="`native` or `python` forces an engine; `auto`: native where it was built"
+    )
     consumer_batch_rows: int = Field(10_000, ge=1, le=100_000, description="most records in one transaction")
     consumer_linger_ms: int = Field(250, ge=0, le=60_000, description="longest wait for a batch to fill")
     consumer_writers: int = Field(1, ge=1, le=64, description="connections that write disjoint partitions side by side")

@@ -211,7 +211,8 @@ def _tracing(settings: ReceiverSettings) -> "Tracing":
         from receiver.serve.tracing import Tracing  # noqa: PLC0415  its libraries are an extra, and wanted by few
     except ImportError as error:
         raise WrongSetting(
-            f"TRACING_ENDPOINT: {error.name} is not installed; pip install 'telemetry-processor[tracing]'"
+            f"TRACING_ENDPOINT: {error.name} is not installed;"
+            " pip install opentelemetry-sdk opentelemetry-exporter-otlp-proto-grpc"
         ) from error
     return Tracing(settings)
 

@@ -99,7 +99,7 @@ class ReceiverSettings(ReceiverPlace, KafkaSettings, IdSettings):
     engine: EngineSetting = Field(
         "auto", description="`native` or `python` forces an engine; `auto`: native where it was built"
     )
-    infer_events: bool = Field(True, description="take feature.name and HTTP server spans for events")  # noqa: FBT003
+    infer_events: bool = Field(True, description="take feature.name, served requests and model calls for events")  # noqa: FBT003
     identity_by_trace: bool = Field(True, description="let ids on other spans of the trace count")  # noqa: FBT003
     endpoint_exclude: Globs = Field(
         DEFAULT_EXCLUDED, description="globs of endpoints that are no events; `none`: no exclusion"

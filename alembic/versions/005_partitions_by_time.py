@@ -138,7 +138,11 @@ def _partition(table: str, until: datetime, interval: Interval) -> None:
     grants = _grants(table)
     key, old = f"pk_{table}", f"{table}_before_partitions"
     beside = KEY_BESIDE.format(table=table)
-    op.execute(f"ALTER TABLE public.{table} DROP CONSTRAINT {key}")
+    for name in _fetch(
+        "SELECT quote_ident(conname) FROM pg_constraint WHERE contype = 'p' AND conrelid = CAST(:name AS regclass)",
+        table,
+    ):  # a table of the original product has another name for it
+        op.execute(f"ALTER TABLE public.{table} DROP CONSTRAINT {name}")
     op.execute(f"ALTER TABLE public.{table} ADD CONSTRAINT {key} PRIMARY KEY USING INDEX {beside}")
     op.execute(f"ALTER TABLE public.{table} RENAME TO {old}")
     op.execute(f"ALTER TABLE public.{old} SET SCHEMA partitions")

@@ -10,9 +10,9 @@ from uuid import UUID
 
 from aiokafka import ConsumerRecord
 
-from consumer.pipeline.short_way import plain_row
 from consumer.store.dead_letters import DeadLetter, Place, time_of
 from consumer.store.ledger import Line, Move
+from consumer.store.plain_rows import PlainRows
 from consumer.store.schema import INDEX, Row, row_of
 from shared.errors import Undecodable
 from shared.wire import decode
@@ -50,12 +50,12 @@ class Decoded(NamedTuple):
         return happened_us
 
 
-def decoded(record: ConsumerRecord) -> Decoded:
-    """One record -> one row, or why it is none. Never raises for any bytes."""
+def decoded(record: ConsumerRecord, plain: PlainRows | None = None) -> Decoded:
+    """One record -> one row, or why it is none. Never raises for any bytes. `plain` reads what needs no judgement."""
     if record.value is None:
         return Decoded(record)
-    if plain := plain_row(record.value):
-        return Decoded(record, *plain)
+    if plain is not None and (found := plain.read(record.value)):
+        return Decoded(record, *found)
     try:
         event = decode(record.value)
     except Undecodable as undecodable:

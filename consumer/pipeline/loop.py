@@ -104,6 +104,7 @@ class Pipeline:
         self._cycle: asyncio.Task[bool] | None = None
         self._is_interrupted = False
         self._interruptions = 0
+        metrics.declined(self._writer.plain.declined)
         self._unwritten: set[int] = set()  # partitions of the batch whose write failed last
         self.attempts = 0  # that have ended, well or not: what the watchdog takes for progress
         self._write_need = "write" if share == WHOLE else f"write_{share.index}"
@@ -270,7 +271,8 @@ class Pipeline:
             fetched_now = [*chain.from_iterable(found.values())]
             for start in range(0, len(fetched_now), SLICE_RECORDS):
                 with metrics.stage_seconds.labels("decode").time():
-                    records += map(decoded, fetched_now[start : start + SLICE_RECORDS])
+                    plain = self._writer.plain
+                    records += [decoded(record, plain) for record in fetched_now[start : start + SLICE_RECORDS]]
                 await asyncio.sleep(0)  # nothing here waits while records are there, and COPY would starve meanwhile
         return Batch(records, lines)
 

@@ -24,6 +24,7 @@ from consumer.store.database import (
 from consumer.store.dead_letters import Breaker, DeadLetter, Place
 from consumer.store.ledger import Ledger
 from consumer.store.partitions import Interval, Known
+from consumer.store.plain_rows import PlainRows
 from consumer.store.schema import INDEX
 from consumer.store.upsert import Upsert, make_stages
 from shared.errors import DatabaseUnavailable
@@ -44,6 +45,7 @@ class Writer:
         breaker: Breaker,
         retention_days: int,
         interval: Interval,
+        plain: PlainRows,
         schema: str = "public",
         now_us: Callable[[], int] = lambda: time.time_ns() // 1000,
     ) -> None:
@@ -52,7 +54,8 @@ class Writer:
         self._ledger = ledger
         self._breaker = breaker
         self._retention_us = retention_days * DAY_US
-        self._upsert = Upsert(schema)
+        self.plain = plain
+        self._upsert = Upsert(schema, plain)
         self._partitions = Known(schema, interval)
         self._keeps_letters = schema == "public"  # a rebuild meets letters that the live consumer has kept
         self._now_us = now_us

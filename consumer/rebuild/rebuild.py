@@ -32,6 +32,7 @@ from consumer.rebuild.swap import swap
 from consumer.store.dead_letters import Breaker
 from consumer.store.ledger import LIVE, Ledger
 from consumer.store.partitions import interval_of
+from consumer.store.plain_rows import PlainRows
 from consumer.store.schema import ANALYTICS_TABLES
 from consumer.store.suppressions_topic import Topic as SuppressionsTopic
 from shared.broker import RebalanceCount, new_consumer
@@ -202,6 +203,7 @@ async def _feeding(operation: Operation, rate: float) -> AsyncIterator[None]:
             breaker=Breaker(max_ratio=1, window=1),
             retention_days=settings.retention_days,
             interval=interval_of(settings.partition_interval, retention_days=settings.retention_days),
+            plain=PlainRows(settings.engine),
             schema=SHADOW,
         ),
         suppressions=erasures,

@@ -148,10 +148,10 @@ class Fate(Enum):
 
 # Classes 08 connection, 40 serialization, deadlock, a commit of unknown end, 53 resources, 57P0x shutdown, 58
 # system, 28 authorization; 55P03 and 57014 timeouts; 25006 read-only after a failover; 3D000, 42P01, 42703,
-# 42501 not migrated or not granted yet; 0A000 a cached plan that a swap of tables has outdated; 25P03 the
+# 42883, 42P10, 42501 not migrated or not granted yet; 0A000 a cached plan that a swap of tables has outdated; 25P03 the
 # transaction was idle for too long.
 _TRANSIENT = ("08", "40", "53", "57P", "58", "28", "55P03", "57014", "25006", "25P03", "25P04", "3D000")
-_TRANSIENT_TOO = ("42P01", "42703", "42501", "0A000", "3F000")
+_TRANSIENT_TOO = ("42P01", "42703", "42883", "42P10", "42501", "0A000", "3F000")
 # Class 22 bad values; 23502 and 23514 constraints; 23505 another unique index; 54001 too complex, 54000 too large.
 _POISON = ("22", "23502", "23514", "23505", "54001", "54000")
 # What asyncpg's encoders raise on a value that does not fit its column.
@@ -162,6 +162,8 @@ ENCODER_ERRORS = (asyncpg.DataError, UnicodeEncodeError, OverflowError, TypeErro
 _EXPLAINED = {
     "42P01": ("not migrated, a table is missing", "run `alembic upgrade head`"),
     "42703": ("not migrated, a column is missing", "run `alembic upgrade head`"),
+    "42883": ("not migrated, a function is missing", "run `alembic upgrade head`"),
+    "42P10": ("not migrated, a key is another one", "run `alembic upgrade head`"),
     "3F000": ("not migrated, a schema is missing", "run `alembic upgrade head`"),
     "42501": ("no right", "`consumer doctor` names the missing grant; deploy/postgres/roles.sql gives them all"),
     "25006": ("read-only", "the server is a standby or set to read-only: connect to the primary, or end read-only"),

@@ -8,6 +8,7 @@ has written until then is WAL for nothing, so a few ids of each set are looked u
 
 from collections import Counter
 from collections.abc import Sequence
+from io import BytesIO
 from operator import itemgetter
 from typing import Any
 
@@ -17,6 +18,7 @@ from sqlalchemy import Table
 from consumer.pipeline.batch import Decoded, Written, partition_of
 from consumer.store.database import DATABASE_ERRORS, ENCODER_ERRORS, Fate, fate_of
 from consumer.store.dead_letters import DeadLetter
+from consumer.store.plain_rows import PlainRows
 from consumer.store.schema import ANALYTICS_TABLES, INDEX, KEPT_COLUMNS, KEY, Row
 
 STAGED_SETS = 20  # after a row that was there already, before the straight way is tried again
@@ -26,8 +28,9 @@ SAMPLED_IDS = 16
 class Upsert:
     """The statements for the tables of one schema: `public`, or that of a rebuild. One connection's own."""
 
-    def __init__(self, schema: str) -> None:
+    def __init__(self, schema: str, plain: PlainRows) -> None:
         self._schema = schema
+        self._plain = plain
         self._staged_left = dict.fromkeys(ANALYTICS_TABLES, 0)
         self._sql = {name: _upsert_sql(schema, table) for name, table in ANALYTICS_TABLES.items()}
         self._is_any_there = {
@@ -87,12 +90,7 @@ class Upsert:
             return None
         try:
             async with connection.transaction():  # a savepoint
-                await connection.copy_records_to_table(
-                    table,
-                    schema_name=self._schema,
-                    columns=_COLUMNS[table],
-                    records=[row for row, _ in latest.values()],
-                )
+                await self._copy(connection, table, [row for row, _ in latest.values()])
         except (*DATABASE_ERRORS, *ENCODER_ERRORS) as error:
             if fate_of(error) is not Fate.POISON:  # a unique violation is one, here
                 raise
@@ -102,12 +100,27 @@ class Upsert:
 
     async def _upsert(self, connection: asyncpg.Connection, table: str, rows: Sequence[Decoded]) -> Counter[int]:
         """How many rows are new, by partition. Of two versions of a row in `rows` the later one is written."""
-        staged = [(*row, partition) for row, partition in latest_rows(table, rows).values()]
-        await connection.copy_records_to_table(
-            f"stage_{table}", columns=[*_COLUMNS[table], "kafka_partition"], records=staged
-        )  # by name: a migration to come may add columns that this code does not know
+        latest = latest_rows(table, rows).values()
+        await self._copy(connection, table, [row for row, _ in latest], [partition for _, partition in latest])
         found = await connection.fetch(self._sql[table])
         return Counter({row["kafka_partition"]: row["count"] for row in found})
+
+    async def _copy(
+        self, connection: asyncpg.Connection, table: str, rows: list[Row], partitions: list[int] | None = None
+    ) -> None:
+        """Into the table; with `partitions`, into its stage. Columns are named: a migration may have added others."""
+        is_staged = partitions is not None
+        into: dict[str, Any] = {
+            "table_name": f"stage_{table}" if is_staged else table,
+            "schema_name": None if is_staged else self._schema,
+            "columns": [*_COLUMNS[table], "kafka_partition"] if is_staged else _COLUMNS[table],
+        }
+        data = self._plain.copy_data(table, rows, partitions)
+        if data is not None:
+            await connection.copy_to_table(**into, source=BytesIO(data), format="binary")
+            return
+        records = [(*row, partition) for row, partition in zip(rows, partitions, strict=True)] if partitions else rows
+        await connection.copy_records_to_table(**into, records=records)
 
 
 Key = tuple[Any, int]  # id, timestamp in microseconds since 1970

@@ -1,14 +1,18 @@
-//! The native engine: request bytes -> Kafka record batches, for spans that need no judgement.
+//! The native engine: request bytes -> Kafka record batches, for spans that need no judgement; and record values -> rows,
+//! for values that our own encoder wrote.
 //!
 //! `otlp` reads bytes, `mapping` holds the rules that Python hands over as data, `plain` tests values, `translate` does
-//! one span, `request` does one request, `record_batch` builds what the broker takes, `python` is the only module that
-//! knows Python. Nothing here names an attribute, a column or a table.
+//! one span, `request` does one request, `record_batch` builds what the broker takes. `rows` reads records' values,
+//! `copy` writes COPY data. `python` and `python_rows` are the only modules that know Python. Nothing here names an attribute, a column or a table.
 #![forbid(unsafe_code)]
 
+pub mod copy;
 pub mod mapping;
 pub mod otlp;
 pub mod plain;
 mod python;
+mod python_rows;
 pub mod record_batch;
 pub mod request;
+pub mod rows;
 pub mod translate;

@@ -119,6 +119,8 @@ pub struct Resource {
     conditions: u64,
     ids: Vec<OwnId>,
     metadata: Vec<u8>,
+    /// Those in `metadata`, for a span may name an owner who is one of them.
+    numbers: Vec<Owned>,
     names: Vec<u64>,
 }
 
@@ -228,7 +230,13 @@ impl Translator {
                 let mut text = Vec::new();
                 write_metadata(&mut text, metadata, attribute.value, &[], self.mapping.metadata_chars_max)?;
                 read.metadata.extend_from_slice(&text);
+                if matches!(attribute.value, Value::Int(_) | Value::Double(_)) {
+                    read.numbers.push(Owned::of(attribute.value));
+                }
             }
+        }
+        if read.numbers.iter().any(|number| is_an_owners(number.value(), &read.ids)) {
+            return Err(Declined::OwnId);
         }
         for id in &read.ids {
             if occurrences(raw, id) > usize::from(matches!(id, OwnId::Text(_))) {
@@ -448,7 +456,8 @@ impl Translator {
                 return Err(Declined::OwnId);
             }
         }
-        if resource.ids.iter().any(|id| occurrences(raw, id) > 0) {
+        let is_named_by_number = resource.numbers.iter().any(|number| is_an_owners(number.value(), ids));
+        if is_named_by_number || resource.ids.iter().any(|id| occurrences(raw, id) > 0) {
             return Err(Declined::OwnId);
         }
         Ok(())

@@ -181,7 +181,9 @@ def _base64(value: Any) -> bytes:
     if not isinstance(value, str):
         raise _Misfit
     try:
-        return _sized(base64.b64decode(value.replace("-", "+").replace("_", "/") + "=" * (-len(value) % 4)))
+        return _sized(
+            base64.b64decode(value.replace("-", "+").replace("_", "/") + "=" * (-len(value) % 4), validate=True)
+        )
     except ValueError:
         raise _Misfit from None
 

@@ -6,7 +6,7 @@ to be. What is not read here (scopes, states, what span events and links hold) i
 it is skipped; tests/unit/test_otlp.py compares every field with the published descriptors.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, Protocol, cast
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
@@ -158,6 +158,13 @@ MESSAGES = _compiled()
 def parse_request(body: bytes) -> Request:
     """Raises google.protobuf.message.DecodeError, as the two below."""
     return cast("Request", MESSAGES["Request"].FromString(body))
+
+
+def request_of(groups: Iterable[tuple[bytes, Sequence[bytes]]]) -> bytes:
+    """A request of resources and their spans."""
+    fields = [{"resource": [resource], "scope_spans": [{"spans": spans}]} for resource, spans in groups]
+    written: bytes = MESSAGES["Request"](resource_spans=fields).SerializeToString()
+    return written
 
 
 def parse_resource(raw: bytes) -> Resource:

@@ -25,6 +25,7 @@ _PIECES_MAX = 65_536
 # Two bytes a piece: what is shorter parses within milliseconds, whatever it holds.
 _UNSCANNED_BYTES = 64 * 1024
 
+_GROUPS_MAX = 100_000  # 20 ms of counting
 _VARINT_BYTES_MAX = 10
 _DEPTH_MAX = 100  # protobuf's own
 
@@ -45,26 +46,27 @@ def is_too_large(raw: bytes, shape: Shape, *, bytes_max: int) -> bool:
 
 
 def groups_in(body: bytes) -> int:
-    """How many fields of bytes stand at the top level: groups of spans. Ends where the bytes turn senseless.
+    """How many fields stand at the top level: groups of spans. Ends where the bytes turn senseless, or at 100,000.
 
-    What a request becomes in memory depends on it: a group of six bytes takes three hundred.
+    What a request becomes in memory depends on it: a group of six bytes takes three hundred. More groups than that are
+    more than a request may hold.
     """
     count, position, end = 0, 0, len(body)
     try:
-        while position < end:
+        while position < end and count < _GROUPS_MAX:
             tag, size = body[position], body[position + 1]
             position += 2
             if tag > 0x7F:
                 tag, position = _varint(body, position - 2)
                 size = body[position]
                 position += 1
+            count += 1
             if tag & 7 != 2:
                 position = _after_scalar(body, position - 1, wire_type=tag & 7)
                 continue
             if size > 0x7F:
                 size, position = _varint(body, position - 1)
             position += size
-            count += 1
     except (IndexError, Unreadable):
         pass
     return count

@@ -68,3 +68,8 @@ def read_request(body: bytes, *, spans_max: int) -> list[ResourceSpans]:
 def fields_max(spans_max: int) -> int:
     """Most fields of a request that hold spans, groups of them, and what stands beside both."""
     return _PIECES_PER_SPAN * spans_max + _PIECES_SPARE
+
+
+def written_plainly(groups: Sequence[ResourceSpans]) -> bytes:
+    """A request of these spans without anything else: each resource and its spans, in their order."""
+    return otlp.request_of((group.resource, group.spans) for group in groups)

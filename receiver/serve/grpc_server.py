@@ -87,6 +87,7 @@ class GrpcCall:
             if not piece:
                 raise NoBody
             await arrival.grow(len(piece))
+            self._stream.give_back()  # not at the reply: calls that wait for the broker would use up the window
             received += len(piece)
             pieces.append(piece)
             if flag < 0 and received >= _PREFIX_BYTES:

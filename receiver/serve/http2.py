@@ -73,7 +73,7 @@ class Stream:
         Raises:
             whatever `fail` was called with.
         """
-        self._give_back()
+        self.give_back()
         while not self._pieces and not self._is_complete and self._error is None:
             self._arrival = asyncio.get_running_loop().create_future()
             try:
@@ -150,12 +150,13 @@ class Stream:
     def over(self) -> None:
         """Nothing more is read or sent; what nobody asked for is given back to the connection."""
         self.is_over = True
-        self._give_back()
+        self.give_back()
         for _, size in self._pieces:
             self.connection.give_back(size, self.number)
         self._pieces.clear()
 
-    def _give_back(self) -> None:
+    def give_back(self) -> None:
+        """What `receive` gave is counted elsewhere now: the connection may send as much again."""
         if self._unasked_bytes:
             self.connection.give_back(self._unasked_bytes, self.number)
             self._unasked_bytes = 0

@@ -64,12 +64,15 @@ class Attributes(NamedTuple):
     def first(self, keys: Keys, column: str) -> Found | None:
         """The first of `keys` that is present, noted as the source of `column` unless that is empty."""
         for key in keys:
-            for origin, attributes in (("span", self.span), ("resource", self.resource)):
-                value = attributes.get(key)
-                if value is not None and (kind := kind_of(value)):
-                    if column:
-                        self.notes.source(column, origin, key)
-                    return Found(key, kind, value)
+            value, origin = self.span.get(key), "span"
+            kind = None if value is None else kind_of(value)
+            if kind is None:
+                value, origin = self.resource.get(key), "resource"
+                kind = None if value is None else kind_of(value)
+            if value is not None and kind is not None:
+                if column:
+                    self.notes.source(column, origin, key)
+                return Found(key, kind, value)
         return None
 
     def all_of(self, keys: Keys) -> Iterator[Found]:

@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any, Literal, Protocol
 from uuid import UUID
 
-from receiver.decode.spans import ResourceSpans, TooManySpans, fields_max, read_request
+from receiver.decode.spans import ResourceSpans, TooManySpans, fields_max, read_request, written_plainly
 from receiver.translate import mapping
 from receiver.translate.identity import Named, Trace, Traces
 from receiver.translate.native import mapping_spec, role_of
@@ -222,8 +222,9 @@ class Native:
             return ByNative(self, self.engine.open(body))
         except self._library.TooMany:
             raise TooManySpans(f"more than {self._reference.spans_max} spans") from None
-        except self._library.Odd:  # perhaps malformed, perhaps only an unusual spelling
-            return self._reference.open(body)
+        except self._library.Odd:  # perhaps malformed, perhaps only an unusual spelling: protobuf tells
+            plain = written_plainly(read_request(body, spans_max=self._reference.spans_max))
+            return ByNative(self, self.engine.open(plain))
 
     def builder(self, producer: Any) -> Builder:  # noqa: ARG002  the reference's builder is the producer's
         builder: Builder = self._library.Batch(BATCH_BYTES_MAX, ZSTD_LEVEL)

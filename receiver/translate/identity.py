@@ -54,7 +54,9 @@ class Trace:
             return
         self._places[link.span_id] = _Place(link.parent_span_id, named)
         for column, value in named.items():
-            self._only.setdefault(column, {}).setdefault(value.raw, value)
+            values = self._only.setdefault(column, {})
+            if len(values) < 2:  # two are as many as more: nobody
+                values.setdefault(value.raw, value)
 
     def named(self, column: str, span_id: bytes) -> Named | None:
         """Who counts for a span that names nobody itself; None when nobody does, or two."""

@@ -253,7 +253,7 @@ class _Walk:
     def _map(self, pairs: Sequence[KeyValue], depth: int) -> dict[str, Json]:
         found: dict[str, Json] = {}
         for pair in pairs:
-            self._work -= len(pair.key) + _KEY_WORK
+            self._work -= (_NORMAL_FORM_WORK if may_change(decoded(pair.key)) else 1) * len(pair.key) + _KEY_WORK
             if self._work < 0:
                 self.cut("size")
                 break

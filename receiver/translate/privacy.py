@@ -151,6 +151,12 @@ _CARD_NEAR_MISSES_MAX = 20  # one number in ten adds up by chance
 _CARD_RUN = re.compile(r"(?<![0-9])[0-9](?:[ -]?[0-9]){12}(?:[ -]?[0-9])*+")
 # Groups of digits with one and the same other separator between them, three groups or more: a decimal has two.
 _SEPARATED_RUN = re.compile(r"(?<![0-9])[0-9]++(?=([^0-9A-Za-z]{1,3}+)[0-9])(?:\1[0-9]++){2,}+")
+# Grouped as cards are, whatever stands between the groups.
+_CARD_SHAPE = re.compile(
+    r"(?<![0-9])[0-9]{4}[^0-9A-Za-z]{1,3}(?:[0-9]{4}[^0-9A-Za-z]{1,3}[0-9]{4}[^0-9A-Za-z]{1,3}[0-9]{1,7}"
+    r"|[0-9]{6}[^0-9A-Za-z]{1,3}[0-9]{4,5})(?![0-9])"
+)
+_NOT_DIGITS = re.compile("[^0-9]+")
 _ISSUERS = re.compile(  # Visa, Mastercard, Amex, Discover, Diners, JCB, UnionPay, Maestro
     r"4|5[1-5]|222[1-9]|22[3-9]|2[3-6]|27[01]|2720|3[47]|6011|64[4-9]|65|30[0-5]|309|36|3[89]"
     r"|352[89]|35[3-8]|62|50|5[6-8]|63|67"
@@ -178,6 +184,8 @@ def _digit_groups(text: str) -> Iterator[list[str]]:
         yield re.split("[ -]", run[0], maxsplit=_CANDIDATES_MAX)
     for run in _SEPARATED_RUN.finditer(text):
         yield run[0].split(run[1], maxsplit=_CANDIDATES_MAX)
+    for run in _CARD_SHAPE.finditer(text):
+        yield _NOT_DIGITS.split(run[0])
 
 
 def _numbers(groups: list[str]) -> Iterator[str]:

@@ -17,11 +17,13 @@ from receiver.serve.health import LIVENESS
 from receiver.settings import ReceiverSettings
 from shared.database_settings import DatabaseSettings
 from shared.settings import load
+from viewer.settings import ViewerSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
 WORKFLOW = ROOT / ".github/workflows/telemetry-processor.yml"
-SETTINGS = {name.upper() for name in ReceiverSettings.model_fields | ConsumerSettings.model_fields}
+PROCESSES = (ReceiverSettings, ConsumerSettings, ViewerSettings)
+SETTINGS = {name.upper() for process in PROCESSES for name in process.model_fields}
 
 
 def document(path: Path) -> dict[str, Any]:
@@ -272,7 +274,7 @@ def test_the_workflow_deploys_from_main_only_and_only_where_it_is_set_up() -> No
     """A fork has no cloud; a pull request must not reach ours."""
     workflow = document(WORKFLOW)
     deploy = workflow["jobs"]["deploy"]
-    assert set(deploy["needs"]) == {"test", "smoke"}
+    assert set(deploy["needs"]) == {"test", "smoke", "senders"}
     assert "refs/heads/main" in deploy["if"]
     assert "vars.GCP_WORKLOAD_IDENTITY_PROVIDER != ''" in deploy["if"]
     assert workflow["permissions"] == {"contents": "read"}

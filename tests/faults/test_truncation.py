@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import KafkaError
 from test_consumer_faults import FATES, metric, not_ready
 
 from deploy.local.kafka import KafkaBroker
@@ -177,7 +178,11 @@ def three_brokers(folder: Path) -> Iterator[list[KafkaBroker]]:
     """A cluster whose leader may be one that was not in sync: records are lost at such an election."""
     ports = [free_port(19_100 + number * 10) for number in range(3)]
     voters = dict(enumerate(ports, 1))
-    properties = {"unclean.leader.election.enable": "true", "replica.lag.time.max.ms": 2_000}
+    properties = {
+        "unclean.leader.election.enable": "true",
+        "replica.lag.time.max.ms": 2_000,
+        "offsets.topic.replication.factor": 3,
+    }
     brokers = [
         KafkaBroker(
             folder / f"cluster-{time.monotonic_ns()}-{node}",
@@ -202,7 +207,10 @@ async def with_leader(stack: Stack, leader: int) -> None:
     await admin.start()
 
     async def leads() -> bool:
-        [described] = await admin.describe_topics([stack.topic])
+        try:
+            [described] = await admin.describe_topics([stack.topic])
+        except KafkaError:  # it asked a broker that is down
+            return False
         return bool(described["partitions"] and described["partitions"][0]["leader"] == leader)
 
     try:
@@ -227,7 +235,7 @@ async def test_records_acknowledged_after_an_unclean_election_are_never_skipped(
     generator = random.Random(31)
     records = [made(generator) for _ in range(700)]
     brokers = ",".join(broker.bootstrap_servers for broker in three_brokers)
-    consumer = stack.consumer(KAFKA_BOOTSTRAP_SERVERS=brokers)
+    consumer = stack.consumer(KAFKA_BOOTSTRAP_SERVERS=brokers, KAFKA_TOPIC_REPLICATION="3")
     await send_in_batches(stack, records[:100])
     await stack.settled(100)
     await asyncio.to_thread(second.kill)

@@ -7,16 +7,10 @@ import sys
 from pathlib import Path
 
 from shared.identity import hash_id
+from support.pages import README, SENDING, block
 from support.stack import Stack, eventually
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = (ROOT / "docs/send-your-spans.md").read_text()
-
-
-def block(language: str, containing: str) -> str:
-    blocks = re.findall(r"^```(\w*)\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
-    [found] = [text for spoken, text in blocks if spoken == language and containing in text]
-    return found
 
 
 def run(command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
@@ -30,7 +24,7 @@ async def test_the_python_of_the_page_makes_a_row_in_each_table(stack: Stack) ->
     """It is what a newcomer pastes first."""
     receiver = stack.receiver()
     stack.consumer()
-    endpoint = f"http://127.0.0.1:{receiver.port_of('PORT')}"
+    endpoint = f"http://127.0.0.1:{receiver.port_of('HTTP_PORT')}"
     done = run([sys.executable, "-c", block("python", "BatchSpanProcessor")], OTEL_EXPORTER_OTLP_ENDPOINT=endpoint)
     assert done.returncode == 0, done.stderr
 
@@ -48,9 +42,33 @@ async def test_the_python_of_the_page_makes_a_row_in_each_table(stack: Stack) ->
     assert (request["method"], request["endpoint"], request["status_code"]) == ("GET", "/orders/{order}", 200)
 
 
+async def test_the_python_and_the_curl_of_the_readme_make_rows(stack: Stack) -> None:
+    """Word for word: a line that is missing there is where a newcomer stops."""
+    receiver = stack.receiver()
+    stack.consumer()
+    endpoint = f"http://127.0.0.1:{receiver.port_of('HTTP_PORT')}"
+    python = block("python", "BatchSpanProcessor", README)
+    done = run([sys.executable, "-c", python], OTEL_EXPORTER_OTLP_ENDPOINT=endpoint)
+    assert (done.returncode, done.stderr) == (0, "")
+    for page in (README, SENDING):
+        curl = block("sh", "curl -sS", page).replace("http://localhost:4318", endpoint)
+        done = run(["sh", "-c", curl])
+        assert (done.returncode, done.stdout) == (0, "{}"), done.stderr
+
+    async def are_there() -> bool:
+        return await stack.row_count() == 3
+
+    await eventually(are_there, 20, "three rows")
+    features = (await stack.rows("feature_usage")).values()
+    assert {(row["feature_name"], row["action"], row["user_id"]) for row in features} == {
+        ("export", "created", None),
+        ("export", None, hash_id("user-42")),  # curl's, which README and page send with one id
+    }
+
+
 def test_explain_prints_what_the_page_shows() -> None:
     """Whoever compares must not find a difference that is ours."""
-    [command] = re.findall(r"^python -m (receiver explain \S+)$", PAGE, re.MULTILINE)
+    [command] = re.findall(r"^python -m (receiver explain \S+)$", SENDING, re.MULTILINE)
     done = run([sys.executable, "-m", *command.split()])
     assert (done.returncode, done.stderr) == (1, "")
     assert done.stdout == block("", "span 1: event")

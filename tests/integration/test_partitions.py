@@ -13,6 +13,7 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+from test_consumer_faults import not_ready
 
 from consumer.store.database import connect
 from consumer.store.partitions import Known, ahead, interval_of, partitions_of
@@ -246,3 +247,19 @@ async def test_partitions_are_made_ahead_beside_a_running_consumer(stack: Stack)
 
     await eventually(reaches, 20, "partitions ahead")
     await connection.close()
+
+
+@pytest.mark.parametrize("revision", ["004_service_trace_weight_models", "002_ingest_schema"])
+async def test_a_consumer_that_is_newer_than_the_schema_waits_for_the_migration(stack: Stack, revision: str) -> None:
+    """A deploy may start it before the migrations have run; that is no reason to crash."""
+    await asyncio.to_thread(alembic, stack.database_url, "downgrade", revision)
+    await stack.create_topic(partitions=1)
+    await stack.send([(0, made(random.Random(index)).value) for index in range(20)])
+    consumer = stack.consumer(is_awaited=False)
+    await not_ready(consumer, "schema")
+    await asyncio.sleep(3)
+    assert consumer.is_running
+    await asyncio.to_thread(alembic, stack.database_url, "upgrade", "head")
+    await stack.settled(20)
+    assert await stack.row_count() == 20
+    assert consumer.is_running

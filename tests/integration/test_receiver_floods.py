@@ -121,6 +121,7 @@ class Case:
     name: str
     flood: Flood
     growth_bytes_max: int = GROWTH_BYTES_MAX
+    is_http: bool = False  # at that port; the neighbour always calls by gRPC
     ok_share_min: float = OK_SHARE_MIN
 
 
@@ -159,7 +160,73 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name.replace(" ", "-"))
+def http1(*lines: str, body: bytes = b"", size: int | None = None) -> bytes:
+    length = len(body) if size is None else size
+    head = ["POST /v1/traces HTTP/1.1", "Host: x", f"Content-Length: {length}", *lines, "", ""]
+    return "\r\n".join(head).encode() + body
+
+
+def zipped_http(body: bytes, kind: str = "x-protobuf") -> bytes:
+    return http1(f"Content-Type: application/{kind}", "Content-Encoding: gzip", body=gzip.compress(body))
+
+
+PROTOBUF = "Content-Type: application/x-protobuf"
+ARRAYS = zipped_http(b'{"a":[' + b"[]," * 390_000 + b"[]]}", "json")
+JSON_SPANS = zipped_http(b'{"resourceSpans":[{"scopeSpans":[{"spans":[' + b"{}," * 99_000 + b"{}]}]}]}", "json")
+BOMB = zipped_http(bytes(200 * MEBIBYTE))
+GROUPS_HTTP = zipped_http(b"\x0a\x04\x12\x02\x12\x00" * 99_999)
+
+CASES += [
+    Case(
+        "HTTP: 300 bodies that stall",
+        lambda port: held(300, lambda: http1(PROTOBUF, body=bytes(9000), size=4 * MEBIBYTE), port),
+        is_http=True,
+    ),
+    Case("HTTP: 1500 connections without a byte", lambda port: held(1500, lambda: b"", port), is_http=True),
+    Case("HTTP: 1500 half heads", lambda port: held(1500, lambda: b"POST /v1/traces HTTP/1.1\r\n", port), is_http=True),
+    Case(
+        "HTTP: headers of megabytes",
+        lambda port: held(50, lambda: b"POST / HTTP/1.1\r\n" + (b"x: " + b"y" * 65_000 + b"\r\n") * 98, port),
+        is_http=True,
+    ),
+    Case(
+        "HTTP: bodies of 60 MiB that are never sent",
+        lambda port: held(200, lambda: http1(PROTOBUF, body=bytes(100_000), size=60 * MEBIBYTE), port),
+        is_http=True,
+    ),
+    Case(
+        "HTTP: bombs of 200 MiB",
+        lambda port: over_and_over(lambda: BOMB, port, every_s=0.1),
+        128 * MEBIBYTE,
+        is_http=True,
+    ),
+    Case(
+        "HTTP: JSON of arrays",
+        lambda port: over_and_over(lambda: ARRAYS, port, every_s=0.1),
+        192 * MEBIBYTE,
+        is_http=True,
+    ),
+    Case(
+        "HTTP: 99,000 empty spans in JSON",
+        lambda port: over_and_over(lambda: JSON_SPANS, port, every_s=0.1),
+        192 * MEBIBYTE,
+        is_http=True,
+    ),
+    Case(
+        "HTTP: 99,999 groups",
+        lambda port: over_and_over(lambda: GROUPS_HTTP, port, every_s=0.05),
+        256 * MEBIBYTE,
+        is_http=True,
+    ),
+    Case(
+        "HTTP: pipelined requests nobody waits for",
+        lambda port: over_and_over(lambda: http1(PROTOBUF) * 2_000, port, reads=False, every_s=0.02),
+        is_http=True,
+    ),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name.replace(" ", "-").replace(":", ""))
 async def test_a_neighbour_is_served_beside_a_flood(kafka: KafkaBroker, tmp_path: Path, case: Case) -> None:
     """New connections too, within 3 s; and a stop ends below 8 s while the flood goes on."""
     async with started(kafka, tmp_path) as receiver:
@@ -167,7 +234,7 @@ async def test_a_neighbour_is_served_beside_a_flood(kafka: KafkaBroker, tmp_path
             for _ in range(20):
                 assert (await export(channel, request(features(200)))).code == "OK"
         before = receiver.resident_bytes()
-        flood = asyncio.ensure_future(case.flood(receiver.port))
+        flood = asyncio.ensure_future(case.flood(receiver.http_port if case.is_http else receiver.port))
         with beside(receiver.port) as neighbour:
             await asyncio.wait({flood}, timeout=SECONDS)
             growth = receiver.resident_bytes() - before

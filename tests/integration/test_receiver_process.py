@@ -126,7 +126,7 @@ async def test_health_follows_readiness(kafka: KafkaBroker, tmp_path: Path) -> N
             async with receiver.channel() as channel:
                 for service in ("", SERVICE):
                     await until(is_status(channel, service, expected), 10, "the health service")
-            environment = {"RECEIVER_METRICS_PORT": str(receiver.metrics_port)}
+            environment = {"PORT": str(receiver.port), "RECEIVER_METRICS_PORT": str(receiver.metrics_port)}
             assert command("health", **environment).returncode == code
         port = served.metrics_port
         assert await served.stop() == 0
@@ -154,7 +154,7 @@ async def test_reflection_and_other_methods_are_not_served(kafka: KafkaBroker, t
             await until(is_status(channel, "", NOT_SERVING), 10, "alive")
             for method in (
                 "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
-                "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export",
+                "/opentelemetry.proto.collector.profiles.v1development.ProfilesService/Export",
             ):
                 with pytest.raises(grpc.aio.AioRpcError) as error:
                     await channel.unary_unary(method)(b"", timeout=5)

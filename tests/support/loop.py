@@ -16,6 +16,7 @@ from consumer.settings import ConsumerSettings
 from consumer.store.dead_letters import Breaker
 from consumer.store.ledger import Ledger
 from consumer.store.partitions import interval_of
+from consumer.store.plain_rows import PlainRows
 from consumer.store.suppressions_topic import Topic as SuppressionsTopic
 from shared.broker import RebalanceCount, ensure_topics, new_consumer
 from shared.errors import BrokerUnavailable
@@ -63,6 +64,7 @@ async def consumer_loop(stack: Stack, monkeypatch: pytest.MonkeyPatch, *, in_gro
         breaker=Breaker(max_ratio=1, window=1),
         retention_days=0,
         interval=interval_of("month"),
+        plain=PlainRows(),
     )
     pipeline = Pipeline(
         consumer=client,

@@ -8,6 +8,7 @@ import pytest
 from receiver.translate import privacy
 from receiver.translate.keys import read_key, words_of
 from receiver.translate.privacy import Addresses, clean, has_card
+from support.encoding import LOGIN, SERVER, outcome
 
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.dozjgNryP4J3jVmNHl0w5N_XgL0n3I9P"
 TOKEN = "Ab1" * 20
@@ -188,37 +189,39 @@ def test_what_is_no_url_stays(text: str) -> None:
     assert clean(text) == (text, None, False)
 
 
-@pytest.mark.parametrize(
-    ("text", "rule"),
-    [
-        ("bob\uff20example.org", "email"),
-        ("bob@example\u3002org", "email"),
-        ("bob@exam\u00adple.org", "email"),
-        ("bob\u200b@\u200dexample.org", "email"),
-        ("bob&#64;example.org", "email"),
-        ("bob&#x0040;example.org", "email"),
-        ("bob&commat;example.org", "email"),
-        ("bob&amp;#64;example.org", "email"),
-        ("bob%40example.org", "email"),
-        ("bob%2540example.org", "email"),
-        ("bob%252540example.org", "email"),
-        ("bob%25252540example.org", "email"),
-        ("bob\\u0040example.org", "email"),
-        ("bob\\x40example.org", "email"),
-        ("bob%u0040example.org", "email"),
-        ("\uff11\uff10.1.2.3", "ip_address"),
-        ("4111\u00a01111\u00a01111\u00a01111", "card_number"),
-        ("4111.1111.1111.1111", "card_number"),
-        ("4111/1111/1111/1111", "card_number"),
-        ("4111_1111_1111_1111", "card_number"),
-        ("4111, 1111, 1111, 1111", "card_number"),
-        ("4111\u20131111\u20131111\u20131111", "card_number"),
-        ("4111%201111%201111%201111", "card_number"),
-        ("https:%2F%2Fbob:pw@h.example", "url_user_info"),
-        ("https:\\/\\/bob:pw@h.example", "url_user_info"),
-        ("s\u200bk-abcdefghijklmnopqrst", "known_key_format"),
-    ],
-)
+DRESSED = [
+    ("bob\uff20example.org", "email"),
+    ("bob@example\u3002org", "email"),
+    ("bob@exam\u00adple.org", "email"),
+    ("bob\u200b@\u200dexample.org", "email"),
+    ("bob&#64;example.org", "email"),
+    ("bob&#x0040;example.org", "email"),
+    ("bob&commat;example.org", "email"),
+    ("bob&amp;#64;example.org", "email"),
+    ("bob%40example.org", "email"),
+    ("bob%2540example.org", "email"),
+    ("bob%252540example.org", "email"),
+    ("bob%25252540example.org", "email"),
+    ("bob\\u0040example.org", "email"),
+    ("bob\\x40example.org", "email"),
+    ("bob%u0040example.org", "email"),
+    ("\uff11\uff10.1.2.3", "ip_address"),
+    ("4111\u00a01111\u00a01111\u00a01111", "card_number"),
+    ("4111.1111.1111.1111", "card_number"),
+    ("4111/1111/1111/1111", "card_number"),
+    ("4111_1111_1111_1111", "card_number"),
+    ("4111.1111/1111 - 1111", "card_number"),
+    ("3782/822463.10005", "card_number"),
+    ("4111, 1111, 1111, 1111", "card_number"),
+    ("4111\u20131111\u20131111\u20131111", "card_number"),
+    ("4111%201111%201111%201111", "card_number"),
+    ("https:%2F%2Fbob:pw@h.example", "url_user_info"),
+    ("https:\\/\\/bob:pw@h.example", "url_user_info"),
+    ("s\u200bk-abcdefghijklmnopqrst", "known_key_format"),
+]
+
+
+@pytest.mark.parametrize(("text", "rule"), DRESSED)
 def test_a_secret_in_another_dress_is_the_same_secret(text: str, rule: str) -> None:
     """Frameworks escape, people paste, and a reader sees the same."""
     assert clean(text) == ("[redacted]", rule, False)
@@ -438,7 +441,20 @@ HOSTILE = [
         "&#",
         "&#6",
     ],
-    *["&amp;", "&#64;", "\\", "\\u", "\\u0040", "%2540", "\ufdfa", "\u00ad", "&aaaaaaaaaaaaaaaaaaaaaaaa", "%u0040"],
+    *[
+        "&amp;",
+        "&#64;",
+        "4111.1111/1111,",
+        "1234.",
+        "\\",
+        "\\u",
+        "\\u0040",
+        "%2540",
+        "\ufdfa",
+        "\u00ad",
+        "&aaaaaaaaaaaaaaaaaaaaaaaa",
+        "%u0040",
+    ],
 ]
 
 
@@ -470,3 +486,16 @@ def test_what_is_harmless_at_a_glance_holds_nothing_at_a_second() -> None:
         found.add((is_harmless, privacy._secret_in(text, "all")))
     assert found == {(True, None), (False, "card_number"), (False, None)}
     assert privacy._is_harmless("f81d4fae-7dec-11d0-a765-00a0c91e6bf6")
+
+
+def test_no_engine_stores_what_a_rule_finds() -> None:
+    """The native engine decides by a glance at the bytes, which must never miss what the rules find."""
+    for text in [text for text, _ in DRESSED] + SECRET_KEYS:
+        for said in (text, f"x {text}", f"{text} y"):
+            outcome({**LOGIN, "metadata.note": said, "service.name": said, "event.type": said, "session.id": said})
+            outcome({"http.method": "GET", "http.route": f"/a/{said}"}, kind=SERVER)
+            outcome({"http.method": "GET", "url.path": f"/a/{said}"}, kind=SERVER, resource={"service.version": said})
+            outcome({**LOGIN, f"metadata.{said}": "x", f"metadata.m.{said}": 5})
+    for number in (4111111111111111, 4111111111111111.0, 378282246310005, 4111111111111112):
+        call = {"gen_ai.operation.name": "chat", "gen_ai.usage.input_tokens": number, "duration_ms": number}
+        assert outcome({**call, "metadata.x": number}).table == "model_usage"  # type: ignore[union-attr]

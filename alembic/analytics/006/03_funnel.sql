@@ -3,10 +3,10 @@ CREATE FUNCTION analytics.step_times(
 ) RETURNS TABLE (user_id text, at timestamptz) LANGUAGE plpgsql STABLE SET plan_cache_mode = force_custom_plan AS $$
 #variable_conflict use_variable
 DECLARE
-    kind text := split_part(step, ':', 1);
-    name text := substr(step, length(split_part(step, ':', 1)) + 2);
+    name text := substr(step, strpos(step, ':') + 1);
+    kind text := CASE WHEN strpos(step, ':') BETWEEN 2 AND length(step) - 1 THEN split_part(step, ':', 1) END;
 BEGIN
-    CASE CASE WHEN name <> '' THEN kind END
+    CASE kind
     WHEN 'user_activity' THEN
         RETURN QUERY SELECT event.user_id::text, event.timestamp FROM public.user_activity AS event
         WHERE event.timestamp >= since AND event.timestamp < until AND event.event_type = name

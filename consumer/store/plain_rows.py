@@ -1,0 +1,197 @@
+"""records just as our own encoder writes them -> rows, by the native engine, where it was built. Pure.
+
+`decode` and `row_of` are the reference, and say what a record means. The engine gives the same row or none: for another
+order of fields, escapes, nulls, and whatever else is not plain. Its layouts are made from the event models and the
+tables, so a new field is taken in by itself; a table with a kind of field or column that the engine does not know is
+left to the reference as a whole.
+"""
+
+import importlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from types import ModuleType
+from typing import Any, Literal, get_args
+from uuid import UUID
+
+import annotated_types
+from pydantic import AllowInfNan
+from pydantic.fields import FieldInfo
+from sqlalchemy import BigInteger, DateTime, Double, Integer, String, Table, Text
+from sqlalchemy.dialects import postgresql
+
+from consumer.store.schema import ANALYTICS_TABLES, INDEX, Row
+from shared.errors import WrongSetting
+from shared.events import EVENT_MODELS, BaseEvent
+
+EngineName = Literal["native", "python"]
+EngineSetting = Literal["auto", "native", "python"]
+DECLINED = ("table", "field")  # another table, version or order of fields; a field that is written another way
+
+_INT8_MIN, _INT8_MAX = -(2**63), 2**63 - 1
+_CONSTANTS = ("schema_version", "table")
+_TYPES: tuple[tuple[type[Any], str], ...] = (  # the first that fits
+    (postgresql.UUID, "uuid"),
+    (postgresql.JSONB, "json"),
+    (DateTime, "timestamp"),
+    (BigInteger, "int8"),
+    (Integer, "int4"),
+    (Double, "float8"),
+    (String, "text"),
+    (Text, "text"),
+)
+
+
+class Unknown(Exception):  # noqa: N818  no error: the reference serves that table
+    """A kind of field or column that the engine does not know."""
+
+
+class PlainRows:
+    """Reads plain records and writes COPY data; one a process."""
+
+    def __init__(self, setting: EngineSetting = "auto") -> None:
+        """Raises WrongSetting: the native engine is asked for, and was not built."""
+        library = None if setting == "python" else _library()
+        if library is None and setting == "native":
+            raise WrongSetting("ENGINE: native was not built. Install cargo and run make setup, or set ENGINE=auto.")
+        layouts, self.unknown = _layouts()
+        self.name: EngineName = "python" if library is None else "native"
+        self.declined: Counter[str] = Counter()  # since somebody looked
+        self._tables = [layout["name"] for layout in layouts]
+        self._rows = None if library is None else library.Rows(layouts)
+
+    def read(self, value: bytes) -> tuple[str, Row] | None:
+        """The table and the row of a plain record; None when only the reference can tell."""
+        if self._rows is None:
+            return None
+        found = self._rows.read(value)
+        if type(found) is tuple:
+            return found
+        self.declined[DECLINED[found]] += 1
+        return None
+
+    def copy_data(self, table: str, rows: Sequence[Row], partitions: Sequence[int] | None = None) -> bytes | None:
+        """Rows in Postgres' binary COPY format, sorted by id; None when asyncpg has to encode them.
+
+        `partitions` is one more column, of int4.
+        """
+        if self._rows is None or table not in self._tables:
+            return None
+        data: bytes | None = self._rows.copy_data(self._tables.index(table), rows, partitions)
+        return data
+
+
+def is_native_built() -> bool:
+    return _library() is not None
+
+
+def _library() -> ModuleType | None:
+    try:
+        return importlib.import_module("telemetry_native")
+    except ImportError:
+        return None
+
+
+def _layouts() -> tuple[list[dict[str, Any]], list[str]]:
+    """Of each table, and the names of those that the engine does not know."""
+    layouts, unknown = [], []
+    for model in EVENT_MODELS:
+        name = model.model_fields["table"].default
+        try:
+            layouts.append(_layout(model, ANALYTICS_TABLES[name]))
+        except Unknown:
+            unknown.append(name)
+    return layouts, unknown
+
+
+def _layout(model: type[BaseEvent], table: Table) -> dict[str, Any]:
+    decorators = model.__pydantic_decorators__
+    has_rules = decorators.field_validators or decorators.model_validators or decorators.field_serializers
+    if has_rules or model.__pydantic_post_init__ or model.model_config != BaseEvent.model_config:
+        raise Unknown  # a rule beside the fields
+    fields = {name: field for name, field in model.model_fields.items() if name not in _CONSTANTS}
+    columns = INDEX[table.name]
+    if {_column(name) for name in fields} != columns.keys():
+        raise Unknown
+    return {
+        "name": table.name,
+        "beginnings": [
+            f'{{"schema_version":{version},"table":"{table.name}",'.encode()
+            for version in get_args(model.model_fields["schema_version"].annotation)
+        ],
+        "fields": [_field(name, field, columns[_column(name)]) for name, field in fields.items()],
+        "types": [_type(column.type) for column in table.columns],
+        "id_at": columns["id"],
+    }
+
+
+def _column(field: str) -> str:
+    return "timestamp" if field == "timestamp_us" else field
+
+
+def _field(name: str, field: FieldInfo, column: int) -> dict[str, Any]:
+    if field.alias or field.validation_alias or field.validate_default or field.default_factory:
+        raise Unknown
+    python_type, limits = _unwrapped(field)
+    known: dict[Any, str] = {UUID: "uuid", str: "text", int: "integer", float: "double", dict[str, Any]: "object"}
+    if python_type not in known:
+        raise Unknown
+    kind = known[python_type]
+    minimum, maximum, chars_max = _INT8_MIN, _INT8_MAX, None
+    for limit in limits:
+        match limit:
+            case annotated_types.MaxLen(most) if kind == "text":
+                chars_max = most
+            case annotated_types.Ge(int(least)) if kind in ("integer", "double"):
+                minimum = least
+            case annotated_types.Le(int(most)) if kind == "integer":
+                maximum = most
+            case AllowInfNan(allow_inf_nan=False) if kind == "double":
+                pass  # the engine reads no such number
+            case _:
+                raise Unknown
+    if kind == "text" and chars_max is None:
+        raise Unknown
+    return {
+        "prefix": f'"{name}":'.encode(),
+        "kind": kind,
+        "chars_max": chars_max or 0,
+        "minimum": minimum,
+        "maximum": maximum,
+        "is_required": field.is_required(),
+        "column": column,
+        "default": None if field.is_required() else field.default,
+    }
+
+
+def _unwrapped(field: FieldInfo) -> tuple[Any, list[Any]]:
+    """A field's type and its limits; of an optional type, those of the type."""
+    limits = list(field.metadata)
+    python_type: Any = field.annotation
+    options = [option for option in get_args(python_type) if option is not type(None)]
+    if type(None) in get_args(python_type):
+        if len(options) != 1:
+            raise Unknown
+        [python_type] = options
+    if hasattr(python_type, "__metadata__"):
+        limits += _flattened(python_type.__metadata__)
+        python_type = python_type.__origin__
+    return python_type, _flattened(limits)
+
+
+def _flattened(limits: Sequence[Any]) -> list[Any]:
+    """`Field(ge=0)` inside an Annotated is one limit that holds others."""
+    return [inner for limit in limits for inner in _inner(limit)]
+
+
+def _inner(limit: Any) -> Iterator[Any]:
+    if isinstance(limit, FieldInfo):
+        yield from limit.metadata
+    else:
+        yield limit
+
+
+def _type(column_type: Any) -> str:
+    for known, name in _TYPES:
+        if isinstance(column_type, known):
+            return name
+    raise Unknown
