@@ -95,7 +95,9 @@ def test_the_parser_of_command_lines_finds_them_and_can_say_no() -> None:
 
 # ---- settings
 
-SETTINGS = {field.upper() for model in (ReceiverSettings, ConsumerSettings, ViewerSettings) for field in model.model_fields}
+SETTINGS = {
+    field.upper() for model in (ReceiverSettings, ConsumerSettings, ViewerSettings) for field in model.model_fields
+}
 NOT_SETTINGS = {
     # read by SDKs: the OpenTelemetry specification's names
     *("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_EXPORTER_OTLP_COMPRESSION"),
@@ -152,7 +154,9 @@ def series() -> set[str]:
 
 def logged_events() -> set[str]:
     """Names of log lines; `receiver_started` looks like a metric."""
-    sources = [path for folder in ("receiver", "consumer", "shared", "viewer") for path in (ROOT / folder).rglob("*.py")]
+    sources = [
+        path for folder in ("receiver", "consumer", "shared", "viewer") for path in (ROOT / folder).rglob("*.py")
+    ]
     return {name for path in sources for name in re.findall(r'log\.\w+\(\s*"([a-z_]+)"', path.read_text())}
 
 

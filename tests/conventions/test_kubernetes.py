@@ -127,6 +127,7 @@ def test_each_pod_gets_the_secrets_of_its_own_and_no_others() -> None:
         "telemetry-receiver": {"telemetry-shared", "telemetry-receiver"},
         "telemetry-consumer": {"telemetry-shared", "telemetry-database"},
         "telemetry-migrate": {"telemetry-database"},
+        "telemetry-viewer": {"telemetry-viewer"},
     }
     assert all(named("Secret", name) for names in secrets.values() for name in names)
 

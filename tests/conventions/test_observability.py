@@ -146,7 +146,9 @@ def test_every_metric_is_shown_or_explained_somewhere() -> None:
     """One that stands on no dashboard, in no alert and on no page helps nobody."""
     used = set(re.findall(r"\b(?:receiver|consumer|viewer)_[a-z_]+", " ".join(EXPRESSIONS.values())))
     pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
-    explained = {name for page in pages for name in re.findall(r"\b(?:receiver|consumer|viewer)_[a-z_]+", page.read_text())}
+    explained = {
+        name for page in pages for name in re.findall(r"\b(?:receiver|consumer|viewer)_[a-z_]+", page.read_text())
+    }
     families = {re.sub(r"_(bucket|sum|count)$", "", name) for name in declared()}
     assert {name for name in families if not {name, f"{name}_bucket", f"{name}_sum"} & (used | explained)} == set()
 

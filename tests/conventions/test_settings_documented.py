@@ -21,6 +21,7 @@ READ_BY_OTHERS = {
     "ANALYTICS_READER_PASS": "docker-compose.yml",
     "COLLECTOR_CORS_ORIGIN": "docker-compose.yml",
     "GRAFANA_ADMIN_PASS": "docker-compose.yml",
+    "VIEWER_PASS": "docker-compose.yml",
     "POSTGRES_HOST_PORT": "docker-compose.yml",
 }
 
