@@ -167,13 +167,13 @@ def run_all(folder: Path, seconds: float | None, *, spans_per_second: float | No
         stack.start_module(consumer)
         stack.say(f"consumer is ready; metrics on 127.0.0.1:{consumer.port_of('CONSUMER_METRICS_PORT')}")
         stack.start_module(receiver)
-        stack.say(f"receiver takes spans on 127.0.0.1:{receiver.port_of('PORT')}")
-        endpoint = f"http://127.0.0.1:{receiver.port_of('PORT')}"
+        endpoint, grpc_endpoint = (f"http://127.0.0.1:{receiver.port_of(name)}" for name in ("HTTP_PORT", "PORT"))
+        stack.say(f"receiver takes spans at {endpoint} (OTLP/HTTP) and {grpc_endpoint} (OTLP/gRPC)")
         ports = {name: str(port) for name, port in (receiver.ports | consumer.ports).items()}
         stack.write_env_file(ports | {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint})
         stack.say(f"ready; in another shell: . {_shown(stack.env_file)}")
         if spans_per_second is not None:
-            stack.start_module(_demo(stack.folder, endpoint, spans_per_second))
+            stack.start_module(_demo(stack.folder, grpc_endpoint, spans_per_second))
             stack.say(f"demo traffic: {spans_per_second:g} spans a second")
         _show(stack, first, consumer.port_of("CONSUMER_METRICS_PORT"), seconds)
 
