@@ -10,10 +10,10 @@ from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
-from consumer.settings import DatabaseSettings
 from consumer.store.database import connect
 from consumer.store.grants import same_grants
 from consumer.store.schema import ANALYTICS_TABLES, metadata
+from shared.database_settings import DatabaseSettings
 from shared.errors import WrongSetting
 from shared.settings import load
 

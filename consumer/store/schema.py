@@ -149,7 +149,7 @@ model_usage = _analytics(
     comment="Calls of language models, with tokens and duration",
 )
 
-SCHEMA_REVISION = "005_partitions_by_time"  # the newest migration; a later one is fine too: they only add
+SCHEMA_REVISION = "006_analytics_views"  # the newest migration; a later one is fine too: they only add
 FATES = ("stored", "duplicates", "dead_lettered", "suppressed", "expired", "skipped")
 
 

@@ -30,18 +30,23 @@ DATABASE = "analytics"
 # The standard ports, by the settings that carry them.
 RECEIVER_PORTS = {"PORT": 4317, "HTTP_PORT": 4318, "RECEIVER_METRICS_PORT": 9464}
 CONSUMER_PORTS = {"CONSUMER_METRICS_PORT": 9465}
+VIEWER_PORTS = {"VIEWER_PORT": 8090}
+
+# Where a process says that it is ready, by the end of its port's name.
+PROBES = {"METRICS_PORT": "/readyz", "VIEWER_PORT": "/healthz"}
 
 # Traffic, receiver and consumer stop one after another, then both servers at once: 15 s at the very worst.
 _STOP_SECONDS = 3.0
 _MIGRATION_SECONDS = 120
+_HISTORY_SECONDS = 120
+_HISTORY_DAYS = 30
 _LINE_EVERY_SECONDS = 3
 
 
 class ModuleServer(Server):
     """`python -m MODULE` in the root of the clone, with its ports given as settings.
 
-    With a port whose name ends in METRICS_PORT it counts as ready when /readyz there answers 200, and
-    otherwise as soon as it runs.
+    It counts as ready when the probes at its ports (PROBES) answer 200, and without such a port as soon as it runs.
     """
 
     stop_seconds = _STOP_SECONDS
@@ -67,8 +72,10 @@ class ModuleServer(Server):
         return Launch(command, {**os.environ, **self._environment, **ports}, ROOT)
 
     def _answers(self) -> bool:
-        metrics_port = next((port for name, port in self.ports.items() if name.endswith("METRICS_PORT")), None)
-        return self.is_running if metrics_port is None else _is_ready(metrics_port)
+        probes = [
+            (port, path) for name, port in self.ports.items() for end, path in PROBES.items() if name.endswith(end)
+        ]
+        return all(_is_ready(port, path) for port, path in probes) if probes else self.is_running
 
 
 class Stack:
@@ -169,10 +176,16 @@ def run_all(folder: Path, seconds: float | None, *, spans_per_second: float | No
         stack.start_module(receiver)
         endpoint, grpc_endpoint = (f"http://127.0.0.1:{receiver.port_of(name)}" for name in ("HTTP_PORT", "PORT"))
         stack.say(f"receiver takes spans at {endpoint} (OTLP/HTTP) and {grpc_endpoint} (OTLP/gRPC)")
-        ports = {name: str(port) for name, port in (receiver.ports | consumer.ports).items()}
+        page = ModuleServer("viewer", stack.folder, environment | {"VIEWER_HOST": "127.0.0.1"}, ports=VIEWER_PORTS)
+        stack.start_module(page)
+        page_address = f"http://127.0.0.1:{page.port_of('VIEWER_PORT')}"
+        ports = {name: str(port) for name, port in (receiver.ports | consumer.ports | page.ports).items()}
         stack.write_env_file(ports | {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint})
         stack.say(f"ready; in another shell: . {_shown(stack.env_file)}")
+        stack.say(f"the page: {page_address}")
         if spans_per_second is not None:
+            if not _has_history(stack):
+                stack.say(f"{_send_history(grpc_endpoint)} spans of the last 30 days were sent")
             stack.start_module(_demo(stack.folder, grpc_endpoint, spans_per_second))
             stack.say(f"demo traffic: {spans_per_second:g} spans a second")
         _show(stack, first, consumer.port_of("CONSUMER_METRICS_PORT"), seconds)
@@ -245,10 +258,42 @@ def _migrate(environment: Mapping[str, str]) -> None:
         raise StackError(f"`alembic upgrade head` failed:\n{done.stdout}{done.stderr}")
 
 
-def _demo(folder: Path, endpoint: str, spans_per_second: float) -> ModuleServer:
+def _has_history(stack: Stack) -> bool:
+    """Its first day is sent last."""
+    oldest = f"now() - interval '{_HISTORY_DAYS - 2} days'"
+    sql = f"SELECT count(*) FROM (SELECT FROM public.endpoint_usage WHERE timestamp < {oldest} LIMIT 1) AS old"  # noqa: S608  our own
+    return stack.postgres.query(sql, DATABASE).strip() == "1"
+
+
+def _send_history(endpoint: str) -> str:
+    """How many spans were sent; Kafka has them then, and the consumer stores them within seconds."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "deploy.local.history", str(_HISTORY_DAYS)],
+            cwd=ROOT,
+            env={**os.environ, **_sender_environment(endpoint)},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_HISTORY_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise StackError(f"The demo's history took longer than {_HISTORY_SECONDS} s.") from error
+    if done.returncode:
+        raise StackError(f"The demo's history failed:\n{done.stderr[-2000:]}")
+    return f"{int(done.stdout):,}"
+
+
+def _sender_environment(endpoint: str) -> dict[str, str]:
     environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "no_grpc_proxy": "127.0.0.1"}
     if key := os.environ.get("OTEL_API_KEY") or os.environ.get("API_KEYS", "").split(",")[0]:
         environment["OTEL_EXPORTER_OTLP_HEADERS"] = f"x-api-key={key}"
+    return environment
+
+
+def _demo(folder: Path, endpoint: str, spans_per_second: float) -> ModuleServer:
+    environment = _sender_environment(endpoint)
     return ModuleServer("deploy.local.demo", folder, environment, arguments=(str(spans_per_second),))
 
 
@@ -259,10 +304,10 @@ def _say_what_was_stored(stack: Stack, first: display.Snapshot) -> None:
         stack.say(f"{last.total - first.total:,} rows were added; now there are: {rows}")
 
 
-def _is_ready(metrics_port: int) -> bool:
-    connection = http.client.HTTPConnection("127.0.0.1", metrics_port, timeout=2)
+def _is_ready(port: int, path: str) -> bool:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
     try:
-        connection.request("GET", "/readyz")
+        connection.request("GET", path)
         return connection.getresponse().status == 200
     except (OSError, http.client.HTTPException):
         return False

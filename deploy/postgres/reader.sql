@@ -1,4 +1,5 @@
--- A role that reads the three analytics tables and nothing else, for dashboards and analysts.
+-- A role that reads the analytics tables, runs the functions of schema analytics and does nothing else: for the page,
+-- dashboards and analysts.
 -- Docker compose runs this when the database is made; elsewhere, as the owner of the tables:
 --   ANALYTICS_READER_PASS=... psql "$ANALYTICS_DATABASE_URL" -v ON_ERROR_STOP=1 -f deploy/postgres/reader.sql
 \getenv password ANALYTICS_READER_PASS
@@ -19,3 +20,7 @@ GRANT USAGE ON SCHEMA public TO analytics_reader;
 GRANT SELECT ON ALL TABLES IN SCHEMA public TO analytics_reader;
 -- Tables that migrations make later; the schema ingest, with its dead letters, stays out of reach.
 ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT SELECT ON TABLES TO analytics_reader;
+-- The functions of schema analytics. Where the migrations have not run yet, they grant these rights themselves.
+SELECT 'GRANT USAGE ON SCHEMA analytics TO analytics_reader' WHERE to_regnamespace('analytics') IS NOT NULL \gexec
+SELECT format('GRANT EXECUTE ON FUNCTION %s TO analytics_reader', oid::regprocedure)
+FROM pg_proc WHERE pronamespace = to_regnamespace('analytics') AND prosecdef \gexec

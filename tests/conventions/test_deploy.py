@@ -12,15 +12,18 @@ import jsonschema
 import pytest
 import yaml
 
-from consumer.settings import ConsumerSettings, DatabaseSettings
+from consumer.settings import ConsumerSettings
 from receiver.serve.health import LIVENESS
 from receiver.settings import ReceiverSettings
+from shared.database_settings import DatabaseSettings
 from shared.settings import load
+from viewer.settings import ViewerSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
 WORKFLOW = ROOT / ".github/workflows/telemetry-processor.yml"
-SETTINGS = {name.upper() for name in ReceiverSettings.model_fields | ConsumerSettings.model_fields}
+PROCESSES = (ReceiverSettings, ConsumerSettings, ViewerSettings)
+SETTINGS = {name.upper() for process in PROCESSES for name in process.model_fields}
 
 
 def document(path: Path) -> dict[str, Any]:
@@ -54,7 +57,7 @@ def test_compose_has_the_promised_services_and_its_conditions_can_be_met() -> No
         "telemetry-consumer",
         "otel-collector",
     }
-    assert SERVICES.keys() - always == {"prometheus", "grafana", "redpanda-console"}
+    assert SERVICES.keys() - always == {"prometheus", "grafana", "redpanda-console", "telemetry-viewer"}
     for service in SERVICES.values():
         for name, wanted in service.get("depends_on", {}).items():
             assert wanted["condition"] != "service_healthy" or "healthcheck" in SERVICES[name], name
@@ -92,6 +95,16 @@ def test_the_receiver_has_no_way_to_the_database() -> None:
     """Whoever breaks into the process that faces senders must not find rows behind it."""
     assert "analytics" not in SERVICES["telemetry-receiver"]["networks"]
     assert "analytics" not in SERVICES["otel-collector"]["networks"]
+
+
+def test_the_page_reads_as_the_role_that_only_reads_and_has_no_way_to_kafka() -> None:
+    """It is what people open in browsers."""
+    page = SERVICES["telemetry-viewer"]
+    assert page["networks"] == ["analytics"]
+    assert "env_file" not in page
+    assert page["environment"]["VIEWER_DATABASE_URL"].startswith("postgresql://analytics_reader:")
+    assert page["environment"]["VIEWER_PASSWORD_FILE"] == f"/run/secrets/{page['secrets'][0]}"
+    assert COMPOSE["secrets"] == {page["secrets"][0]: {"environment": "VIEWER_PASS"}}
 
 
 def test_the_build_context_holds_what_the_image_copies_and_no_secret() -> None:
@@ -226,7 +239,7 @@ def test_cloud_run_takes_secrets_by_reference(name: str) -> None:
 
 
 def given_settings() -> Iterator[tuple[str, set[str]]]:
-    for name in ("migrate", "telemetry-receiver", "telemetry-consumer"):
+    for name in ("migrate", "telemetry-receiver", "telemetry-consumer", "telemetry-viewer"):
         yield f"compose {name}", set(SERVICES[name]["environment"])
     for name in CLOUD_RUN:
         yield f"cloudrun {name}", set(environment_of(name))

@@ -16,8 +16,10 @@ import consumer.cli.commands
 import consumer.metrics
 import receiver.__main__
 import receiver.metrics
+import viewer.metrics
 from consumer.settings import ConsumerSettings
 from receiver.settings import ReceiverSettings
+from viewer.settings import ViewerSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "deploy").rglob("*.md"))]
@@ -93,7 +95,9 @@ def test_the_parser_of_command_lines_finds_them_and_can_say_no() -> None:
 
 # ---- settings
 
-SETTINGS = {field.upper() for model in (ReceiverSettings, ConsumerSettings) for field in model.model_fields}
+SETTINGS = {
+    field.upper() for model in (ReceiverSettings, ConsumerSettings, ViewerSettings) for field in model.model_fields
+}
 NOT_SETTINGS = {
     # read by SDKs: the OpenTelemetry specification's names
     *("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_EXPORTER_OTLP_COMPRESSION"),
@@ -141,7 +145,7 @@ def series() -> set[str]:
     suffixes = {"counter": ["_total"], "histogram": ["", "_bucket", "_sum", "_count"]}
     return {
         metric._name + suffix
-        for module in (receiver.metrics, consumer.metrics)
+        for module in (receiver.metrics, consumer.metrics, viewer.metrics)
         for metric in vars(module).values()
         if isinstance(metric, MetricWrapperBase)
         for suffix in suffixes.get(metric._type, [""])
@@ -150,12 +154,14 @@ def series() -> set[str]:
 
 def logged_events() -> set[str]:
     """Names of log lines; `receiver_started` looks like a metric."""
-    sources = [path for folder in ("receiver", "consumer", "shared") for path in (ROOT / folder).rglob("*.py")]
+    sources = [
+        path for folder in ("receiver", "consumer", "shared", "viewer") for path in (ROOT / folder).rglob("*.py")
+    ]
     return {name for path in sources for name in re.findall(r'log\.\w+\(\s*"([a-z_]+)"', path.read_text())}
 
 
 def unknown_metrics(page: str) -> set[str]:
-    named = set(re.findall(r"`((?:receiver|consumer)_[a-z_]+)(?:\{[^`]*\})?`", page))
+    named = set(re.findall(r"`((?:receiver|consumer|viewer)_[a-z_]+)(?:\{[^`]*\})?`", page))
     return named - series() - logged_events()
 
 

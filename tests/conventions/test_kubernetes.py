@@ -11,10 +11,12 @@ from consumer.settings import ConsumerSettings
 from receiver.serve.health import LIVENESS
 from receiver.settings import ReceiverSettings
 from shared.settings import KafkaSettings
+from viewer.settings import ViewerSettings
 
 FOLDER = Path(__file__).resolve().parents[2] / "deploy/kubernetes"
 VERSION = "1.33"
-SETTINGS = {name.upper() for name in ReceiverSettings.model_fields | ConsumerSettings.model_fields}
+PROCESSES = (ReceiverSettings, ConsumerSettings, ViewerSettings)
+SETTINGS = {name.upper() for process in PROCESSES for name in process.model_fields}
 MANIFESTS = {
     f"{path.name} {manifest['kind']} {manifest['metadata']['name']}": manifest
     for path in sorted(FOLDER.glob("*.yaml"))
@@ -125,6 +127,7 @@ def test_each_pod_gets_the_secrets_of_its_own_and_no_others() -> None:
         "telemetry-receiver": {"telemetry-shared", "telemetry-receiver"},
         "telemetry-consumer": {"telemetry-shared", "telemetry-database"},
         "telemetry-migrate": {"telemetry-database"},
+        "telemetry-viewer": {"telemetry-viewer"},
     }
     assert all(named("Secret", name) for names in secrets.values() for name in names)
 

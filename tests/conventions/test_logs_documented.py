@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = [path for folder in ("receiver", "consumer", "shared") for path in sorted((ROOT / folder).rglob("*.py"))]
+SOURCES = [
+    path for folder in ("receiver", "consumer", "shared", "viewer") for path in sorted((ROOT / folder).rglob("*.py"))
+]
 LEVELS = {"debug", "info", "warning", "error", "exception", "critical"}
 
 

@@ -14,6 +14,7 @@ from promql_parser import AggregateExpr, VectorSelector
 
 import consumer.metrics
 import receiver.metrics
+import viewer.metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
@@ -31,7 +32,7 @@ DATA_SOURCES = document("deploy/grafana/provisioning/datasources/telemetry.yaml"
 def declared() -> dict[str, set[str]]:
     """Every series that our processes serve, with its labels."""
     found: dict[str, set[str]] = {}
-    for module in (receiver.metrics, consumer.metrics):
+    for module in (receiver.metrics, consumer.metrics, viewer.metrics):
         for metric in vars(module).values():
             if isinstance(metric, MetricWrapperBase):
                 for suffix in {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"]}.get(
@@ -143,9 +144,11 @@ def test_grafana_logs_in_as_the_role_that_only_reads() -> None:
 
 def test_every_metric_is_shown_or_explained_somewhere() -> None:
     """One that stands on no dashboard, in no alert and on no page helps nobody."""
-    used = set(re.findall(r"\b(?:receiver|consumer)_[a-z_]+", " ".join(EXPRESSIONS.values())))
+    used = set(re.findall(r"\b(?:receiver|consumer|viewer)_[a-z_]+", " ".join(EXPRESSIONS.values())))
     pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
-    explained = {name for page in pages for name in re.findall(r"\b(?:receiver|consumer)_[a-z_]+", page.read_text())}
+    explained = {
+        name for page in pages for name in re.findall(r"\b(?:receiver|consumer|viewer)_[a-z_]+", page.read_text())
+    }
     families = {re.sub(r"_(bucket|sum|count)$", "", name) for name in declared()}
     assert {name for name in families if not {name, f"{name}_bucket", f"{name}_sum"} & (used | explained)} == set()
 

@@ -10,6 +10,7 @@ from pydantic.fields import FieldInfo
 
 from consumer.settings import ConsumerSettings
 from receiver.settings import ReceiverSettings
+from viewer.settings import ViewerSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 ENV_LINE = re.compile(r"^# ?([A-Z][A-Z0-9_]+)=(.*)$", re.MULTILINE)
@@ -20,14 +21,15 @@ READ_BY_OTHERS = {
     "ANALYTICS_READER_PASS": "docker-compose.yml",
     "COLLECTOR_CORS_ORIGIN": "docker-compose.yml",
     "GRAFANA_ADMIN_PASS": "docker-compose.yml",
+    "VIEWER_PASS": "docker-compose.yml",
     "POSTGRES_HOST_PORT": "docker-compose.yml",
 }
 
 
 @cache
 def settings() -> dict[str, FieldInfo]:
-    """Every setting of both processes by its variable's name."""
-    fields = ReceiverSettings.model_fields | ConsumerSettings.model_fields
+    """Every setting of the processes by its variable's name."""
+    fields = ReceiverSettings.model_fields | ConsumerSettings.model_fields | ViewerSettings.model_fields
     return {name.upper(): field for name, field in fields.items()}
 
 

@@ -160,6 +160,21 @@ async def test_the_role_of_dashboards_reads_the_tables_and_does_nothing_else(rea
             await reader.execute(statement)
 
 
+async def test_the_role_of_dashboards_runs_the_functions_whichever_came_first(
+    database_url: str, reader: asyncpg.Connection
+) -> None:
+    """Docker compose makes the role before the migrations, an administrator after them."""
+    question = "SELECT * FROM analytics.freshness()"
+    await reader.fetch(question)
+    for direction, revision in (("downgrade", "005_partitions_by_time"), ("upgrade", "head")):
+        command = [sys.executable, "-m", "alembic", direction, revision]
+        environment = {**os.environ, "ANALYTICS_DATABASE_URL": database_url}
+        await asyncio.to_thread(subprocess.run, command, cwd=ROOT, env=environment, check=True)
+    await reader.fetch(question)
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        await reader.fetch("SELECT * FROM analytics.settings")
+
+
 async def test_a_table_that_a_later_migration_makes_is_readable_too(
     database_url: str, reader: asyncpg.Connection
 ) -> None:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from consumer.settings import ConsumerSettings, DatabaseSettings
+from consumer.settings import ConsumerSettings
+from shared.database_settings import DatabaseSettings
 from shared.errors import WrongSetting
 from shared.settings import IdSettings, KafkaSettings, described, load
 
