@@ -188,6 +188,7 @@ def test_run_fills_every_table_from_demo_traffic_and_stops_on_sigterm(tmp_path: 
             "ANALYTICS_DATABASE_URL",
             "KAFKA_BOOTSTRAP_SERVERS",
             "PORT",
+            "HTTP_PORT",
             "RECEIVER_METRICS_PORT",
             "CONSUMER_METRICS_PORT",
             "OTEL_EXPORTER_OTLP_ENDPOINT",
