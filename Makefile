@@ -37,7 +37,7 @@ check: setup  ## lint, types, import rules, unit tests, and whether the docs tel
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/pytest -q tests/unit tests/conventions
+	$(BIN)/pytest -q -n 2 tests/unit tests/conventions
 
 test: check  ## everything, against a real Kafka and a real Postgres
 	@if command -v cargo >/dev/null; then $(MAKE) native-check; fi

@@ -18,6 +18,19 @@ EXPLAIN = "save a request of theirs and see: python -m receiver explain FILE"
 DROPPED = {
     "UNAUTHENTICATED": "they show no key, or an old one: OTEL_EXPORTER_OTLP_HEADERS=x-api-key=... there, API_KEYS here",
     "INVALID_ARGUMENT": "they send something else than OTLP traces, or more than MAX_SPANS_PER_REQUEST",
+    "RESOURCE_EXHAUSTED": "smaller batches there, or a larger MAX_REQUEST_BYTES here",
+    "UNIMPLEMENTED": "OTEL_EXPORTER_OTLP_COMPRESSION=gzip there, or none",
+}
+# By the port that was spoken to.
+WRONG_DOORS = {
+    "grpc": (
+        "spoke something else than gRPC to PORT",
+        "OTLP/HTTP is on HTTP_PORT: change the endpoint there, or set OTEL_EXPORTER_OTLP_PROTOCOL=grpc",
+    ),
+    "http": (
+        "spoke gRPC, or TLS where none is set, to HTTP_PORT",
+        "OTLP/gRPC is on PORT: change the endpoint there, or set OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf",
+    ),
 }
 REJECTED = {
     "malformed_span": "their exporter writes no valid protobuf; check what stands between it and the receiver",
@@ -81,11 +94,15 @@ def _of_requests(counted: Callable[[str, str], Counter[str]]) -> Iterator[Mistak
         yield Mistake(
             "senders",
             "no request has come since the receiver started",
-            "OTEL_EXPORTER_OTLP_ENDPOINT there, PORT here; OTLP/gRPC, as the receiver speaks no OTLP/HTTP",
+            "OTEL_EXPORTER_OTLP_ENDPOINT there: HTTP_PORT here for OTLP/HTTP, which is the default, PORT for OTLP/gRPC",
         )
     elif not counted("receiver_spans_received_total", "").total() and requests["OK"]:
         yield Mistake(
             "senders", f"{requests['OK']} requests have come, without a span", "is their sampler off, or all filtered?"
+        )
+    for transport, count in counted("receiver_wrong_door_total", "transport").items():
+        yield Mistake(
+            "senders_wrong_door", f"{count} connections {WRONG_DOORS[transport][0]}", WRONG_DOORS[transport][1]
         )
     for code, remedy in DROPPED.items():
         if count := requests[code]:

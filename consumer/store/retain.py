@@ -94,4 +94,5 @@ async def _delete_rows(connection: Connection, name: str, column: str, until: da
     while count == BATCH_ROWS:
         count = int((await connection.execute(sql, until)).rpartition(" ")[2])
         yield count
-        await asyncio.sleep(PAUSE_S)
+        if count == BATCH_ROWS:
+            await asyncio.sleep(PAUSE_S)

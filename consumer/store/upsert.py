@@ -100,9 +100,12 @@ class Upsert:
 
     async def _upsert(self, connection: asyncpg.Connection, table: str, rows: Sequence[Decoded]) -> Counter[int]:
         """How many rows are new, by partition. Of two versions of a row in `rows` the later one is written."""
-        latest = latest_rows(table, rows).values()
-        await self._copy(connection, table, [row for row, _ in latest], [partition for _, partition in latest])
-        found = await connection.fetch(self._sql[table])
+        latest = latest_rows(table, rows)
+        await self._copy(
+            connection, table, [row for row, _ in latest.values()], [partition for _, partition in latest.values()]
+        )
+        times = [timestamp_us for _, timestamp_us in latest]  # so that other partitions are not looked at
+        found = await connection.fetch(self._sql[table], min(times), max(times))
         return Counter({row["kafka_partition"]: row["count"] for row in found})
 
     async def _copy(
@@ -170,7 +173,8 @@ def _upsert_sql(schema: str, table: Table) -> str:
 
     Each staged row is looked up once, by its key, which tells its partition: is_same is NULL for a new row, and true
     for one that is there just so. The latter is left out: ON CONFLICT would lock it, and a lock is written to the WAL.
-    The lookup is a scalar subquery, which no plan turns into a join over all partitions.
+    The lookup is a scalar subquery, which no plan turns into a join over all partitions; $1 and $2 are the earliest and
+    the latest staged time, so that only their partitions are planned for.
     """
     columns = [column.name for column in table.columns]
     values = [name for name in columns if name not in KEY]
@@ -184,7 +188,9 @@ def _upsert_sql(schema: str, table: Table) -> str:
             SELECT stage.*, (
                 SELECT ({", ".join(f"same.{name}" for name in values)})
                     IS NOT DISTINCT FROM ({", ".join(over("stage", "same"))})
-                FROM {schema}.{table.name} AS same WHERE same.id = stage.id AND same.timestamp = stage.timestamp
+                FROM {schema}.{table.name} AS same
+                WHERE same.id = stage.id AND same.timestamp = stage.timestamp
+                    AND same.timestamp BETWEEN $1::timestamptz AND $2::timestamptz
             ) AS is_same
             FROM stage_{table.name} AS stage
         ), written AS (

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import random
 import secrets
@@ -31,6 +32,7 @@ log = structlog.get_logger(__name__)
 # What a request holds at most for each byte of its body, until its reply: the body, protobuf's copy, and the spans cut
 # out of it; its records are counted as they are made. bench/receiver_memory.py measures it.
 HELD_PER_BODY_BYTE = 3
+SMALL_BODY_BYTES = 4 * 1024  # looked through without a turn: half a millisecond, whatever it holds
 HELD_PER_GROUP = 300  # bytes: a group of six on the wire is a tuple, a list and a resource here
 BUDGET_WAIT_S = 1.0
 CALLS_MAX = 4_000  # in all, whatever they wait for; each holds some 10 KiB besides its body
@@ -81,7 +83,7 @@ class Export:
         self._budget = budget
         self._engine = engine
         self._publisher = publisher
-        self._unfinished = Unfinished(budget, bytes_max=settings.max_inflight_bytes)
+        self.unfinished = Unfinished(budget, bytes_max=settings.max_inflight_bytes)
         self._turns = turns
         self._middling_turns = Turns()
         self._long_turns = Turns()
@@ -148,19 +150,23 @@ class Export:
         with self._arrivals.arriving(call.peer, call.give_way) as arrival:
             body = await call.read(arrival)
             arrival.is_complete = True
-            async with self._turns.turn(call.peer):
-                held_bytes = HELD_PER_BODY_BYTE * len(body) + HELD_PER_GROUP * scan.groups_in(body)
+            groups = scan.groups_in(body) if len(body) <= SMALL_BODY_BYTES else await self._groups_in(body, call)
+            held_bytes = HELD_PER_BODY_BYTE * len(body) + HELD_PER_GROUP * groups
             await self._budget.reserve(held_bytes, wait_s=BUDGET_WAIT_S)
         try:
             yield body
         finally:
             self._budget.release(held_bytes)
 
+    async def _groups_in(self, body: bytes, call: Call) -> int:
+        async with self._turns.turn(call.peer):
+            return scan.groups_in(body)
+
     async def _publish(self, body: bytes, tally: Tally, call: Call) -> None:
         """Translate the whole request, then put its events into batches: nothing of it is published before that."""
         received_at_ms = time.time_ns() // 1_000_000
         async with self._turns.turn(call.peer):
-            translation = self._unfinished.take(body) or self._engine.open(body)
+            translation = self.unfinished.take(body) or self._engine.open(body)
         tally.spans = translation.spans
         if not self._settings.telemetry_enabled:
             tally.ignored["telemetry_disabled"] = translation.spans
@@ -169,7 +175,7 @@ class Export:
             try:
                 await self._translate_in_time(translation, charge, call)
             except (asyncio.CancelledError, TimeoutError):  # the sender's next attempt goes on from here
-                self._unfinished.keep(body, translation)
+                self.unfinished.keep(body, translation)
                 metrics.requests_unfinished.inc()
                 raise
             tally.take(translation)
@@ -239,11 +245,11 @@ class Export:
             self._idle.set()
         for fault, spans in tally.faults.items():
             log.error("spans_untranslatable", fault=fault, spans=spans)
-        metrics.requests.labels(code, transport).inc()
+        _requests(code, transport).inc()
         metrics.spans_received.inc(tally.spans)
         for reason, spans in tally.declined.items():
             metrics.spans_declined.labels(reason).inc(spans)
-        metrics.request_seconds.labels(transport).observe(time.monotonic() - started_at)
+        _request_seconds(transport).observe(time.monotonic() - started_at)
         if code == replies.OK:
             self._failing_since = None
             for counter, counts in (
@@ -253,3 +259,8 @@ class Export:
             ):
                 for label, count in counts.items():
                     counter.labels(label).inc(count)
+
+
+# `labels` takes its lock and its time for each call; both sets are closed.
+_requests = functools.cache(metrics.requests.labels)
+_request_seconds = functools.cache(metrics.request_seconds.labels)

@@ -22,7 +22,7 @@ class Unfinished:
     def __init__(self, budget: Budget, *, bytes_max: int) -> None:
         self._budget = budget
         self._bytes_max = bytes_max // SHARE
-        self._bytes = 0
+        self.bytes = 0
         self._kept: OrderedDict[bytes, tuple[Translation, int, float]] = OrderedDict()
 
     def take(self, body: bytes) -> Translation | None:
@@ -30,7 +30,7 @@ class Unfinished:
         if not self._kept:
             return None
         kept = self._drop(sha256(body).digest())
-        self._forget()
+        self.forget()
         return kept
 
     def keep(self, body: bytes, translation: Translation) -> None:
@@ -41,14 +41,14 @@ class Unfinished:
         self._drop(key)
         self._kept[key] = translation, size, time.monotonic()
         self._count(size)
-        self._forget()
+        self.forget()
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
         """The oldest, while there are too many, too large, or too old ones."""
         while self._kept:
             key, (_, _, since) = next(iter(self._kept.items()))
             is_old = time.monotonic() - since > KEEP_S
-            if not is_old and len(self._kept) <= REQUESTS_MAX and self._bytes <= self._bytes_max:
+            if not is_old and len(self._kept) <= REQUESTS_MAX and self.bytes <= self._bytes_max:
                 return
             self._drop(key)
 
@@ -60,7 +60,7 @@ class Unfinished:
         return kept[0]
 
     def _count(self, size: int) -> None:
-        self._bytes += size
+        self.bytes += size
         if size > 0:
             self._budget.charge(size)
         else:

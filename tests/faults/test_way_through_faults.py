@@ -6,10 +6,11 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
+from opentelemetry.sdk.trace.export import SpanExporter
 
 from deploy.local.kafka import KafkaBroker
 from deploy.local.postgres import PostgresServer
-from support.spans import Sent, Shop, exported, exporter
+from support.spans import Sent, Shop, exported, exporter, http_exporter
 from support.stack import TABLES, Stack, eventually
 
 
@@ -23,8 +24,9 @@ def own_stack(stack: Stack, folder: Path) -> Iterator[Stack]:
         stack.close()
 
 
+@pytest.mark.parametrize("transport", ["grpc", "http"])
 async def test_each_process_killed_in_turn_loses_and_doubles_nothing(
-    own_stack: Stack, migrate: Callable[[PostgresServer], Awaitable[str]]
+    own_stack: Stack, migrate: Callable[[PostgresServer], Awaitable[str]], transport: str
 ) -> None:
     """kill -9 of receiver, consumer, Kafka and Postgres under light load; only the killed one is started again."""
     own_stack.database_url = await migrate(own_stack.postgres)
@@ -32,7 +34,10 @@ async def test_each_process_killed_in_turn_loses_and_doubles_nothing(
     acknowledged: list[Sent] = []
     is_over = asyncio.Event()
     shop = Shop(5)
-    client = exporter(receiver.port_of("PORT"), timeout_s=5)
+    if transport == "grpc":
+        client: SpanExporter = exporter(receiver.port_of("PORT"), timeout_s=5)
+    else:
+        client = http_exporter(receiver.port_of("HTTP_PORT"), timeout_s=5)
 
     async def send() -> None:
         while not is_over.is_set():

@@ -15,13 +15,14 @@ from deploy.local.server import free_port
 from receiver.translate import mapping
 from receiver.translate.outcome import IGNORE_REASONS, REJECT_REASONS
 from support.command import answered
+from support.http import exchange
 from support.otlp import features, request, span
 from support.receiver import Receiver, export, until
 from support.stack import Stack
 
 ROOT = Path(__file__).resolve().parents[2]
 OF_SENDERS = {"senders", "senders_refused", "senders_put_off", "senders_left", "spans_rejected", "spans_ignored"}
-OF_SENDERS |= {"receiver_metrics"}
+OF_SENDERS |= {"receiver_metrics", "senders_wrong_door"}
 
 
 async def findings(stack: Stack, *arguments: str, **settings: str) -> list[dict[str, Any]]:
@@ -38,7 +39,7 @@ async def sent_to(stack: Stack, tmp_path: Path) -> AsyncIterator[Receiver]:
     receiver = Receiver(
         stack.kafka.bootstrap_servers,
         tmp_path,
-        API_KEYS="right",
+        API_KEYS="right-key-1",
         KAFKA_TOPIC=stack.topic,
         KAFKA_SUPPRESSIONS_TOPIC=stack.suppressions_topic,
     ).start()
@@ -53,7 +54,7 @@ async def test_doctor_says_what_is_wrong_with_each_kind_of_sender(stack: Stack, 
     [silent] = await findings(stack, "--receiver-metrics", url)
     assert silent["check"] == "senders"
     assert "no request has come" in silent["detail"]
-    key = [("x-api-key", "right")]
+    key = [("x-api-key", "right-key-1")]
     plain = span(bytes([1]) * 16, bytes([1]) * 8, {"db.system": "postgresql"})
     async with sent_to.channel() as channel:
         assert (await export(channel, request([]), metadata=key)).code == "OK"
@@ -77,6 +78,12 @@ async def test_doctor_says_what_is_wrong_with_each_kind_of_sender(stack: Stack, 
     }
     assert "API_KEYS" in by_detail["1 of 5 requests were answered UNAUTHENTICATED"]["remedy"]
     assert "user_id" in by_detail["1 of 10 events were rejected: missing_user_id"]["remedy"]
+    await exchange(sent_to.port, b"POST /v1/traces HTTP/1.1\r\n\r\n")
+    [door] = [
+        each for each in await findings(stack, "--receiver-metrics", url) if each["check"] == "senders_wrong_door"
+    ]
+    assert door["detail"] == "1 connections spoke something else than gRPC to PORT"
+    assert "HTTP_PORT" in door["remedy"]
 
 
 async def test_doctor_of_good_senders_says_nothing_of_them_and_finds_this_hosts_receiver_itself(
@@ -86,7 +93,7 @@ async def test_doctor_of_good_senders_says_nothing_of_them_and_finds_this_hosts_
     port = str(sent_to.metrics_port)
     assert await findings(stack, RECEIVER_METRICS_PORT=port) != []
     async with sent_to.channel() as channel:
-        assert (await export(channel, request(features(200)), metadata=[("x-api-key", "right")])).code == "OK"
+        assert (await export(channel, request(features(200)), metadata=[("x-api-key", "right-key-1")])).code == "OK"
 
     async def is_content() -> bool:
         return await findings(stack, RECEIVER_METRICS_PORT=port) == []
@@ -124,7 +131,7 @@ def test_doctor_knows_every_reason_and_asks_for_metrics_that_exist() -> None:
     }
     served = {f"{metric._name}_total" for metric in vars(receiver.metrics).values() if hasattr(metric, "_name")}
     named = {text for text in texts if text.startswith("receiver_")}
-    assert len(named) == 6
+    assert len(named) == 7
     assert named <= served
 
 

@@ -17,8 +17,10 @@ from typing import Any
 import cramjam
 import grpc
 import pytest
+from google.protobuf.message import DecodeError
 
 from deploy.local.kafka import KafkaBroker
+from receiver.decode import json_request
 from support import http2
 from support.encoding import (
     LOGIN,
@@ -32,6 +34,7 @@ from support.encoding import (
     span_bytes,
     varint,
 )
+from support.http import JSON, PROTOBUF, otlp_json, post
 from support.http2 import body_frames, frame, grpc_frame, hello, open_call
 from support.otlp import Feature, empty_spans, features, request
 from support.receiver import Receiver, export, records_of
@@ -308,6 +311,38 @@ async def test_each_hostile_span_has_its_fate_and_costs_its_neighbours_nothing(
             table.stored += [before.value(), after.value()]
             if not isinstance(case.becomes, str):
                 table.stored.append(value_of(span_id, case.becomes))
+    await table.close()
+
+
+@pytest.mark.parametrize("kind", [PROTOBUF, JSON])
+async def test_each_hostile_span_has_the_same_fate_over_http(kafka: KafkaBroker, receiver: Receiver, kind: str) -> None:
+    """What becomes of a span must not depend on how it came. JSON can say only what is UTF-8 and whole."""
+    table = Table(kafka, receiver)
+    cases = 0
+    for number, case in enumerate(SPANS, 1 + (1000 if kind == PROTOBUF else 2000)):
+        span_id = number.to_bytes(8, "big")
+        good = features(1)
+        raw = request_bytes((b"", [good[0].span().SerializeToString()]), (case.resource, [case.raw(span_id)]))
+        if kind == JSON:
+            try:
+                body = otlp_json(raw)
+            except (DecodeError, UnicodeDecodeError, ValueError, RecursionError):
+                continue
+            if len(body) > json_request.BYTES_MAX or body.count(b"{") > json_request.CONTAINERS_MAX:
+                continue
+        else:
+            body = raw
+        cases += 1
+        answer = await post(receiver.http_port, body, kind=kind)
+        is_rejected = isinstance(case.becomes, str) and case.becomes != "not_product_event"
+        expected = f"rejected 1 span: {case.becomes}=1" if is_rejected else ""
+        said = answer.response.partial_success.error_message if answer.status == 200 else answer.refusal.message
+        table.expect(case.name, (answer.status, said), (200, expected))
+        table.stored += [good[0].value()]
+        if not isinstance(case.becomes, str):
+            table.stored.append(value_of(span_id, case.becomes))
+    assert cases >= (len(SPANS) if kind == PROTOBUF else 30), cases
+    await receiver.idle()
     await table.close()
 
 

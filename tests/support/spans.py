@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter as HttpSpanExporter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.export import SpanExportResult
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.trace import SpanKind
 
 RESOURCE = {"service.name": "shop", "service.version": "1.2.3", "deployment.type": "cloud", "organization.id": "acme"}
@@ -113,6 +114,11 @@ def exporter(port: int, timeout_s: float = 10, **options: Any) -> OTLPSpanExport
     return OTLPSpanExporter(endpoint=f"http://127.0.0.1:{port}", insecure=True, timeout=timeout_s, **options)
 
 
-def exported(to: OTLPSpanExporter, spans: Sequence[Sent]) -> bool:
+def http_exporter(port: int, timeout_s: float = 10) -> HttpSpanExporter:
+    """The SDK's own OTLP/HTTP exporter."""
+    return HttpSpanExporter(endpoint=f"http://127.0.0.1:{port}/v1/traces", timeout=timeout_s)
+
+
+def exported(to: SpanExporter, spans: Sequence[Sent]) -> bool:
     """Whether the receiver has acknowledged the spans."""
     return to.export([sent.span for sent in spans]) is SpanExportResult.SUCCESS

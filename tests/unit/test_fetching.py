@@ -9,7 +9,11 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
 from consumer.pipeline.batch import memory_bytes
 from consumer.pipeline.loop import SLICE_RECORDS, Moved, Pipeline
+from consumer.pipeline.writer import Writer
+from consumer.store.dead_letters import Breaker
 from consumer.store.ledger import Ledger, Line
+from consumer.store.partitions import interval_of
+from consumer.store.plain_rows import PlainRows
 from shared.broker import RebalanceCount
 from shared.probes import Health
 from shared.topic_identity import NO_TOPIC_ID
@@ -36,11 +40,20 @@ def tombstone(offset: int) -> ConsumerRecord[bytes, bytes]:
 
 def pipeline_of(consumer: Backlog, *, batch_rows: int) -> Pipeline:
     rest: Any = None  # fetching needs none of it
+    writer = Writer(
+        database_url="",
+        application_name="test",
+        ledger=Ledger(TOPIC),
+        breaker=Breaker(max_ratio=1, window=1),
+        retention_days=0,
+        interval=interval_of("month"),
+        plain=PlainRows(),
+    )
     return Pipeline(
         consumer=cast("AIOKafkaConsumer", consumer),
         rebalances=RebalanceCount(lambda: None),
         ledger=Ledger(TOPIC),
-        writer=rest,
+        writer=writer,
         suppressions=rest,
         peek=rest,
         health=Health(),

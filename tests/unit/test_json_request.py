@@ -41,7 +41,7 @@ VALUES = st.recursive(
         st.builds(AnyValue, string_value=st.text(max_size=20)),
         st.builds(AnyValue, bool_value=st.booleans()),
         st.builds(AnyValue, int_value=st.integers(-(2**63), 2**63 - 1)),
-        st.builds(AnyValue, double_value=st.floats()),
+        st.builds(AnyValue, double_value=st.floats(allow_nan=False)),
         st.builds(AnyValue, bytes_value=st.binary(max_size=20)),
     ),
     lambda inner: st.one_of(
