@@ -188,11 +188,10 @@ def run_all(folder: Path, seconds: float | None, *, spans_per_second: float | No
                 stack.say(f"{_send_history(grpc_endpoint)} spans of the last 30 days were sent")
             stack.start_module(_demo(stack.folder, grpc_endpoint, spans_per_second))
             stack.say(f"demo traffic: {spans_per_second:g} spans a second")
-        _show(stack, first, consumer.port_of("CONSUMER_METRICS_PORT"), seconds)
+        _show(stack, display.Display(first, page_address), consumer.port_of("CONSUMER_METRICS_PORT"), seconds)
 
 
-def _show(stack: Stack, first: display.Snapshot, metrics_port: int, seconds: float | None) -> None:
-    shown = display.Display(first)
+def _show(stack: Stack, shown: display.Display, metrics_port: int, seconds: float | None) -> None:
     live = Live(console=stack.console, auto_refresh=False) if stack.console.is_terminal else None
     with live or ExitStack():
         for second in _every_second(seconds):
