@@ -23,7 +23,7 @@ KEY_BESIDE = "pk_{table}_with_time"
 ATTACH = """
 CREATE FUNCTION ingest.attach_partition(parent regclass, lower_bound timestamptz, upper_bound timestamptz)
 RETURNS boolean LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' SET lock_timeout = '2s' AS $$
+SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' SET lock_timeout = '1s' AS $$
 DECLARE
     parent_name name;
     leaf_name name;
@@ -40,10 +40,10 @@ BEGIN
     IF parent_name IS NULL THEN
         RAISE insufficient_privilege USING MESSAGE = 'not a partitioned table of this schema''s owner';
     END IF;
-    PERFORM pg_advisory_xact_lock(parent::oid::bigint);
     IF lower_bound IS NULL AND default_leaf <> 0 THEN
         RETURN false;
     END IF;
+    PERFORM pg_advisory_xact_lock(parent::oid::bigint);
     base_name := parent_name || '_' || coalesce(to_char(lower_bound, 'YYYYMMDD'), 'default');
     leaf_name := base_name;
     WHILE to_regclass(format('partitions.%I', leaf_name)) IS NOT NULL LOOP

@@ -31,6 +31,7 @@ COUNTED_ROWS_MAX = 1_000_000
 DROP_ATTEMPTS = 60
 DROP_PAUSE_S = 0.5
 MOVED_INTERVALS_MAX = 50  # out of the default partition in one go
+DAY_US = 86_400_000_000
 _LOWEST, _HIGHEST = -(2**63), 2**63 - 1
 
 Span = tuple[datetime, datetime]  # from, to
@@ -137,20 +138,25 @@ class Known:
     async def make_for(self, connection: Connection, table: str, times: Sequence[int]) -> None:
         """Make the partitions that rows of these times lack, within reach of now. Idempotent; not in a transaction.
 
-        `times` are microseconds since 1970, one at least.
+        `times` are microseconds since 1970, one at least. While somebody reads the default partition none can be made:
+        then rows go there, so that a long query holds nobody up, and `keep_ahead` moves them later.
         """
         first = self._at(table, min(times))
         if first is not None and max(times) < first.upper:
             return
         lowest, highest = (us_of(bound) for bound in self._interval.reach(datetime.now(UTC)))
         missing = {
-            self._interval.around(EPOCH + timedelta(microseconds=time))
-            for time in times
-            if lowest <= time < highest and self._at(table, time) is None
+            self._interval.around(EPOCH + timedelta(days=day))
+            for day in {time // DAY_US for time in times}  # every bound is a midnight in UTC
+            if lowest <= day * DAY_US < highest and self._at(table, day * DAY_US) is None
         }
         for span in sorted(missing):
             if (table, span) not in self._unmade:
-                await self._make(connection, table, span)
+                try:
+                    await self._make(connection, table, span)
+                except asyncpg.LockNotAvailableError:
+                    self._unmade.add((table, span))
+                    log.warning("partition_put_off", table=table, lower=span[0].isoformat())
 
     async def _make(self, connection: Connection, table: str, span: Span) -> None:
         for lower, upper in _free(self._partitions[table], span):

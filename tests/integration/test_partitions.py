@@ -263,3 +263,32 @@ async def test_a_consumer_that_is_newer_than_the_schema_waits_for_the_migration(
     await stack.settled(20)
     assert await stack.row_count() == 20
     assert consumer.is_running
+
+
+async def test_a_long_query_delays_a_partition_and_no_row(stack: Stack) -> None:
+    """An analyst's hour on the whole table must not hold up late spans."""
+    await stack.create_topic(partitions=1)
+    stack.consumer()
+    late = [
+        at(made(random.Random(index), "feature_usage"), datetime.now(UTC) - timedelta(days=100)) for index in (1, 2)
+    ]
+    reader = await asyncpg.connect(stack.database_url)
+    await reader.execute("BEGIN; SELECT count(*) FROM feature_usage")
+    started_at = time.monotonic()
+    for record in late:
+        await stack.send([(0, record.value)])
+    await stack.settled(2, 20)
+    assert time.monotonic() - started_at < 20
+    assert [row["leaf"] for row in await stack.fetch(LEAVES)] == ["partitions.feature_usage_default"]
+    await reader.execute("COMMIT")
+    await reader.close()
+    connection = await connect(stack.database_url, application_name="test")
+    known = Known("public", interval_of("month"))
+    await known.load(connection)
+    await known.keep_ahead(connection)
+    await connection.close()
+    assert [row["count"] for row in await stack.fetch(LEAVES)] == [2]
+    assert "partitions.feature_usage_default" not in [row["leaf"] for row in await stack.fetch(LEAVES)]
+    await stack.send([(0, late[0].value)])
+    await stack.settled(3)
+    assert (await stack.ledger())[0]["duplicates"] == 1
