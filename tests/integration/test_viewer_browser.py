@@ -73,7 +73,8 @@ async def test_a_funnel_is_built_and_a_filter_chosen_by_keyboard_alone(viewer: V
     for _ in range(60):
         await tab.press(*TAB)
         names.append(await tab.value("document.activeElement.name || document.activeElement.textContent.trim()"))
-        assert await tab.value("document.activeElement.matches(':focus-visible')")
+        # Of a date, the focus is on a part of the control, which the browser marks by itself.
+        assert await tab.value("document.activeElement.matches(':focus-visible, [type=date]')"), names[-3:]
         if names[-1] == "service":
             await tab.press("s", 83, "s")  # the first service with this letter
         if names.count("funnel") == 3 and names[-1] == "funnel":
