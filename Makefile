@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 LOCK := deploy/lock
 
-.PHONY: help setup native-check run stack check test test-long chaos bench bench-quick bench-growth lock clean
+.PHONY: help setup native-check run stack check test test-long chaos bench bench-quick bench-growth pictures lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -61,6 +61,10 @@ bench-quick: setup  ## the main figures: a minute
 ROWS ?= 10000000
 bench-growth: setup  ## cost by workers, writers, partitions, and ROWS that are in the table already: long
 	$(BENCH) growth --rows 1000000 --rows $(ROWS)
+
+PAGE ?= http://127.0.0.1:8090
+pictures: setup  ## docs/images: the page of a running make run, by this machine's chromium
+	$(BIN)/python -m deploy.local.pictures $(PAGE)
 
 lock: setup  ## pin every dependency anew, with hashes and no addresses
 	$(BIN)/pip-compile --quiet --upgrade --strip-extras --allow-unsafe --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --no-annotate --extra tracing -o $(LOCK)/runtime.txt pyproject.toml

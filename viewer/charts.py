@@ -14,7 +14,7 @@ from viewer.cells import shown
 from viewer.database import Rows
 from viewer.questions import Column, Question
 
-WIDTH, HEIGHT = 480, 210
+WIDTH, HEIGHT = 420, 190
 LEFT, RIGHT, TOP, BOTTOM = 44, 8, 10, 24
 LINES_MAX = 6  # styles in the sheet
 LABELS_MAX = 5  # under the axis

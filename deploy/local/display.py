@@ -34,6 +34,9 @@ WITH latest AS (
   ORDER BY timestamp DESC LIMIT {_LAST_ROWS})
 SELECT json_build_object(
   'rows', json_build_object({_COUNTS}),
+  'people', (SELECT count(DISTINCT user_id) FROM public.user_activity WHERE timestamp > now() - interval '1 day'),
+  'endpoint', (SELECT mode() WITHIN GROUP (ORDER BY endpoint) FROM public.endpoint_usage
+     WHERE timestamp > now() - interval '1 hour'),
   'latest', (SELECT coalesce(json_agg(json_build_array(
        to_char(timestamp, 'HH24:MI:SS.MS'), source, coalesce(user_id, '-'), what)), '[]') FROM latest))
 """  # noqa: S608  our names
@@ -43,6 +46,8 @@ SELECT json_build_object(
 class Snapshot:
     rows: dict[str, int]
     latest: list[list[str]]  # time, table, user, what
+    people: int  # who logged in within a day
+    endpoint: str | None  # the most used of the last hour
     lag_records: int | None  # None: the consumer does not tell
     taken_at: float
 
@@ -55,13 +60,14 @@ def snapshot_of(postgres: PostgresServer, database: str, metrics_port: int | Non
     """Raises StackError when Postgres does not answer."""
     shown: dict[str, Any] = json.loads(postgres.query(_SQL, database))
     lag_records = None if metrics_port is None else _lag_records(metrics_port)
-    return Snapshot(shown["rows"], shown["latest"], lag_records, time.monotonic())
+    return Snapshot(shown["rows"], shown["latest"], shown["people"], shown["endpoint"], lag_records, time.monotonic())
 
 
 class Display:
     """The last few snapshots, as a table for a terminal or as a line for a file."""
 
-    def __init__(self, first: Snapshot) -> None:
+    def __init__(self, first: Snapshot, page: str) -> None:
+        self._page = page
         self._snapshots = deque([first], maxlen=_RATE_SECONDS + 1)
 
     def add(self, snapshot: Snapshot) -> None:
@@ -85,7 +91,10 @@ class Display:
         for row in now.latest:
             latest.add_row(*(Text(cell, overflow="ellipsis", no_wrap=True) for cell in row))
         lag = Text(f" lag: {_shown(now)} records in Kafka that are not in Postgres yet")
-        return Group(Text(), counts, lag, Text(), latest, Text(" Ctrl-C stops everything; the rows stay.", "dim"))
+        people = Text(f" people who logged in today: {now.people:,}   top endpoint: {now.endpoint or '-'}")
+        page = Text(f" the page: {self._page}", "bold")
+        end = Text(" Ctrl-C stops everything; the rows stay.", "dim")
+        return Group(Text(), counts, lag, people, page, Text(), latest, end)
 
     def _per_second(self, new: int, old: int) -> float:
         seconds = self._snapshots[-1].taken_at - self._snapshots[0].taken_at

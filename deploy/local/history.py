@@ -28,7 +28,7 @@ WEEKEND_SHARE = 0.35
 SPANS_A_REQUEST = 2_500
 ATTEMPTS = 20
 EXPORT = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
-SHOP_RELEASE_DAY, CHECKOUT_RELEASE_DAY = 17, 21  # counted from the first; the checkout's release breaks a step
+SHOP_RELEASE_DAY, CHECKOUT_RELEASE_DAY = 17, 14  # counted from the first; the checkout's release breaks a step
 ORGANIZATIONS = ("acme", "globex", "initech", "umbrella", "hooli", "stark", "wayne", "wonka", "tyrell", "cyberdyne")
 MODELS = (("anthropic", "claude-sonnet-4-5"), ("openai", "gpt-5-mini"), ("mistral_ai", "mistral-small"))
 PRODUCTS = ("espresso-machine", "desk-lamp", "running-shoes", "tea-sampler", "headphones")
@@ -163,8 +163,8 @@ def _visit(day: Day, person: Person) -> None:
 
 
 def _buy(day: Day, at: float, known: dict[str, Value]) -> None:
-    """Since its release, two of five checkouts fail: the broken step of the funnel."""
-    is_broken = day.number >= CHECKOUT_RELEASE_DAY and day.dice.random() < 0.4
+    """Since its release, two of three checkouts fail: the broken step of the funnel."""
+    is_broken = day.number >= CHECKOUT_RELEASE_DAY and day.dice.random() < 0.65
     status = 500 if is_broken else day.dice.choices((201, 402), weights=(94, 6))[0]
     at = _request(day, "demo-checkout", at, Asked("POST", "/api/checkout", 1900 if is_broken else 480, status), known)
     if status == 201:

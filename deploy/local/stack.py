@@ -174,8 +174,8 @@ def run_all(folder: Path, seconds: float | None, *, spans_per_second: float | No
         stack.start_module(consumer)
         stack.say(f"consumer is ready; metrics on 127.0.0.1:{consumer.port_of('CONSUMER_METRICS_PORT')}")
         stack.start_module(receiver)
-        stack.say(f"receiver takes spans on 127.0.0.1:{receiver.port_of('PORT')}")
-        endpoint = f"http://127.0.0.1:{receiver.port_of('PORT')}"
+        endpoint, grpc_endpoint = (f"http://127.0.0.1:{receiver.port_of(name)}" for name in ("HTTP_PORT", "PORT"))
+        stack.say(f"receiver takes spans at {endpoint} (OTLP/HTTP) and {grpc_endpoint} (OTLP/gRPC)")
         page = ModuleServer("viewer", stack.folder, environment | {"VIEWER_HOST": "127.0.0.1"}, ports=VIEWER_PORTS)
         stack.start_module(page)
         page_address = f"http://127.0.0.1:{page.port_of('VIEWER_PORT')}"
@@ -185,14 +185,13 @@ def run_all(folder: Path, seconds: float | None, *, spans_per_second: float | No
         stack.say(f"the page: {page_address}")
         if spans_per_second is not None:
             if not _has_history(stack):
-                stack.say(f"{_send_history(endpoint)} spans of the last 30 days were sent")
-            stack.start_module(_demo(stack.folder, endpoint, spans_per_second))
+                stack.say(f"{_send_history(grpc_endpoint)} spans of the last 30 days were sent")
+            stack.start_module(_demo(stack.folder, grpc_endpoint, spans_per_second))
             stack.say(f"demo traffic: {spans_per_second:g} spans a second")
-        _show(stack, first, consumer.port_of("CONSUMER_METRICS_PORT"), seconds)
+        _show(stack, display.Display(first, page_address), consumer.port_of("CONSUMER_METRICS_PORT"), seconds)
 
 
-def _show(stack: Stack, first: display.Snapshot, metrics_port: int, seconds: float | None) -> None:
-    shown = display.Display(first)
+def _show(stack: Stack, shown: display.Display, metrics_port: int, seconds: float | None) -> None:
     live = Live(console=stack.console, auto_refresh=False) if stack.console.is_terminal else None
     with live or ExitStack():
         for second in _every_second(seconds):

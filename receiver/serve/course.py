@@ -15,6 +15,9 @@ class Fates(Protocol):
 class Course:
     """One request's. Does nothing: what a receiver pays that is not traced."""
 
+    def __init__(self, transport: str) -> None:
+        """It came by `grpc` or `http`."""
+
     def read(self, body: bytes) -> None:
         """Its body has arrived."""
 

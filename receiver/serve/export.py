@@ -74,7 +74,7 @@ class Export:
         turns: Turns,
         engine: Engine,
         publisher: Publisher,
-        begin: Callable[[], Course] = Course,
+        begin: Callable[[str], Course] = Course,
     ) -> None:
         self._settings = settings
         self._begin = begin
@@ -101,7 +101,7 @@ class Export:
         """
         started_at = time.monotonic()
         tally = Tally()
-        course = self._begin()
+        course = self._begin(call.transport)
         reply = Reply(replies.CANCELLED, 0)
         self._enter()
         try:

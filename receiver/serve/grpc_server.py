@@ -22,10 +22,11 @@ from receiver.serve.budget import FREE_BYTES, Arrival
 from receiver.serve.call import Transport
 from receiver.serve.export import Export
 from receiver.serve.health import CHECK, WATCH, Watchers
-from receiver.serve.http2 import Headers, Http2Connection, Stream, header_of
+from receiver.serve.http2 import Http2Connection
 from receiver.serve.listener import Listener
 from receiver.serve.other_signals import OtherSignals
 from receiver.serve.replies import NoBody, Reply, TooLarge, UnknownEncoding
+from receiver.serve.stream import Headers, Stream, header_of
 from receiver.serve.turns import Turns
 
 EXPORT = b"/opentelemetry.proto.collector.trace.v1.TraceService/Export"

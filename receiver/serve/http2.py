@@ -8,8 +8,7 @@ import asyncio
 import contextlib
 import struct
 import time
-from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from typing import Any, ClassVar
 
 import h2.config
@@ -21,6 +20,8 @@ import structlog
 
 from receiver import metrics
 from receiver.serve.listener import Connection, Listener
+from receiver.serve.pump import Pump
+from receiver.serve.stream import Headers, Stream
 from shared.logs import error_facts
 
 log = structlog.get_logger(__name__)
@@ -36,183 +37,24 @@ HEADER_BYTES_MAX = 16 * 1024
 WINDOW_BYTES = 64 * 1024  # of a stream, and of a connection: what arrives unasked
 WIDE_WINDOW_BYTES = 1024 * 1024  # for bodies that are larger: a Collector 50 ms away sends 20 MB/s through it
 WIDE_WINDOWS_MAX = 64  # connections that have it at once
-ROUND_S = 0.005  # of reading frames, for all connections together, in each round of the loop
-SLICE_S = 0.001  # of it for one connection
-REPLY_STALL_S = 10.0  # for a reply that waits for the caller's window
+SLICE_S = 0.001  # of reading frames, for one connection at a time
 # Frames that carry no call: a caller has so many at once, and more for each call and second.
 IDLE_FRAMES, IDLE_FRAMES_A_CALL, IDLE_FRAMES_A_SECOND = 400, 20, 50
 RESET_WEIGHT = 20  # a call that its caller resets costs as much as a call
 
 _DATA, _HEADERS, _RST_STREAM, _GOAWAY, _CONTINUATION = 0, 1, 3, 7, 9
 _NO_ERROR, _FRAME_SIZE_ERROR, _REFUSED_STREAM, _CANCEL, _CALM = 0, 6, 7, 8, 11
-Headers = list[tuple[bytes, bytes]]
-
-
-class Stream:
-    """One call on a connection: its headers, its body piece by piece, and its reply."""
-
-    def __init__(self, connection: "Http2Connection", number: int, headers: Headers) -> None:
-        self.connection = connection
-        self.number = number
-        self.headers = headers
-        self.started_at = time.monotonic()
-        self.task: asyncio.Task[None] | None = None
-        self.is_over = False  # nothing more may be sent
-        self._pieces: list[tuple[bytes, int]] = []
-        self._unasked_bytes = 0
-        self._is_complete = False
-        self._is_wide = False
-        self._arrival: asyncio.Future[None] | None = None
-        self._error: Exception | None = None
-        self._waiting_out: list[tuple[bytes, Headers | None]] = []  # data, and the trailers that end the stream
-        self._stalled_at: float | None = None
-
-    async def receive(self) -> bytes:
-        """The next piece of the body; empty at its end. What was given before is taken from the window.
-
-        Raises:
-            whatever `fail` was called with.
-        """
-        self.give_back()
-        while not self._pieces and not self._is_complete and self._error is None:
-            self._arrival = asyncio.get_running_loop().create_future()
-            try:
-                await self._arrival
-            finally:
-                self._arrival = None
-        if self._error is not None:
-            raise self._error
-        if not self._pieces:
-            return b""
-        piece = self._pieces[0][0] if len(self._pieces) == 1 else b"".join(piece for piece, _ in self._pieces)
-        self._unasked_bytes = sum(size for _, size in self._pieces)
-        self._pieces.clear()
-        return piece
-
-    def widen(self) -> None:
-        """A large body is on its way."""
-        if not self._is_wide and self.connection.widen(self.number):
-            self._is_wide = True
-
-    def fail(self, error: Exception) -> None:
-        """End the reading with this error, unless the body is there."""
-        if not self._is_complete:
-            self._error = error
-            self._wake()
-
-    def send(self, headers: Headers | None, message: bytes = b"", trailers: Headers | None = None) -> None:
-        """Headers at once, the message as the caller's window allows, then the trailers, which end the call."""
-        if self.is_over:
-            return
-        if headers is not None:
-            ends = not message and trailers is None
-            self.connection.send_headers(self.number, headers, ends=ends)
-            if ends:
-                self.over()
-        if message or trailers is not None:
-            if self._waiting_out and trailers is None:
-                self._waiting_out.clear()  # of what nobody takes, the last is enough
-            self._waiting_out.append((message, trailers))
-        self.flush()
-
-    def flush(self) -> None:
-        """Send what the window allows."""
-        while self._waiting_out and not self.is_over:
-            message, trailers = self._waiting_out[0]
-            if len(message) > self.connection.window_of(self.number):
-                self._stalled_at = self._stalled_at or time.monotonic()
-                return
-            self._waiting_out.pop(0)
-            if message:
-                self.connection.send_data(self.number, message)
-            if trailers is not None:
-                self.connection.send_headers(self.number, trailers, ends=True)
-                self.over()
-        self._stalled_at = None
-        if self.is_over:
-            self.connection.finished(self, is_read=self._is_complete)
-
-    def tick(self, now: float) -> None:
-        if self._stalled_at is not None and now - self._stalled_at > REPLY_STALL_S:
-            self.connection.reset(self)
-
-    def arrived(self, piece: bytes, size: int) -> None:
-        if self.is_over or self._error is not None:
-            self.connection.give_back(size, self.number)
-            return
-        self._pieces.append((piece, size))
-        self._wake()
-
-    def completed(self) -> None:
-        self._is_complete = True
-        self._wake()
-
-    def over(self) -> None:
-        """Nothing more is read or sent; what nobody asked for is given back to the connection."""
-        self.is_over = True
-        self.give_back()
-        for _, size in self._pieces:
-            self.connection.give_back(size, self.number)
-        self._pieces.clear()
-
-    def give_back(self) -> None:
-        """What `receive` gave is counted elsewhere now: the connection may send as much again."""
-        if self._unasked_bytes:
-            self.connection.give_back(self._unasked_bytes, self.number)
-            self._unasked_bytes = 0
-
-    def _wake(self) -> None:
-        if self._arrival is not None and not self._arrival.done():
-            self._arrival.set_result(None)
 
 
 class _H2(h2.connection.H2Connection):
     MAX_CLOSED_STREAMS = 1_000  # remembered, so that frames that come late are no offence; h2's own is 65,536
 
 
-class _Pump:
-    """Who reads next: a connection that has been served before those that only took, and each a slice at a time."""
-
-    def __init__(self) -> None:
-        self._known: deque[Http2Connection] = deque()
-        self._strange: deque[Http2Connection] = deque()
-        self._used_s = 0.0  # in this round of the loop
-        self._is_called = False
-
-    @property
-    def has_time(self) -> bool:
-        return self._used_s < ROUND_S
-
-    def used(self, seconds: float) -> None:
-        self._used_s += seconds
-        self._call()
-
-    def enqueue(self, connection: "Http2Connection") -> None:
-        (self._known if connection.is_known else self._strange).append(connection)
-        self._call()
-
-    def _call(self) -> None:
-        if not self._is_called:
-            self._is_called = True
-            asyncio.get_running_loop().call_soon(self._run)
-
-    def _run(self) -> None:
-        self._is_called = False
-        self._used_s = 0.0
-        for queue in (self._known, self._strange):
-            for _ in range(len(queue)):
-                if not self.has_time:
-                    break
-                queue.popleft().go_on()
-        if self._known or self._strange:
-            self._call()
-
-
 class Http2Connection(Connection):
     """A connection whose calls are answered by `serve`, a task for each."""
 
     wide = 0  # connections with a wide window, in all
-    pump: ClassVar[_Pump] = _Pump()
+    pump: ClassVar[Pump] = Pump()
 
     def __init__(
         self,
@@ -497,7 +339,7 @@ class Http2Connection(Connection):
         except Exception as error:  # noqa: BLE001  a bug of ours costs this call
             log.error("call_failed", **error_facts(error))  # noqa: TRY400  texts of exceptions stay out
         finally:
-            if not stream.is_over and stream.number in self._streams and not stream._waiting_out:  # noqa: SLF001
+            if not stream.is_over and stream.number in self._streams and not stream.is_replying:
                 self.reset(stream)
 
     def _drop(self, stream: Stream) -> None:
@@ -530,7 +372,3 @@ class Http2Connection(Connection):
 
 def _frame(kind: int, payload: bytes) -> bytes:
     return len(payload).to_bytes(3) + bytes([kind, 0]) + bytes(4) + payload
-
-
-def header_of(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | None:
-    return next((value for found, value in headers if found == name), None)

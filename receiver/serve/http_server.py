@@ -20,10 +20,11 @@ from receiver.serve.call import Transport
 from receiver.serve.export import Export
 from receiver.serve.grpc_server import refuse
 from receiver.serve.http1 import Http1Connection, Request
-from receiver.serve.http2 import PREFACE, Headers, Http2Connection, Stream
+from receiver.serve.http2 import PREFACE, Http2Connection
 from receiver.serve.listener import Listener
 from receiver.serve.other_signals import OtherSignals
 from receiver.serve.replies import Reply, TooLarge
+from receiver.serve.stream import Headers, Stream
 from receiver.serve.turns import Turns
 
 TRACES = b"/v1/traces"

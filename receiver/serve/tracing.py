@@ -66,10 +66,10 @@ class Tracing:
         self._sample_ratio = settings.tracing_sample_ratio
         log.info("tracing_started", endpoint=endpoint.netloc, sample_ratio=settings.tracing_sample_ratio)
 
-    def begin(self) -> Course:
+    def begin(self, transport: str) -> Course:
         """A request has come. Whether it is sampled does not depend on its sender."""
         is_sampled = random.random() < self._sample_ratio  # noqa: S311  not a secret
-        return _TracedCourse(self._tracer) if is_sampled else Course()
+        return _TracedCourse(self._tracer, transport) if is_sampled else Course(transport)
 
     def stop(self) -> None:
         """Send what waits, for half a second at most."""
@@ -79,8 +79,10 @@ class Tracing:
 
 
 class _TracedCourse(Course):
-    def __init__(self, tracer: Tracer) -> None:
+    def __init__(self, tracer: Tracer, transport: str) -> None:
+        super().__init__(transport)
         self._tracer = tracer
+        self._transport = transport
         self._began_at_ns = time.time_ns()
         self._passed: list[tuple[str, int]] = []  # a stage, and when it ended
         self._bytes = 0
@@ -104,7 +106,7 @@ class _TracedCourse(Course):
         events = fates.published.total()
         span.set_attributes(
             {
-                "rpc.system.name": "grpc",
+                **_PROTOCOLS[self._transport],
                 "rpc.method": "opentelemetry.proto.collector.trace.v1.TraceService/Export",
                 "rpc.response.status_code": code,
                 "telemetry.request.bytes": self._bytes,
@@ -125,6 +127,7 @@ class _TracedCourse(Course):
         span.end(ended_at_ns)
 
 
+_PROTOCOLS = {"grpc": {"rpc.system.name": "grpc"}, "http": {"network.protocol.name": "http"}}
 _STAGES = ("read", "translate", "publish")
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from deploy.local.pictures import SHOWN as PICTURES
 from receiver.translate import mapping
 from shared.identity import hash_id
 from support.mapping_table import table
@@ -46,7 +47,7 @@ def test_every_picture_is_shown_somewhere_and_small() -> None:
         for link in re.findall(r"!\[[^\]]+\]\(([^)\s]+)\)", page.read_text())
     }
     pictures = set((ROOT / "docs/images").iterdir())
-    assert {picture.name for picture in pictures} == {"product.png", "operations.png"}
+    assert {picture.stem for picture in pictures} == set(PICTURES)
     assert pictures == shown
     assert all(20_000 < picture.stat().st_size < 300_000 for picture in pictures)
 

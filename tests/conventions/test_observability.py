@@ -131,8 +131,10 @@ def test_every_panel_of_product_analytics_is_under_the_rule_of_k_and_a_viewer_st
     assert (k["current"]["value"], min(int(value) for value in k["query"].split(","))) == ("5", 5)
     for panel in product["panels"]:
         sql = panel["targets"][0]["rawSql"]
-        counted = sql.count("UNION ALL\nSELECT") + 1
-        assert sql.count("HAVING count(DISTINCT user_id) >= $k") == counted, panel["title"]
+        assert re.findall(r"\bFROM (\S+?)\(", sql), panel["title"]
+        assert all(source.startswith("analytics.") for source in re.findall(r"\bFROM (\S+)", sql)), panel["title"]
+        counts_people = not re.search(r"analytics\.(requests_over_time|freshness)\(", sql)
+        assert ("smallest_group => $k" in sql) == counts_people, panel["title"]
 
 
 def test_grafana_logs_in_as_the_role_that_only_reads() -> None:

@@ -12,6 +12,9 @@ import pytest
 
 from deploy.local.postgres import PostgresServer
 from support.analytics import BASE, Event, Oracle, insert, percentile, random_events
+from support.command import answered
+from support.records import made
+from support.stack import Stack
 
 DAY = timedelta(days=1)
 UNFILTERED: tuple[None, None, None] = (None, None, None)
@@ -420,6 +423,24 @@ async def test_no_rows_are_an_answer(database: asyncpg.Connection) -> None:
             call = f"{name}({span})"
         await ask(database, call)
     assert await ask(database, f"active_users({span})") == [(date(2026, 1, 5), 0, 0, 0), (date(2026, 1, 6), 0, 0, 0)]
+
+
+async def test_a_rebuild_in_between_changes_nothing_and_needs_no_step(stack: Stack) -> None:
+    """A swap puts other tables under the old names; a function that was bound to the old ones would show the past."""
+    records = [made(random.Random(index)) for index in range(60)]
+    await stack.create_topic()
+    await stack.send([(record.partition(), record.value) for record in records])
+    stack.consumer()
+    await stack.settled(60)
+    await stack.fetch("UPDATE analytics.settings SET smallest_group = 1")
+    question = "SELECT * FROM analytics.overview('-infinity', 'infinity')"
+    before = await stack.fetch(question)
+    assert before[0]["events"] == await stack.row_count()
+    assert (await answered(stack, "rebuild", "--rate", "0"))["swapped"]
+    await stack.fetch("DROP SCHEMA before_rebuild CASCADE")
+    assert await stack.fetch(question) == before
+    await stack.fetch("DELETE FROM public.endpoint_usage")
+    assert (await stack.fetch(question))[0]["requests"] == 0
 
 
 async def test_late_and_erased_rows_change_the_answer(database: asyncpg.Connection, any_size: None) -> None:

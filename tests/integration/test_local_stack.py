@@ -1,6 +1,7 @@
 """The local stack keeps what it promises: data survive, nothing is left behind, nothing unpinned runs."""
 
 import asyncio
+import http.client
 import os
 import signal
 import socket
@@ -188,8 +189,10 @@ def test_run_fills_every_table_from_demo_traffic_and_stops_on_sigterm(tmp_path: 
             "ANALYTICS_DATABASE_URL",
             "KAFKA_BOOTSTRAP_SERVERS",
             "PORT",
+            "HTTP_PORT",
             "RECEIVER_METRICS_PORT",
             "CONSUMER_METRICS_PORT",
+            "VIEWER_PORT",
             "OTEL_EXPORTER_OTLP_ENDPOINT",
             "PATH",
         ]
@@ -198,6 +201,13 @@ def test_run_fills_every_table_from_demo_traffic_and_stops_on_sigterm(tmp_path: 
             for table in ("user_activity", "endpoint_usage", "feature_usage", "model_usage")
         )
         _wait_until(lambda: _psql(tmp_path, f"SELECT {exists}") == "t\n", 20)
+        days = "SELECT count(DISTINCT timestamp::date) > 28 AND count(*) > 30000 FROM endpoint_usage"
+        _wait_until(lambda: _psql(tmp_path, days) == "t\n", 40)  # the demo's thirty days
+        [port] = [line.split("'")[1] for line in lines if line.startswith("export VIEWER_PORT=")]
+        connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=30)
+        connection.request("GET", "/")
+        assert "Active people" in connection.getresponse().read().decode()
+        connection.close()
         run.send_signal(signal.SIGTERM)
         shown, _ = run.communicate(timeout=15)
         assert run.returncode == 0

@@ -13,11 +13,11 @@ COMMENT ON COLUMN analytics.settings.only_row IS 'Always true: there is one row'
 COMMENT ON COLUMN analytics.settings.smallest_group IS
     'A group of fewer people is hidden; a reader may ask for more, never for less';
 
-CREATE FUNCTION analytics.floored(smallest_group integer) RETURNS integer LANGUAGE sql STABLE AS $$
+CREATE FUNCTION analytics.floored(smallest_group integer) RETURNS integer LANGUAGE sql STABLE PARALLEL SAFE AS $$
     SELECT greatest($1, limits.smallest_group, 1) FROM analytics.settings AS limits
 $$;
 
-CREATE FUNCTION analytics.hidden_below(people bigint, floor integer) RETURNS bigint LANGUAGE sql IMMUTABLE AS $$
+CREATE FUNCTION analytics.hidden_below(people bigint, floor integer) RETURNS bigint LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
     SELECT CASE WHEN people = 0 OR people >= floor THEN people END
 $$;
 
@@ -27,7 +27,7 @@ CREATE FUNCTION analytics.activity(
 ) RETURNS TABLE (
     source text, user_id text, organization_id text, "timestamp" timestamptz, service_name text, deployment_type text,
     weight double precision
-) LANGUAGE sql STABLE AS $$
+) LANGUAGE sql STABLE PARALLEL SAFE AS $$
     SELECT 'user_activity'::text, event.user_id::text, event.organization_id::text, event.timestamp,
         event.service_name::text, event.deployment_type::text, event.weight
     FROM public.user_activity AS event
@@ -58,7 +58,7 @@ CREATE FUNCTION analytics.requests(
 ) RETURNS TABLE (
     endpoint text, method text, user_id text, status_code integer, duration_ms double precision,
     "timestamp" timestamptz, service_name text, service_version text, weight double precision
-) LANGUAGE sql STABLE AS $$
+) LANGUAGE sql STABLE PARALLEL SAFE AS $$
     SELECT event.endpoint::text, event.method::text, event.user_id::text, event.status_code, event.duration_ms,
         event.timestamp, event.service_name::text, event.service_version::text, event.weight
     FROM public.endpoint_usage AS event

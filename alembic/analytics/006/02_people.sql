@@ -68,12 +68,15 @@ BEGIN
         WHERE event.user_id IS NOT NULL GROUP BY 1, 2
     ), stays AS (
         SELECT seen.at, lead(seen.at) OVER (PARTITION BY seen.user_id ORDER BY seen.at) AS next_at FROM seen
+    ), ends AS (
+        SELECT stays.at, coalesce(least(stays.next_at - stays.at, 30), 30) AS days, count(*) AS people
+        FROM stays GROUP BY 1, 2
     ), changes (at, daily, weekly, monthly) AS (
         -- A person counts from a day on until 1, 7 or 30 days later, or until the next day with the same person.
-        SELECT stays.at, 1, 1, 1 FROM stays
-        UNION ALL SELECT stays.at + 1, -1, 0, 0 FROM stays
-        UNION ALL SELECT least(stays.next_at, stays.at + 7), 0, -1, 0 FROM stays
-        UNION ALL SELECT least(stays.next_at, stays.at + 30), 0, 0, -1 FROM stays
+        SELECT ends.at, ends.people, ends.people, ends.people FROM ends
+        UNION ALL SELECT ends.at + 1, -ends.people, 0, 0 FROM ends
+        UNION ALL SELECT ends.at + least(ends.days, 7), 0, -ends.people, 0 FROM ends
+        UNION ALL SELECT ends.at + ends.days, 0, 0, -ends.people FROM ends
         UNION ALL SELECT calendar.at::date, 0, 0, 0 FROM generate_series(first_day, last_day, interval '1 day') AS calendar (at)
     ), counted AS (
         SELECT changes.at, sum(sum(changes.daily)) OVER so_far AS daily, sum(sum(changes.weekly)) OVER so_far AS weekly,

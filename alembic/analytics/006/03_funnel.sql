@@ -1,6 +1,6 @@
 CREATE FUNCTION analytics.step_times(
     step text, since timestamptz, until timestamptz, organization text, service text, deployment text
-) RETURNS TABLE (user_id text, at timestamptz) LANGUAGE plpgsql STABLE SET plan_cache_mode = force_custom_plan AS $$
+) RETURNS TABLE (user_id text, at timestamptz) LANGUAGE plpgsql STABLE PARALLEL SAFE SET plan_cache_mode = force_custom_plan AS $$
 #variable_conflict use_variable
 DECLARE
     name text := substr(step, strpos(step, ':') + 1);
@@ -104,34 +104,46 @@ SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan SE
 #variable_conflict use_variable
 BEGIN
     RETURN QUERY
-    WITH done (step, user_id) AS (
-        SELECT 'user_activity:' || event.event_type, event.user_id FROM public.user_activity AS event
-        WHERE event.timestamp >= since AND event.timestamp < until
+    WITH activities AS (
+        SELECT event.event_type, event.user_id FROM public.user_activity AS event
+        WHERE event.timestamp >= since AND event.timestamp < until AND event.user_id IS NOT NULL
             AND (organization IS NULL OR event.organization_id = organization)
             AND (service IS NULL OR event.service_name = service)
             AND (deployment IS NULL OR event.deployment_type = deployment)
-        UNION SELECT 'endpoint_usage:' || coalesce(event.method || ' ', '') || event.endpoint, event.user_id
-        FROM public.endpoint_usage AS event
+        GROUP BY 1, 2
+    ), requests AS (
+        SELECT event.endpoint, event.method, event.user_id FROM public.endpoint_usage AS event
         WHERE event.timestamp >= since AND event.timestamp < until AND event.user_id IS NOT NULL
             AND (event.status_code IS NULL OR event.status_code < 400)
             AND (organization IS NULL OR event.organization_id = organization)
             AND (service IS NULL OR event.service_name = service)
             AND (deployment IS NULL OR event.deployment_type = deployment)
-        UNION SELECT 'feature_usage:' || event.feature_name || coalesce('/' || event.action, ''), event.user_id
-        FROM public.feature_usage AS event
+        GROUP BY 1, 2, 3
+    ), features AS (
+        SELECT event.feature_name, event.action, event.user_id FROM public.feature_usage AS event
         WHERE event.timestamp >= since AND event.timestamp < until AND event.user_id IS NOT NULL
             AND (organization IS NULL OR event.organization_id = organization)
             AND (service IS NULL OR event.service_name = service)
             AND (deployment IS NULL OR event.deployment_type = deployment)
-        UNION SELECT 'model_usage:' || event.operation || coalesce('/' || event.model, ''), event.user_id
-        FROM public.model_usage AS event
+        GROUP BY 1, 2, 3
+    ), calls AS (
+        SELECT event.operation, event.model, event.user_id FROM public.model_usage AS event
         WHERE event.timestamp >= since AND event.timestamp < until AND event.user_id IS NOT NULL
             AND (organization IS NULL OR event.organization_id = organization)
             AND (service IS NULL OR event.service_name = service)
             AND (deployment IS NULL OR event.deployment_type = deployment)
+        GROUP BY 1, 2, 3
+    ), counted (step, people) AS (
+        SELECT 'user_activity:' || did.event_type, count(*) FROM activities AS did GROUP BY 1
+        UNION ALL SELECT 'endpoint_usage:' || coalesce(did.method || ' ', '') || did.endpoint, count(*)
+        FROM requests AS did GROUP BY 1
+        UNION ALL SELECT 'feature_usage:' || did.feature_name || coalesce('/' || did.action, ''), count(*)
+        FROM features AS did GROUP BY 1
+        UNION ALL SELECT 'model_usage:' || did.operation || coalesce('/' || did.model, ''), count(*)
+        FROM calls AS did GROUP BY 1
     )
-    SELECT done.step, count(*) FROM done GROUP BY 1
-    HAVING count(*) >= analytics.floored(smallest_group) ORDER BY 2 DESC, 1 LIMIT 200;
+    SELECT counted.step, counted.people FROM counted
+    WHERE counted.people >= analytics.floored(smallest_group) ORDER BY 2 DESC, 1 LIMIT 200;
 END $$;
 
 COMMENT ON FUNCTION analytics.funnel_steps IS 'The steps that a funnel can be made of, by how many people did them';
