@@ -87,8 +87,7 @@ async def test_ten_large_requests_stay_within_half_a_gigabyte_and_some_are_serve
 
         answers = await asyncio.gather(*map(call, bodies))
         codes = Counter(answer.code for answer in answers)
-        assert codes["UNAVAILABLE"] > 0
-        assert codes["OK"] > 0
+        assert codes["OK"] > 0  # by the native engine often all of them, one after another
         assert codes.total() == codes["OK"] + codes["UNAVAILABLE"]
         assert all(answer.retry_s for answer in answers if answer.code == "UNAVAILABLE")
         assert peak_bytes(receiver) < 512 * MEBIBYTE
