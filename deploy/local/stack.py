@@ -185,7 +185,7 @@ def run_all(folder: Path, seconds: float | None, *, spans_per_second: float | No
         stack.say(f"the page: {page_address}")
         if spans_per_second is not None:
             if not _has_history(stack):
-                stack.say(f"{_send_history(grpc_endpoint)} spans of the last 30 days were sent")
+                stack.say(f"{_send_history(stack.folder, grpc_endpoint)} spans of the last 30 days were sent")
             stack.start_module(_demo(stack.folder, grpc_endpoint, spans_per_second))
             stack.say(f"demo traffic: {spans_per_second:g} spans a second")
         _show(stack, display.Display(first, page_address), consumer.port_of("CONSUMER_METRICS_PORT"), seconds)
@@ -264,24 +264,18 @@ def _has_history(stack: Stack) -> bool:
     return stack.postgres.query(sql, DATABASE).strip() == "1"
 
 
-def _send_history(endpoint: str) -> str:
+def _send_history(folder: Path, endpoint: str) -> str:
     """How many spans were sent; Kafka has them then, and the consumer stores them within seconds."""
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "deploy.local.history", str(_HISTORY_DAYS)],
-            cwd=ROOT,
-            env={**os.environ, **_sender_environment(endpoint)},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_HISTORY_SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise StackError(f"The demo's history took longer than {_HISTORY_SECONDS} s.") from error
-    if done.returncode:
-        raise StackError(f"The demo's history failed:\n{done.stderr[-2000:]}")
-    return f"{int(done.stdout):,}"
+    days = str(_HISTORY_DAYS)
+    with ModuleServer("deploy.local.history", folder, _sender_environment(endpoint), arguments=(days,)) as history:
+        give_up_at = time.monotonic() + _HISTORY_SECONDS
+        while history.is_running:
+            if time.monotonic() > give_up_at:
+                raise history.failure(f"took longer than {_HISTORY_SECONDS} s")
+            time.sleep(0.1)
+        if history.exit_code:
+            raise history.failure(f"ended with code {history.exit_code}")
+        return f"{int(history.last_log_lines(1)):,}"
 
 
 def _sender_environment(endpoint: str) -> dict[str, str]:
