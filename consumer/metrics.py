@@ -36,7 +36,7 @@ batch_rows = Histogram(
 )
 rebalances = Counter("consumer_rebalances", "Changes of this process's partitions")
 fenced = Counter("consumer_fenced", "Batches given up because the ledger had moved")
-retries = Counter("consumer_retries", "Times that the loop began anew after trouble, by whose", ["cause"])
+retries = Counter("consumer_retries", "Loop restarts after an error, by failing dependency", ["cause"])
 group_commit_failures = Counter(
     "consumer_group_commit_failures", "Commits to the group that failed; only lag tools miss them"
 )

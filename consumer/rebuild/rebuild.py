@@ -40,6 +40,7 @@ from shared.lifecycle import ended
 from shared.probes import Health
 
 STALLED_S = 120.0
+LINGER_MS = 10  # writers stand still in the swap until the last records have come through
 CLOSE_ENOUGH_RECORDS = 20_000  # behind the live lines, for the comparison to begin
 
 
@@ -212,7 +213,7 @@ async def _feeding(operation: Operation, rate: float) -> AsyncIterator[None]:
         batch_rows=min(settings.consumer_batch_rows, max(100, int(rate) // 4))
         if rate
         else settings.consumer_batch_rows,
-        linger_ms=settings.consumer_linger_ms,
+        linger_ms=min(LINGER_MS, settings.consumer_linger_ms),
         pace=_pace(rate),
     )
     stop = asyncio.Event()

@@ -37,40 +37,46 @@ class _NotReached(Exception):  # noqa: N818  an attempt's outcome
 
 async def _try_swap(operation: Operation) -> float:
     database = operation.database
-    started_at = time.monotonic()
+    shadows = [f"ONLY {SHADOW}.{name}" for name in ANALYTICS_TABLES]  # ONLY: everybody comes by way of the parents
+    lives = [f"ONLY public.{name}" for name in ANALYTICS_TABLES]
     async with database.transaction():
         await database.execute(f"SET LOCAL lock_timeout = '{int(SWAP_LOCK_TIMEOUT_S * 1000)}ms'")
+        # Readers and writers go on, and nobody alters the tables any more: what they have beside rows is known now.
+        await database.execute(f"LOCK TABLE {', '.join(lives)} IN SHARE UPDATE EXCLUSIVE MODE")
+        await refuse_what_would_be_lost(operation)
+        statements = [*await settings_of(operation), *await views_of(operation), *await statistics_of(operation, OLD)]
+        await _delete_erased(operation)
+        await database.execute(f"CREATE SCHEMA {OLD}")
+        started_at = time.monotonic()
         live = await _lock_lines(operation, LIVE)  # writers wait from here on
         if not await reached(operation, live, SWAP_WAIT_S):
             raise _NotReached
         await _lock_lines(operation, GENERATION)
         await suppressions.lock(database)
-        tables = ", ".join(f"ONLY {schema}.{name}" for name in ANALYTICS_TABLES for schema in ("public", SHADOW))
-        await database.execute(f"LOCK TABLE {tables} IN ACCESS EXCLUSIVE MODE")  # everybody comes by way of these
-        await refuse_what_would_be_lost(operation)  # what was made since the start, too
-        views, settings = await views_of(operation), await settings_of(operation)
-        statistics = await statistics_of(operation, OLD)
-        for name in ANALYTICS_TABLES:  # erased since it was filled, by a role that could not reach it
-            await database.execute(
-                f"""
-                DELETE FROM {SHADOW}.{name} AS row USING ingest.suppressions AS erased
-                WHERE row.timestamp <= erased.erased_at
-                    AND (erased.kind, erased.hash) IN (('user', row.user_id), ('organization', row.organization_id))
-                """  # noqa: S608  our own names
-            )
-        await database.execute(f"CREATE SCHEMA {OLD}")
+        await database.execute(f"LOCK TABLE {', '.join(lives + shadows)} IN ACCESS EXCLUSIVE MODE")
+        await _delete_erased(operation)  # once more: those erased in between
         for name in ANALYTICS_TABLES:
-            owner = await database.fetchval(
-                "SELECT tableowner FROM pg_tables WHERE schemaname = 'public' AND tablename = $1", name
-            )
             await database.execute(f"ALTER TABLE public.{name} SET SCHEMA {OLD}")
             await database.execute(f"ALTER TABLE {SHADOW}.{name} SET SCHEMA public")
-            await database.execute(f"ALTER TABLE public.{name} OWNER TO {_quoted(owner)}")
-        for statement in (*settings, *views, *statistics):
+        for statement in statements:
             await database.execute(statement)
         await _promote_lines(operation)
         await database.execute(f"DROP SCHEMA {SHADOW}")
     return (time.monotonic() - started_at) * 1000
+
+
+async def _delete_erased(operation: Operation) -> None:
+    """Rows of people who were erased since the shadow was filled, by a role that could not reach it."""
+    if not await operation.database.fetchval("SELECT EXISTS (SELECT 1 FROM ingest.suppressions)"):
+        return
+    for name in ANALYTICS_TABLES:
+        await operation.database.execute(
+            f"""
+            DELETE FROM {SHADOW}.{name} AS row USING ingest.suppressions AS erased
+            WHERE row.timestamp <= erased.erased_at
+                AND (erased.kind, erased.hash) IN (('user', row.user_id), ('organization', row.organization_id))
+            """  # noqa: S608  our own names
+        )
 
 
 async def _lock_lines(operation: Operation, generation: str) -> dict[int, int]:
@@ -110,7 +116,3 @@ async def _promote_lines(operation: Operation) -> None:
         GENERATION,
         operation.topic,
     )
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'

@@ -16,6 +16,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from deploy.local.kafka import KafkaBroker
+from deploy.local.server import free_port
 from support.otlp import features, request, span
 from support.receiver import AS_SHIPPED, ROOT, Receiver, export, records_of, until
 
@@ -190,8 +191,10 @@ async def test_a_taken_port_is_named(kafka: KafkaBroker, tmp_path: Path) -> None
     try:
         async with first.channel() as channel:
             await until(is_status(channel, "", NOT_SERVING), 10, "alive")
-        for name, port in (("PORT", first.port), ("RECEIVER_METRICS_PORT", first.metrics_port)):
-            done = await asyncio.to_thread(command, HOST="127.0.0.1", METRICS_HOST="127.0.0.1", **{name: str(port)})
+        taken = {"PORT": first.port, "HTTP_PORT": first.http_port, "RECEIVER_METRICS_PORT": first.metrics_port}
+        for name, port in taken.items():
+            ports = {other: str(port if other == name else free_port()) for other in taken}
+            done = await asyncio.to_thread(command, HOST="127.0.0.1", METRICS_HOST="127.0.0.1", **ports)
             assert done.returncode == 2
             assert f"{name}:".encode() in done.stderr
     finally:
