@@ -6,6 +6,7 @@ State lies in one folder, `.local/` of the clone: kafka/, postgres/, the logs, a
 import fcntl
 import http.client
 import os
+import secrets
 import shlex
 import signal
 import subprocess
@@ -176,7 +177,8 @@ def run_all(folder: Path, seconds: float | None, *, spans_per_second: float | No
         stack.start_module(receiver)
         endpoint, grpc_endpoint = (f"http://127.0.0.1:{receiver.port_of(name)}" for name in ("HTTP_PORT", "PORT"))
         stack.say(f"receiver takes spans at {endpoint} (OTLP/HTTP) and {grpc_endpoint} (OTLP/gRPC)")
-        page = ModuleServer("viewer", stack.folder, environment | {"VIEWER_HOST": "127.0.0.1"}, ports=VIEWER_PORTS)
+        reads_as = {"VIEWER_HOST": "127.0.0.1", "VIEWER_PASSWORD_FILE": "", "VIEWER_DATABASE_URL": _reader_url(stack)}
+        page = ModuleServer("viewer", stack.folder, environment | reads_as, ports=VIEWER_PORTS)
         stack.start_module(page)
         page_address = f"http://127.0.0.1:{page.port_of('VIEWER_PORT')}"
         ports = {name: str(port) for name, port in (receiver.ports | consumer.ports | page.ports).items()}
@@ -255,6 +257,15 @@ def _migrate(environment: Mapping[str, str]) -> None:
         raise StackError(f"`alembic upgrade head` took longer than {_MIGRATION_SECONDS} s.") from error
     if done.returncode:
         raise StackError(f"`alembic upgrade head` failed:\n{done.stdout}{done.stderr}")
+
+
+def _reader_url(stack: Stack) -> str:
+    """The database as the role that only reads, with a password of this start."""
+    password = secrets.token_hex(16)
+    script = ROOT / "deploy/postgres/reader.sql"
+    stack.postgres.run_script(script, DATABASE, {"ANALYTICS_READER_PASS": password})
+    stack.postgres.query(f"ALTER ROLE analytics_reader PASSWORD '{password}'", DATABASE)
+    return f"postgresql://analytics_reader:{password}@127.0.0.1:{stack.postgres.port}/{DATABASE}"
 
 
 def _has_history(stack: Stack) -> bool:
