@@ -358,7 +358,7 @@ async def test_a_database_that_goes_away_is_a_sentence_and_comes_back(
     postgres.query(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")
     try:
         down = await asyncio.to_thread(viewer.get, "/?days=9")
-        assert down.status == 503
+        assert down.status == 503, viewer.last_log_lines()
         assert "cannot be reached" in down.text
         assert (await asyncio.to_thread(viewer.get, "/healthz")).status == 503
     finally:
