@@ -20,6 +20,9 @@ ROWS_MAX = 2_000
 
 Rows = Sequence[dict[str, Any]]
 
+# asyncpg (0.32) raises the internal error when a connection of the pool was cut while it was idle.
+FAILURES = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError)
+
 
 class NoAnswer(Exception):  # noqa: N818  an outcome, shown in the place of the chart
     """A question that Postgres did not answer. `text` says what happened and what to do."""
@@ -56,7 +59,7 @@ class Database:
         try:
             with metrics.query_seconds.labels(function).time():
                 rows = await self._fetch(sql, values)
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+        except FAILURES as error:
             failure = failure_of(error)
             metrics.query_failures.labels(failure.reason).inc()
             raise failure from error
@@ -69,7 +72,7 @@ class Database:
     async def is_reachable(self) -> bool:
         try:
             return bool(await asyncio.wait_for(self._fetch("SELECT 1 AS one", ()), 2))
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+        except FAILURES:
             return False
 
     async def close(self) -> None:
@@ -80,7 +83,10 @@ class Database:
         pool = await self._opened()
         try:
             connection = await pool.acquire(timeout=QUEUE_TIMEOUT_S)
-        except asyncpg.PostgresError as error:  # a refused login, no such database, too many connections
+        except (
+            asyncpg.PostgresError,
+            asyncpg.InternalClientError,
+        ) as error:  # a refused login, no such database, too many connections
             raise ConnectionError from error
         try:
             async with connection.transaction(readonly=True):

@@ -54,11 +54,18 @@ class PostgresServer(Server):
 
     def query(self, sql: str, database: str = "postgres") -> str:
         """What psql prints for it, unaligned and without headings. Raises StackError with psql's error."""
+        return self._psql(("-c", sql), database, {})
+
+    def run_script(self, script: Path, database: str, environment: Mapping[str, str]) -> None:
+        """A file for psql, which may read the variables. Raises StackError with psql's error."""
+        self._psql(("-f", str(script)), database, environment)
+
+    def _psql(self, what: tuple[str, str], database: str, more: Mapping[str, str]) -> str:
         host = ("-h", "127.0.0.1", "-p", str(self.port), "-U", USER, "-d", database)
-        environment = _environment() | {"PGPASSWORD": self._password_file.read_text(), "PGCONNECT_TIMEOUT": "3"}
+        environment = _environment() | {"PGPASSWORD": self._password_file.read_text(), "PGCONNECT_TIMEOUT": "3", **more}
         try:
             done = subprocess.run(
-                [str(self.bin_dir / "psql"), "-XAtq", "-v", "ON_ERROR_STOP=1", *host, "-c", sql],
+                [str(self.bin_dir / "psql"), "-XAtq", "-v", "ON_ERROR_STOP=1", *host, *what],
                 capture_output=True,
                 text=True,
                 timeout=_QUERY_SECONDS,

@@ -6,6 +6,7 @@ State lies in one folder, `.local/` of the clone: kafka/, postgres/, the logs, a
 import fcntl
 import http.client
 import os
+import secrets
 import shlex
 import signal
 import subprocess
@@ -176,7 +177,8 @@ def run_all(folder: Path, seconds: float | None, *, spans_per_second: float | No
         stack.start_module(receiver)
         endpoint, grpc_endpoint = (f"http://127.0.0.1:{receiver.port_of(name)}" for name in ("HTTP_PORT", "PORT"))
         stack.say(f"receiver takes spans at {endpoint} (OTLP/HTTP) and {grpc_endpoint} (OTLP/gRPC)")
-        page = ModuleServer("viewer", stack.folder, environment | {"VIEWER_HOST": "127.0.0.1"}, ports=VIEWER_PORTS)
+        reads_as = {"VIEWER_HOST": "127.0.0.1", "VIEWER_PASSWORD_FILE": "", "VIEWER_DATABASE_URL": _reader_url(stack)}
+        page = ModuleServer("viewer", stack.folder, environment | reads_as, ports=VIEWER_PORTS)
         stack.start_module(page)
         page_address = f"http://127.0.0.1:{page.port_of('VIEWER_PORT')}"
         ports = {name: str(port) for name, port in (receiver.ports | consumer.ports | page.ports).items()}
@@ -185,7 +187,7 @@ def run_all(folder: Path, seconds: float | None, *, spans_per_second: float | No
         stack.say(f"the page: {page_address}")
         if spans_per_second is not None:
             if not _has_history(stack):
-                stack.say(f"{_send_history(grpc_endpoint)} spans of the last 30 days were sent")
+                stack.say(f"{_send_history(stack.folder, grpc_endpoint)} spans of the last 30 days were sent")
             stack.start_module(_demo(stack.folder, grpc_endpoint, spans_per_second))
             stack.say(f"demo traffic: {spans_per_second:g} spans a second")
         _show(stack, display.Display(first, page_address), consumer.port_of("CONSUMER_METRICS_PORT"), seconds)
@@ -257,6 +259,15 @@ def _migrate(environment: Mapping[str, str]) -> None:
         raise StackError(f"`alembic upgrade head` failed:\n{done.stdout}{done.stderr}")
 
 
+def _reader_url(stack: Stack) -> str:
+    """The database as the role that only reads, with a password of this start."""
+    password = secrets.token_hex(16)
+    script = ROOT / "deploy/postgres/reader.sql"
+    stack.postgres.run_script(script, DATABASE, {"ANALYTICS_READER_PASS": password})
+    stack.postgres.query(f"ALTER ROLE analytics_reader PASSWORD '{password}'", DATABASE)
+    return f"postgresql://analytics_reader:{password}@127.0.0.1:{stack.postgres.port}/{DATABASE}"
+
+
 def _has_history(stack: Stack) -> bool:
     """Its first day is sent last."""
     oldest = f"now() - interval '{_HISTORY_DAYS - 2} days'"
@@ -264,24 +275,18 @@ def _has_history(stack: Stack) -> bool:
     return stack.postgres.query(sql, DATABASE).strip() == "1"
 
 
-def _send_history(endpoint: str) -> str:
+def _send_history(folder: Path, endpoint: str) -> str:
     """How many spans were sent; Kafka has them then, and the consumer stores them within seconds."""
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "deploy.local.history", str(_HISTORY_DAYS)],
-            cwd=ROOT,
-            env={**os.environ, **_sender_environment(endpoint)},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_HISTORY_SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise StackError(f"The demo's history took longer than {_HISTORY_SECONDS} s.") from error
-    if done.returncode:
-        raise StackError(f"The demo's history failed:\n{done.stderr[-2000:]}")
-    return f"{int(done.stdout):,}"
+    days = str(_HISTORY_DAYS)
+    with ModuleServer("deploy.local.history", folder, _sender_environment(endpoint), arguments=(days,)) as history:
+        give_up_at = time.monotonic() + _HISTORY_SECONDS
+        while history.is_running:
+            if time.monotonic() > give_up_at:
+                raise history.failure(f"took longer than {_HISTORY_SECONDS} s")
+            time.sleep(0.1)
+        if history.exit_code:
+            raise history.failure(f"ended with code {history.exit_code}")
+        return f"{int(history.last_log_lines(1)):,}"
 
 
 def _sender_environment(endpoint: str) -> dict[str, str]:

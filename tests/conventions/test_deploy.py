@@ -284,7 +284,7 @@ def test_the_workflow_deploys_from_main_only_and_only_where_it_is_set_up() -> No
     """A fork has no cloud; a pull request must not reach ours."""
     workflow = document(WORKFLOW)
     deploy = workflow["jobs"]["deploy"]
-    assert set(deploy["needs"]) == {"test", "smoke", "senders"}
+    assert set(deploy["needs"]) == {"test", "smoke", "senders", "browser"}
     assert "refs/heads/main" in deploy["if"]
     assert "vars.GCP_WORKLOAD_IDENTITY_PROVIDER != ''" in deploy["if"]
     assert workflow["permissions"] == {"contents": "read"}

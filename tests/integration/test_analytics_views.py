@@ -435,7 +435,7 @@ async def test_a_rebuild_in_between_changes_nothing_and_needs_no_step(stack: Sta
     await stack.fetch("UPDATE analytics.settings SET smallest_group = 1")
     question = "SELECT * FROM analytics.overview('-infinity', 'infinity')"
     before = await stack.fetch(question)
-    assert before[0]["events"] == await stack.row_count()
+    assert before[0]["events"] >= await stack.row_count() == 60  # some rows stand for several
     assert (await answered(stack, "rebuild", "--rate", "0"))["swapped"]
     await stack.fetch("DROP SCHEMA before_rebuild CASCADE")
     assert await stack.fetch(question) == before

@@ -208,6 +208,8 @@ def test_run_fills_every_table_from_demo_traffic_and_stops_on_sigterm(tmp_path: 
         connection.request("GET", "/")
         assert "Active people" in connection.getresponse().read().decode()
         connection.close()
+        reads_as = "SELECT DISTINCT usename FROM pg_stat_activity WHERE application_name = 'telemetry-viewer'"
+        assert _psql(tmp_path, reads_as) == "analytics_reader\n"
         run.send_signal(signal.SIGTERM)
         shown, _ = run.communicate(timeout=15)
         assert run.returncode == 0

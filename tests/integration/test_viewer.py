@@ -183,6 +183,30 @@ async def test_nothing_of_the_address_reaches_the_database_unbound(
     assert (await asyncio.to_thread(lambda: viewer.get("/", method="POST"))).status == 405
 
 
+async def test_the_role_that_only_reads_is_all_that_the_page_needs(
+    database: asyncpg.Connection, database_url: str, postgres: PostgresServer, tmp_path: Path
+) -> None:
+    """So the page's password file and its URL open no way to write, whatever is wrong with the page."""
+    script = (ROOT / "deploy/postgres/reader.sql").read_text().replace("analytics_reader", "page_reader")
+    psql = [postgres.bin_dir / "psql", "-q", "-v", "ON_ERROR_STOP=1", "-v", "password=p", database_url]
+    text = script.replace("\\getenv password ANALYTICS_READER_PASS", "")
+    await asyncio.to_thread(subprocess.run, psql, input=text, text=True, check=True)
+    await insert(database, random_events(random.Random(5), 500))
+    owner = database_url.split("//")[1].split("@", maxsplit=1)[0]
+    page = Viewer(tmp_path / "viewer", database_url.replace(owner, "page_reader:p"))
+    await asyncio.to_thread(page.start)
+    try:
+        for html in await asked(page, *(f"/{name}?{RANGE}" for name in PAGES)):
+            assert 'class="failure"' not in html
+            assert "did not answer" not in html
+        await database.execute("REVOKE USAGE ON SCHEMA analytics FROM page_reader")
+        [html] = await asked(page, "/features?days=11")
+        assert "reader.sql" in html
+    finally:
+        await asyncio.to_thread(page.stop)
+        await database.execute("DROP OWNED BY page_reader; DROP ROLE page_reader")
+
+
 async def test_a_hash_is_shown_to_those_who_ask_for_it_only(viewer: Viewer) -> None:
     """A page on a wall shows no ids."""
     for path in ("/organizations?", "/csv/organizations?"):
@@ -334,7 +358,7 @@ async def test_a_database_that_goes_away_is_a_sentence_and_comes_back(
     postgres.query(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")
     try:
         down = await asyncio.to_thread(viewer.get, "/?days=9")
-        assert down.status == 503
+        assert down.status == 503, viewer.last_log_lines()
         assert "cannot be reached" in down.text
         assert (await asyncio.to_thread(viewer.get, "/healthz")).status == 503
     finally:

@@ -50,26 +50,14 @@ DECLARE
     floor integer := analytics.floored(smallest_group);
 BEGIN
     RETURN QUERY
-    WITH did AS (
-        SELECT event.organization_id, event.user_id, event.source, sum(event.weight) AS weight
-        FROM analytics.activity(since, until, organization, service, deployment) AS event
-        WHERE event.organization_id IS NOT NULL GROUP BY 1, 2, 3
-    ), came AS (
-        SELECT event.organization_id, (event.timestamp AT TIME ZONE zone)::date AS day
-        FROM analytics.activity(since, until, organization, service, deployment) AS event
-        WHERE event.organization_id IS NOT NULL GROUP BY 1, 2
-    ), days AS (
-        SELECT came.organization_id, count(*) AS active, max(came.day) AS last_day FROM came GROUP BY 1
-    ), counted AS (
-        SELECT did.organization_id, count(DISTINCT did.user_id) AS people, sum(did.weight) AS weight,
-            coalesce(sum(did.weight) FILTER (WHERE did.source = 'endpoint_usage'), 0) AS requests,
-            coalesce(sum(did.weight) FILTER (WHERE did.source = 'feature_usage'), 0) AS uses,
-            coalesce(sum(did.weight) FILTER (WHERE did.source = 'model_usage'), 0) AS calls
-        FROM did GROUP BY 1 HAVING count(DISTINCT did.user_id) >= floor
-    )
-    SELECT counted.organization_id, counted.people, counted.weight, counted.requests, counted.uses, counted.calls,
-        days.active, days.last_day
-    FROM counted JOIN days ON days.organization_id = counted.organization_id ORDER BY 3 DESC, 1;
+    SELECT event.organization_id, count(DISTINCT event.user_id), sum(event.weight),
+        coalesce(sum(event.weight) FILTER (WHERE event.source = 'endpoint_usage'), 0),
+        coalesce(sum(event.weight) FILTER (WHERE event.source = 'feature_usage'), 0),
+        coalesce(sum(event.weight) FILTER (WHERE event.source = 'model_usage'), 0),
+        count(DISTINCT (event.timestamp AT TIME ZONE zone)::date), max((event.timestamp AT TIME ZONE zone)::date)
+    FROM analytics.activity(since, until, organization, service, deployment) AS event
+    WHERE event.organization_id IS NOT NULL GROUP BY 1
+    HAVING count(DISTINCT event.user_id) >= floor ORDER BY 3 DESC, 1;
 END $$;
 
 COMMENT ON FUNCTION analytics.organizations IS 'What each organization did; those with too few known people are left out';

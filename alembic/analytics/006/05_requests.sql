@@ -12,35 +12,24 @@ DECLARE
     floor integer := analytics.floored(smallest_group);
 BEGIN
     RETURN QUERY
-    WITH asked AS (
-        SELECT request.endpoint, request.method, request.user_id, sum(request.weight) AS weight,
-            coalesce(sum(request.weight) FILTER (WHERE request.status_code >= 500), 0) AS server,
-            coalesce(sum(request.weight) FILTER (WHERE request.status_code BETWEEN 400 AND 499), 0) AS client
-        FROM analytics.requests(since, until, organization, service, deployment) AS request GROUP BY 1, 2, 3
-    ), ranked AS (
-        SELECT request.endpoint, request.method, request.duration_ms,
-            sum(request.weight) OVER (
+    WITH answered AS (
+        SELECT request.*,
+            sum(request.weight) FILTER (WHERE request.duration_ms IS NOT NULL) OVER (
                 PARTITION BY request.endpoint, request.method ORDER BY request.duration_ms ROWS UNBOUNDED PRECEDING
             ) AS up_to,
-            sum(request.weight) OVER (PARTITION BY request.endpoint, request.method) AS timed
+            sum(request.weight) FILTER (WHERE request.duration_ms IS NOT NULL) OVER (
+                PARTITION BY request.endpoint, request.method
+            ) AS timed
         FROM analytics.requests(since, until, organization, service, deployment) AS request
-        WHERE request.duration_ms IS NOT NULL
-    ), timed AS (
-        SELECT ranked.endpoint, ranked.method,
-            min(ranked.duration_ms) FILTER (WHERE ranked.up_to >= 0.5 * ranked.timed) AS p50,
-            min(ranked.duration_ms) FILTER (WHERE ranked.up_to >= 0.95 * ranked.timed) AS p95,
-            min(ranked.duration_ms) FILTER (WHERE ranked.up_to >= 0.99 * ranked.timed) AS p99
-        FROM ranked GROUP BY 1, 2
-    ), counted AS (
-        SELECT asked.endpoint, asked.method, sum(asked.weight) AS weight, count(asked.user_id) AS people,
-            sum(asked.server) / sum(asked.weight) AS server, sum(asked.client) / sum(asked.weight) AS client
-        FROM asked GROUP BY 1, 2 HAVING analytics.hidden_below(count(asked.user_id), floor) IS NOT NULL
     )
-    SELECT counted.endpoint, counted.method, counted.weight, counted.people, counted.server, counted.client,
-        timed.p50, timed.p95, timed.p99
-    FROM counted LEFT JOIN timed
-        ON timed.endpoint = counted.endpoint AND timed.method IS NOT DISTINCT FROM counted.method
-    ORDER BY 3 DESC, 1, 2;
+    SELECT answered.endpoint, answered.method, sum(answered.weight), count(DISTINCT answered.user_id),
+        coalesce(sum(answered.weight) FILTER (WHERE answered.status_code >= 500), 0) / sum(answered.weight),
+        coalesce(sum(answered.weight) FILTER (WHERE answered.status_code BETWEEN 400 AND 499), 0) / sum(answered.weight),
+        min(answered.duration_ms) FILTER (WHERE answered.up_to >= 0.5 * answered.timed),
+        min(answered.duration_ms) FILTER (WHERE answered.up_to >= 0.95 * answered.timed),
+        min(answered.duration_ms) FILTER (WHERE answered.up_to >= 0.99 * answered.timed)
+    FROM answered GROUP BY 1, 2
+    HAVING analytics.hidden_below(count(DISTINCT answered.user_id), floor) IS NOT NULL ORDER BY 3 DESC, 1, 2;
 END $$;
 
 COMMENT ON FUNCTION analytics.endpoint_health IS
@@ -101,38 +90,29 @@ DECLARE
     floor integer := analytics.floored(smallest_group);
 BEGIN
     RETURN QUERY
-    WITH asked AS (
-        SELECT request.service_name, request.service_version, request.user_id, sum(request.weight) AS weight,
-            min(request.timestamp) AS first_at, max(request.timestamp) AS last_at,
-            coalesce(sum(request.weight) FILTER (WHERE request.status_code >= 500), 0) AS server
-        FROM analytics.requests(since, until, organization, service, deployment) AS request
-        WHERE request.service_name IS NOT NULL AND request.service_version IS NOT NULL GROUP BY 1, 2, 3
-    ), ranked AS (
-        SELECT request.service_name, request.service_version, request.duration_ms,
-            sum(request.weight) OVER (
+    WITH answered AS (
+        SELECT request.*,
+            sum(request.weight) FILTER (WHERE request.duration_ms IS NOT NULL) OVER (
                 PARTITION BY request.service_name, request.service_version ORDER BY request.duration_ms
                 ROWS UNBOUNDED PRECEDING
             ) AS up_to,
-            sum(request.weight) OVER (PARTITION BY request.service_name, request.service_version) AS timed
+            sum(request.weight) FILTER (WHERE request.duration_ms IS NOT NULL) OVER (
+                PARTITION BY request.service_name, request.service_version
+            ) AS timed
         FROM analytics.requests(since, until, organization, service, deployment) AS request
         WHERE request.service_name IS NOT NULL AND request.service_version IS NOT NULL
-            AND request.duration_ms IS NOT NULL
-    ), timed AS (
-        SELECT ranked.service_name, ranked.service_version,
-            min(ranked.duration_ms) FILTER (WHERE ranked.up_to >= 0.95 * ranked.timed) AS p95
-        FROM ranked GROUP BY 1, 2
     ), released AS (
-        SELECT asked.service_name AS name, asked.service_version AS version, min(asked.first_at) AS first_at,
-            max(asked.last_at) AS last_at, sum(asked.weight) AS requests, count(asked.user_id) AS people,
-            sum(asked.server) / sum(asked.weight) AS errors
-        FROM asked GROUP BY 1, 2 HAVING analytics.hidden_below(count(asked.user_id), floor) IS NOT NULL
+        SELECT answered.service_name AS name, answered.service_version AS version, min(answered.timestamp) AS first_at,
+            max(answered.timestamp) AS last_at, sum(answered.weight) AS requests, count(DISTINCT answered.user_id) AS people,
+            coalesce(sum(answered.weight) FILTER (WHERE answered.status_code >= 500), 0) / sum(answered.weight) AS errors,
+            min(answered.duration_ms) FILTER (WHERE answered.up_to >= 0.95 * answered.timed) AS p95
+        FROM answered GROUP BY 1, 2
+        HAVING analytics.hidden_below(count(DISTINCT answered.user_id), floor) IS NOT NULL
     )
     SELECT released.name, released.version, released.first_at, released.last_at, released.requests, released.people,
-        released.errors, timed.p95, lag(released.version) OVER in_order, lag(released.errors) OVER in_order,
-        lag(timed.p95) OVER in_order
-    FROM released LEFT JOIN timed
-        ON timed.service_name = released.name AND timed.service_version = released.version
-    WINDOW in_order AS (PARTITION BY released.name ORDER BY released.first_at, released.version)
+        released.errors, released.p95, lag(released.version) OVER in_order, lag(released.errors) OVER in_order,
+        lag(released.p95) OVER in_order
+    FROM released WINDOW in_order AS (PARTITION BY released.name ORDER BY released.first_at, released.version)
     ORDER BY 1, 3, 2;
 END $$;
 
@@ -150,29 +130,26 @@ SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan SE
 #variable_conflict use_variable
 BEGIN
     RETURN QUERY
-    WITH did AS (
-        SELECT event.source, event.user_id, sum(event.weight) AS weight
-        FROM analytics.activity(since, until, organization, service, deployment) AS event GROUP BY 1, 2
-    ), counted AS (
-        SELECT count(DISTINCT did.user_id) AS people, coalesce(sum(did.weight), 0) AS events,
-            coalesce(sum(did.weight) FILTER (WHERE did.source = 'endpoint_usage'), 0) AS requests,
-            coalesce(sum(did.weight) FILTER (WHERE did.source = 'feature_usage'), 0) AS feature_uses,
-            coalesce(sum(did.weight) FILTER (WHERE did.source = 'model_usage'), 0) AS model_calls
-        FROM did
+    WITH counted AS (
+        SELECT count(DISTINCT event.user_id) AS people, coalesce(sum(event.weight), 0) AS events,
+            coalesce(sum(event.weight) FILTER (WHERE event.source = 'feature_usage'), 0) AS feature_uses,
+            coalesce(sum(event.weight) FILTER (WHERE event.source = 'model_usage'), 0) AS model_calls
+        FROM analytics.activity(since, until, organization, service, deployment) AS event
     ), ranked AS (
-        SELECT request.duration_ms, sum(request.weight) OVER (ORDER BY request.duration_ms ROWS UNBOUNDED PRECEDING) AS up_to,
-            sum(request.weight) OVER () AS timed
+        SELECT request.status_code, request.duration_ms, request.weight,
+            sum(request.weight) FILTER (WHERE request.duration_ms IS NOT NULL) OVER (
+                ORDER BY request.duration_ms ROWS UNBOUNDED PRECEDING
+            ) AS up_to,
+            sum(request.weight) FILTER (WHERE request.duration_ms IS NOT NULL) OVER () AS timed
         FROM analytics.requests(since, until, organization, service, deployment) AS request
-        WHERE request.duration_ms IS NOT NULL
     ), answered AS (
-        SELECT (SELECT sum(request.weight)
-                FROM analytics.requests(since, until, organization, service, deployment) AS request
-                WHERE request.status_code >= 500) AS failed,
-            (SELECT min(ranked.duration_ms) FROM ranked WHERE ranked.up_to >= 0.95 * ranked.timed) AS p95
+        SELECT coalesce(sum(ranked.weight), 0) AS requests,
+            coalesce(sum(ranked.weight) FILTER (WHERE ranked.status_code >= 500), 0) / sum(ranked.weight) AS errors,
+            min(ranked.duration_ms) FILTER (WHERE ranked.up_to >= 0.95 * ranked.timed) AS p95
+        FROM ranked
     )
     SELECT analytics.hidden_below(counted.people, analytics.floored(smallest_group)), counted.events,
-        counted.requests, coalesce(answered.failed, 0) / nullif(counted.requests, 0), answered.p95, counted.feature_uses,
-        counted.model_calls
+        answered.requests, answered.errors, answered.p95, counted.feature_uses, counted.model_calls
     FROM counted CROSS JOIN answered;
 END $$;
 
