@@ -1,6 +1,7 @@
 """What both programs' commands have in common: text on standard output, `--version`, and the layout of their help."""
 
 import inspect
+import os
 import re
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -21,6 +22,8 @@ def write_out(text: str) -> None:
         sys.stdout.write(text + "\n")
         sys.stdout.flush()
     except BrokenPipeError:
+        # What is left in the buffer would fail again when Python flushes it at the end, with an exit code of its own.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(READER_LEFT) from None
 
 

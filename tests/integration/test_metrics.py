@@ -63,9 +63,9 @@ async def test_connections_and_writers_are_counted_as_the_database_counts_them(s
         ours = "datname = current_database() AND application_name ~ '^telemetry-'"
         found = await stack.fetch(f"SELECT count(*) FROM pg_stat_activity WHERE {ours}")
         says = metrics(consumer)
-        return found[0]["count"] == says["consumer_database_connections", ""] == 4  # three writers and the watch
+        return found[0]["count"] == says["consumer_database_connections", ""] == 5  # three writers, the watch, erasures
 
-    await eventually(agree, 30, "four connections")
+    await eventually(agree, 30, "five connections")
     assert metrics(consumer)["consumer_writers", ""] == 3
 
 
