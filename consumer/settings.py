@@ -4,8 +4,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from consumer.store.plain_rows import EngineSetting
 from shared.database_settings import DatabaseSettings
+from shared.engine import EngineSetting
 from shared.settings import IdSettings, KafkaSettings, PortOrOff, ReceiverPlace
 
 

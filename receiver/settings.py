@@ -7,7 +7,7 @@ from typing import Annotated, Self
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import NoDecode
 
-from receiver.translate.engine import EngineSetting
+from shared.engine import EngineSetting
 from shared.settings import (
     CommaSeparated,
     CommaSeparatedSecrets,

@@ -6,11 +6,9 @@ tables, so a new field is taken in by itself; a table with a kind of field or co
 left to the reference as a whole.
 """
 
-import importlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from types import ModuleType
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 from uuid import UUID
 
 import annotated_types
@@ -20,11 +18,9 @@ from sqlalchemy import BigInteger, DateTime, Double, Integer, String, Table, Tex
 from sqlalchemy.dialects import postgresql
 
 from consumer.store.schema import ANALYTICS_TABLES, INDEX, Row
-from shared.errors import WrongSetting
+from shared.engine import EngineName, EngineSetting, native_library
 from shared.events import EVENT_MODELS, BaseEvent
 
-EngineName = Literal["native", "python"]
-EngineSetting = Literal["auto", "native", "python"]
 DECLINED = ("table", "field")  # another table, version or order of fields; a field that is written another way
 
 _INT8_MIN, _INT8_MAX = -(2**63), 2**63 - 1
@@ -50,9 +46,7 @@ class PlainRows:
 
     def __init__(self, setting: EngineSetting = "auto") -> None:
         """Raises WrongSetting: the native engine is asked for, and was not built."""
-        library = None if setting == "python" else _library()
-        if library is None and setting == "native":
-            raise WrongSetting("ENGINE: native was not built. Install cargo and run make setup, or set ENGINE=auto.")
+        library = native_library(setting)
         layouts, self.unknown = _layouts()
         self.name: EngineName = "python" if library is None else "native"
         self.declined: Counter[str] = Counter()  # since somebody looked
@@ -78,17 +72,6 @@ class PlainRows:
             return None
         data: bytes | None = self._rows.copy_data(self._tables.index(table), rows, partitions)
         return data
-
-
-def is_native_built() -> bool:
-    return _library() is not None
-
-
-def _library() -> ModuleType | None:
-    try:
-        return importlib.import_module("telemetry_native")
-    except ImportError:
-        return None
 
 
 def _layouts() -> tuple[list[dict[str, Any]], list[str]]:

@@ -4,12 +4,11 @@ Both engines give the same records, byte for byte. The native engine translates 
 leaves the others, one by one, to the reference.
 """
 
-import importlib
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 from uuid import UUID
 
 from receiver.decode.spans import ResourceSpans, TooManySpans, fields_max, read_request, written_plainly
@@ -20,11 +19,8 @@ from receiver.translate.outcome import NOT_PRODUCT_EVENT, Ignored, Outcome, Reje
 from receiver.translate.reference import Resource, read_resource, translate
 from receiver.translate.rules import Rules
 from shared import wire
-from shared.errors import WrongSetting
+from shared.engine import EngineName, EngineSetting, native_library
 from shared.wire import BATCH_BYTES_MAX, HEADERS, RECORD_BYTES_MAX, Record
-
-EngineName = Literal["native", "python"]
-EngineSetting = Literal["auto", "native", "python"]
 
 ZSTD_LEVEL = 1  # a third less CPU than level 3 for records of about the same size: docs/performance.md
 
@@ -91,24 +87,11 @@ def new_engine(rules: Rules, *, setting: EngineSetting, spans_max: int) -> Engin
     Raises:
         WrongSetting: the native engine is asked for, and was not built.
     """
-    library = None if setting == "python" else _native_library()
+    library = native_library(setting)
     if library is None:
-        if setting == "native":
-            raise WrongSetting("ENGINE: native was not built. Install cargo and run make setup, or set ENGINE=auto.")
         return Reference(rules, spans_max=spans_max)
     spec = mapping_spec(rules, spans_max=spans_max, fields_max=fields_max(spans_max))
     return Native(library, library.Engine(spec, role_of(rules)), Reference(rules, spans_max=spans_max))
-
-
-def is_native_built() -> bool:
-    return _native_library() is not None
-
-
-def _native_library() -> ModuleType | None:
-    try:
-        return importlib.import_module("telemetry_native")
-    except ImportError:
-        return None
 
 
 class Reference:

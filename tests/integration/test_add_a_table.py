@@ -17,7 +17,7 @@ from opentelemetry.sdk.trace.export import SpanExportResult
 from opentelemetry.trace import SpanKind
 
 from deploy.local.server import free_port
-from receiver.translate.engine import is_native_built
+from shared.engine import is_native_built
 from support.command import answered
 from support.project import Copy, sections
 from support.records import made

@@ -5,7 +5,7 @@ import asyncio
 import grpc
 import pytest
 
-from receiver.translate.engine import is_native_built
+from shared.engine import is_native_built
 from support.frameworks import ROWS, sent_by, table_of
 from support.receiver import EXPORT
 from support.stack import Stack

@@ -9,9 +9,10 @@ from typing import Any
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
 
-from receiver.translate.engine import Engine, Reference, Translation, is_native_built, new_engine
+from receiver.translate.engine import Engine, Reference, Translation, new_engine
 from receiver.translate.outcome import Ignored, Outcome, Rejected
 from receiver.translate.rules import Rules
+from shared.engine import is_native_built
 from shared.wire import BATCH_BYTES_MAX, encode
 
 NOW_MS = 1_795_460_000_000
