@@ -181,7 +181,7 @@ async def _joined(
         consumer = new_consumer(settings, group=settings.kafka_consumer_group)
         consumer.subscribe([settings.kafka_topic], listener=rebalances)
         try:
-            topics = await ensure_topics(settings)
+            topics = await ensure_topics(settings, joins_group=True)
             for topic, state_of in topics.items():
                 for name, actual, expected in state_of.differing:
                     log.warning("topic_differs", topic=topic, setting=name, actual=actual, expected=expected)

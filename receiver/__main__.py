@@ -135,9 +135,9 @@ async def serve(settings: ReceiverSettings, *, is_worker: bool = False) -> None:
     """Receive until SIGTERM. Ends within 15 s with a dead broker: 7 of them for calls, the rest for the producer."""
     stop = lifecycle.stop_event()
     state = probes.Health(NEED)
-    arrivals = Arrivals(max(settings.max_request_bytes, settings.max_inflight_bytes // ARRIVING_SHARE))
-    turns = Turns()
     budget = Budget(settings.max_inflight_bytes)
+    arrivals = Arrivals(budget, max(settings.max_request_bytes, settings.max_inflight_bytes // ARRIVING_SHARE))
+    turns = Turns()
     keys = Keys(settings.keys, settings.api_keys_file)
     engine = new_engine(rules_of(settings), setting=settings.engine, spans_max=settings.max_spans_per_request)
     metrics.engine_info.labels(engine.name).set(1)

@@ -227,6 +227,12 @@ impl Engine {
         Ok(Self { translator: Mutex::new(Translator::new(mapping.clone())), mapping: Arc::new(mapping), role_of })
     }
 
+    /// Memory of what is remembered from request to request.
+    #[getter]
+    fn remembered_bytes(&self) -> usize {
+        locked(&self.translator).remembered_bytes()
+    }
+
     /// Split a request into spans; raises Odd or TooMany.
     fn open(&self, py: Python<'_>, body: PyBackedBytes) -> PyResult<Request> {
         let opened = py.detach(|| request::Request::open(body, &self.mapping));

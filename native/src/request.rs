@@ -58,6 +58,10 @@ pub struct Request<B> {
 
 /// How often the clock is read.
 const SPANS_A_LOOK: usize = 16;
+/// A trace in an index: its id, what stands under it, and the room that a table keeps free.
+const BYTES_A_TRACE: usize = 128;
+/// Room for records is made so much at a time, or an eighth of what there is: doubled, it would be half empty.
+const VALUES_STEP: usize = 256 * 1024;
 /// A slice ends early when the reference has so many spans to do.
 const LEFTOVERS_MAX: usize = 64;
 
@@ -102,6 +106,7 @@ impl<B: AsRef<[u8]>> Request<B> {
                     return false;
                 }
                 looked += 1;
+                make_room(&mut self.values, VALUES_STEP / 4);
                 let raw = place.of(body);
                 let start = self.values.len();
                 match translator.span(&mut self.values, raw, &resource, &mut attributes, classify, &mut trace) {
@@ -160,6 +165,7 @@ impl<B: AsRef<[u8]>> Request<B> {
     #[allow(clippy::cast_possible_truncation)] // tables are few
     pub fn settle(&mut self, entry: usize, table: usize, id: [u8; 16], value: &[u8]) {
         let start = self.values.len();
+        make_room(&mut self.values, value.len());
         self.values.extend_from_slice(value);
         self.counts.published[table] += 1;
         self.entries[entry] = Entry { table: Some(table as u32), id, start, end: self.values.len() };
@@ -168,7 +174,14 @@ impl<B: AsRef<[u8]>> Request<B> {
     /// Bytes that the request holds beside its body.
     #[must_use]
     pub fn held_bytes(&self) -> usize {
-        self.values.capacity() + self.entries.capacity() * size_of::<Entry>() + self.spans * size_of::<Place>()
+        let places = self.places.iter().map(Vec::capacity).sum::<usize>() * size_of::<u32>();
+        let by_trace = self
+            .spans_by_trace
+            .as_ref()
+            .map_or(0, |by_trace| by_trace.len() * BYTES_A_TRACE + self.spans * 2 * size_of::<(u32, Place)>());
+        let named = self.index.by_trace.as_ref().map_or(0, |named| named.len() * BYTES_A_TRACE);
+        let entries = self.entries.capacity() * size_of::<Entry>();
+        self.values.capacity() + entries + self.spans * size_of::<Place>() + places + by_trace + named
     }
 
     /// Sort the records by partition: (partition, records) for those that have any.
@@ -192,6 +205,13 @@ impl<B: AsRef<[u8]>> Request<B> {
             batch.append(now_ms, &entry.id, &self.values[entry.start..entry.end], headers)
         };
         places.iter().take_while(fits).count()
+    }
+}
+
+/// Large vectors are moved by the kernel, which copies nothing, so that they need not be doubled.
+fn make_room(values: &mut Vec<u8>, size: usize) {
+    if values.len() >= VALUES_STEP && values.capacity() - values.len() < size {
+        values.reserve_exact(size.max(VALUES_STEP).max(values.len() / 8));
     }
 }
 

@@ -72,6 +72,8 @@ const KEYS_MAX: usize = 4096;
 const KEY_BYTES_MAX: usize = 128;
 const RESOURCES_MAX: usize = 512;
 const RESOURCE_BYTES_MAX: usize = 4096;
+/// Of all resources that are remembered: 512 usual ones are a tenth of it.
+const RESOURCES_BYTES_MAX: usize = 4 * 1024 * 1024;
 const SPAN_BYTES_MAX: usize = 4096;
 const OWN_IDS_MAX: usize = 4;
 const OWN_ID_BYTES_MIN: usize = 4;
@@ -88,6 +90,10 @@ enum Owned {
 }
 
 impl Owned {
+    fn held_bytes(&self) -> usize {
+        size_of::<Self>() + if let Self::Text(text) = self { text.len() } else { 0 }
+    }
+
     fn of(value: Value<'_>) -> Self {
         match value {
             Value::Text(text) => Self::Text(text.into()),
@@ -124,6 +130,18 @@ pub struct Resource {
     names: Vec<u64>,
 }
 
+impl Resource {
+    /// Memory, with the copy of its bytes that it is found by.
+    fn held_bytes(&self) -> usize {
+        let texts = self.columns.iter().map(|column| &column.3).chain(&self.numbers).map(Owned::held_bytes);
+        size_of::<Self>()
+            + 2 * self.raw.len()
+            + self.metadata.capacity()
+            + 8 * self.names.capacity()
+            + texts.sum::<usize>()
+    }
+}
+
 /// A raw id: what must not stand anywhere else.
 #[derive(Debug, Clone, PartialEq)]
 enum OwnId {
@@ -148,6 +166,8 @@ pub struct Translator {
     /// What keys say; the first is for keys that are too long.
     roles: Vec<Role>,
     resources: HashMap<Box<[u8]>, Arc<Resource>>,
+    key_bytes: usize,
+    resource_bytes: usize,
     seen: Seen,
 }
 
@@ -162,7 +182,14 @@ impl Translator {
             columns: vec![(0, 0, Form::Any, 0); mapping.columns.len()],
             names: Vec::new(),
         };
-        Self { mapping, keys: HashMap::new(), roles: vec![unread()], resources: HashMap::new(), seen }
+        let (keys, resources) = (HashMap::new(), HashMap::new());
+        Self { mapping, keys, roles: vec![unread()], resources, key_bytes: 0, resource_bytes: 0, seen }
+    }
+
+    /// Memory of the keys and resources that are remembered.
+    #[must_use]
+    pub fn remembered_bytes(&self) -> usize {
+        self.key_bytes + self.resource_bytes
     }
 
     /// Whether bytes hold a key that could make a span an event.
@@ -184,10 +211,13 @@ impl Translator {
         let mut read =
             Resource { raw: raw.into(), holds_deciding_key: self.holds_deciding_key(raw), ..Resource::default() };
         read.is_declined = self.read_resource(&mut read, raw, classify).is_err();
+        let size = read.held_bytes();
         let read = Arc::new(read);
-        if self.resources.len() >= RESOURCES_MAX {
+        if self.resources.len() >= RESOURCES_MAX || self.resource_bytes + size > RESOURCES_BYTES_MAX {
             self.resources.clear();
+            self.resource_bytes = 0;
         }
+        self.resource_bytes += size;
         self.resources.insert(raw.into(), read.clone());
         read
     }
@@ -254,7 +284,10 @@ impl Translator {
         if key.len() > KEY_BYTES_MAX {
             return 0;
         }
-        self.roles.push(classify.role_of(key));
+        let role = classify.role_of(key);
+        self.key_bytes +=
+            size_of::<Role>() + 2 * key.len() + role.metadata.as_ref().map_or(0, |made| made.prefix.len());
+        self.roles.push(role);
         self.keys.insert(key.into(), self.roles.len() - 1);
         self.roles.len() - 1
     }
@@ -264,6 +297,7 @@ impl Translator {
         if self.roles.len() > KEYS_MAX {
             self.keys.clear();
             self.roles.truncate(1);
+            self.key_bytes = 0;
         }
     }
 

@@ -69,6 +69,10 @@ class Translation(Protocol):
 class Engine(Protocol):
     name: EngineName
 
+    @property
+    def remembered_bytes(self) -> int:
+        """Memory of what is remembered from request to request: keys and resources, never values."""
+
     def open(self, body: bytes) -> Translation:
         """Split a request into spans.
 
@@ -102,6 +106,10 @@ class Reference:
     def __init__(self, rules: Rules, *, spans_max: int) -> None:
         self.rules = rules
         self.spans_max = spans_max
+
+    @property
+    def remembered_bytes(self) -> int:
+        return self.rules.allowed.remembered_bytes
 
     def open(self, body: bytes) -> Translation:
         return ByReference(read_request(body, spans_max=self.spans_max), self.rules)
@@ -143,10 +151,15 @@ class ByReference(_Fates):
     def __init__(self, groups: Sequence[ResourceSpans], rules: Rules) -> None:
         super().__init__()
         self.spans = sum(len(group.spans) for group in groups)
-        self.held_bytes = 0
+        self._traces = Traces(rules)
+        self._record_bytes = 0
         self._records: list[Record] = []
         self._by_partition: dict[int, list[Record]] = {}
         self._work = self._steps(groups, rules)
+
+    @property
+    def held_bytes(self) -> int:
+        return self._record_bytes + self._traces.held_bytes
 
     def step(self, seconds: float) -> bool:
         ends_at = time.monotonic() + seconds
@@ -154,17 +167,16 @@ class ByReference(_Fates):
 
     def _steps(self, groups: Sequence[ResourceSpans], rules: Rules) -> Iterator[None]:
         """A few spans a step, or one that is large."""
-        traces = Traces(rules)
-        yield from traces.read(groups)
+        yield from self._traces.read(groups)
         for group in groups:
             resource = read_resource(group.resource, rules)
             unseen_bytes = 0
             for raw in group.spans:
-                outcome = translate(raw, resource, rules, traces=traces)
+                outcome = translate(raw, resource, rules, traces=self._traces)
                 record = self.record_of(outcome)
                 if record is not None:
                     self._records.append(record)
-                    self.held_bytes += len(record.value) + _RECORD_OVERHEAD_BYTES
+                    self._record_bytes += len(record.value) + _RECORD_OVERHEAD_BYTES
                 unseen_bytes += _IGNORED_BYTES if outcome is NOT_PRODUCT_EVENT else _EVENT_BYTES + len(raw)
                 if unseen_bytes > _BYTES_A_STEP:
                     unseen_bytes = 0
@@ -200,6 +212,11 @@ class Native:
         self._library = library
         self._reference = reference
 
+    @property
+    def remembered_bytes(self) -> int:
+        native_bytes: int = self.engine.remembered_bytes
+        return native_bytes + self._reference.remembered_bytes
+
     def open(self, body: bytes) -> Translation:
         try:
             return ByNative(self, self.engine.open(body))
@@ -230,7 +247,7 @@ class ByNative(_Fates):
     @property
     def held_bytes(self) -> int:
         held: int = self._request.held_bytes
-        return held
+        return held + self._traces.held_bytes
 
     def step(self, seconds: float) -> bool:
         ends_at = time.monotonic() + seconds
@@ -289,6 +306,7 @@ class _TracesOnDemand(Traces):
             for _ in traces.read(groups):
                 pass
             known = self._known[trace_id] = traces.of(trace_id)
+            self.held_bytes += traces.held_bytes
         return known
 
 

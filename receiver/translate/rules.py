@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from fnmatch import translate as glob_pattern
 
 from receiver.translate import mapping
-from receiver.translate.metadata import AllowList, allow_list
+from receiver.translate.metadata import AllowList
 from shared.identity import Hasher
 
 ENDPOINT_EXCLUDE = ("/health", "/healthz", "/livez", "/readyz", "/metrics", "/favicon.ico")
@@ -32,7 +32,7 @@ class Rules:
     def __post_init__(self) -> None:
         excluded = re.compile("|".join(map(glob_pattern, self.endpoint_exclude)) or "(?!)")
         for name, value in (
-            ("allowed", allow_list(self.metadata_attributes)),
+            ("allowed", AllowList(self.metadata_attributes)),
             ("is_excluded", lambda path: excluded.match(path) is not None),
             ("has_deciding_key", _holds_one_of(mapping.deciding_keys(infer_events=self.infer_events))),
             ("has_shared_key", _holds_one_of(mapping.SHARED_KEYS)),
