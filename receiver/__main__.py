@@ -200,6 +200,7 @@ def rules_of(settings: ReceiverSettings) -> Rules:
         infer_events=settings.infer_events,
         identity_by_trace=settings.identity_by_trace,
         endpoint_exclude=settings.endpoint_exclude,
+        endpoints_per_service=settings.endpoints_per_service,
         metadata_attributes=settings.metadata_attributes,
         span_bytes_max=settings.max_span_bytes,
         span_attributes_max=settings.max_span_attributes,

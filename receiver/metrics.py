@@ -38,6 +38,9 @@ spans_declined = Counter(
 engine_info = Gauge(
     "receiver_engine_info", "1 for the engine that translates spans", ["engine"], multiprocess_mode="livemax"
 )
+endpoints_replaced = Counter(
+    "receiver_endpoints_replaced", "Events whose endpoint got `{other}`, as their service has too many endpoints"
+)
 spans_rejected = Counter("receiver_spans_rejected", "Spans that are an event but cannot be stored", ["reason"])
 events_published = Counter(
     "receiver_events_published", "Events of requests whose every record was acknowledged", ["table"]

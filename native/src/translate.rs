@@ -1,5 +1,6 @@
 //! One span's bytes -> one record's value, for spans that need no judgement; the reference does the others.
 
+use std::cell::Cell;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -50,8 +51,8 @@ impl Declined {
 /// What becomes of a span.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
-    /// Its record's value was added, for this table and under this id.
-    Written(usize, [u8; 16]),
+    /// Its record's value was added, for this table and under this id; whether it holds a path that no template gave.
+    Written(usize, [u8; 16], bool),
     NotProductEvent,
     UnknownCategory,
     ExcludedEndpoint,
@@ -169,6 +170,8 @@ pub struct Translator {
     key_bytes: usize,
     resource_bytes: usize,
     seen: Seen,
+    /// The span's path was sent as it is, and no template.
+    is_raw_path: Cell<bool>,
 }
 
 type Step<T> = Result<T, Declined>;
@@ -183,7 +186,16 @@ impl Translator {
             names: Vec::new(),
         };
         let (keys, resources) = (HashMap::new(), HashMap::new());
-        Self { mapping, keys, roles: vec![unread()], resources, key_bytes: 0, resource_bytes: 0, seen }
+        Self {
+            mapping,
+            keys,
+            roles: vec![unread()],
+            resources,
+            key_bytes: 0,
+            resource_bytes: 0,
+            seen,
+            is_raw_path: Cell::new(false),
+        }
     }
 
     /// Memory of the keys and resources that are remembered.
@@ -360,13 +372,14 @@ impl Translator {
         ids.extend_from_slice(&resource.ids);
         let id = event_id(span.trace_id, span.span_id);
         let written = Written { attributes, resource, span: &span, ids: &ids, metadata: &metadata, id };
+        self.is_raw_path.set(false);
         if let Some(place) = self.write(out, table, &written, exclusion, trace)? {
             let bare = &out[place.start + 1..place.end - 1]; // without its quotes
             if self.mapping.exclusions.iter().any(|glob| glob.matches(bare)) {
                 return Ok(Fate::ExcludedEndpoint);
             }
         }
-        Ok(Fate::Written(table, id))
+        Ok(Fate::Written(table, id, self.is_raw_path.get()))
     }
 
     /// Note which attribute gives each column, the raw ids, and what goes to metadata.
@@ -588,6 +601,7 @@ impl Translator {
             return self.write_named_path(out, column, value, form, of.span.name);
         }
         self.write_column(out, column, value, form)?;
+        self.is_raw_path.set(self.is_raw_path.get() || form == Form::Path);
         if is_an_owners(value, of.ids) && self.mapping.columns[column].kind != Kind::HashedId {
             out.truncate(start);
             return Err(Declined::OwnId);
@@ -612,11 +626,13 @@ impl Translator {
                 return Err(Declined::Path);
             };
             let how = PathRules { may_have_placeholders: true, may_have_ids: false, is_trimmed: true };
+            self.is_raw_path.set(!plain::has_placeholder(path));
             return plain::write_path(out, path, &self.mapping.placeholder, chars_max, how).ok_or(Declined::Path);
         }
         if memchr::memchr(b'/', name).is_some() {
             return Err(Declined::Path);
         }
+        self.is_raw_path.set(form == Form::Path);
         self.write_column(out, column, value, form)
     }
 

@@ -53,12 +53,14 @@ class Tally:
         self.published: Counter[str] = Counter()
         self.faults: Counter[str] = Counter()
         self.declined: Counter[str] = Counter()
+        self.replaced = 0
         self.spans = 0
 
     def take(self, translation: Translation) -> None:
         self.ignored, self.rejected = translation.ignored, translation.rejected
         self.faults, self.declined = translation.faults, translation.declined
         self.published = translation.published()
+        self.replaced = translation.replaced
 
 
 @dataclass(slots=True, eq=False)
@@ -298,6 +300,7 @@ class Export:
         _request_seconds(transport).observe(time.monotonic() - started_at)
         if code == replies.OK:
             self._failing_since = None
+            metrics.endpoints_replaced.inc(tally.replaced)
             for counter, counts in (
                 (metrics.spans_ignored, tally.ignored),
                 (metrics.spans_rejected, tally.rejected),

@@ -21,6 +21,7 @@ class Rules:
     infer_events: bool = True
     identity_by_trace: bool = True
     endpoint_exclude: Sequence[str] = ENDPOINT_EXCLUDE
+    endpoints_per_service: int = 0
     metadata_attributes: Sequence[str] = mapping.METADATA_ATTRIBUTES
     span_bytes_max: int = 4 * 1024 * 1024
     span_attributes_max: int = 1024
