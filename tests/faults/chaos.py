@@ -5,7 +5,8 @@
 
 Real processes, real signals, a real Kafka and a real Postgres. Events are a function of the seed and their
 number, so what must be in the tables is computed here and never by the product. Each fault is injected only
-while at least 100 events are on their way.
+while at least 100 events are on their way. All the while retention and rebuilds run, one after the other, and
+the events' times cross from one partition to the next.
 """
 
 import argparse
@@ -36,7 +37,8 @@ from deploy.local.kafka import KafkaBroker  # noqa: E402  after the path is set
 from deploy.local.postgres import PostgresServer  # noqa: E402
 from deploy.local.server import Server, free_port  # noqa: E402
 from deploy.local.stack import ModuleServer  # noqa: E402
-from support.cluster import cluster, in_sync  # noqa: E402
+from support.cluster import in_sync, new_brokers, start  # noqa: E402
+from support.command import command  # noqa: E402
 from support.proxy import Proxy  # noqa: E402
 from support.stack import Stack, eventually  # noqa: E402
 
@@ -51,6 +53,12 @@ ON_THEIR_WAY_MIN = 100
 SESSION_S = 12.0  # a little over the consumer's session timeout of 10 s
 BROKER_SESSION_S = 6.0  # twice a broker's: its partitions have other leaders then
 # What OTLP has exporters send again; RESOURCE_EXHAUSTED only with RetryInfo, and we never mean it so.
+OLD_DAYS = 90
+OLD_ROWS = f"""
+    INSERT INTO feature_usage (id, feature_name, timestamp, deployment_type)
+    SELECT gen_random_uuid(), 'old', now() - interval '{OLD_DAYS} days', 'chaos' FROM generate_series(1, 1000)
+    RETURNING 1
+"""
 RETRIED = {
     getattr(grpc.StatusCode, name)
     for name in ("CANCELLED", "DEADLINE_EXCEEDED", "ABORTED", "OUT_OF_RANGE", "UNAVAILABLE", "DATA_LOSS")
@@ -117,6 +125,8 @@ class Figures:
     wrong: int = 0
     dead_letters: int = 0
     unbalanced: int = 0
+    retained: int = 0
+    rebuilt: int = 0
     seconds: float = 0
     rss_mib: dict[str, int] = field(default_factory=dict)
 
@@ -127,6 +137,7 @@ class Figures:
             f"seed {self.seed}, {self.seconds:.0f} s\n"
             f"  faults injected              {self.faults.total():>10}\n{kinds}\n"
             f"  least events on their way at a fault {self.least_on_their_way}\n"
+            f"  old rows deleted, rebuilds swapped meanwhile {self.retained}, {self.rebuilt}\n"
             f"  events acknowledged          {self.acknowledged:>10}\n"
             f"  events missing               {self.missing:>10}\n"
             f"  events doubled               {self.doubled:>10}\n"
@@ -157,12 +168,13 @@ class Chaos:
         self.receiver: ModuleServer
         self.consumers: list[ModuleServer] = []
 
-    async def run(self, seconds: float, *, at_least_each: int) -> Figures:
+    async def run(self, seconds: float, *, at_least_each: int, has_maintenance: bool) -> Figures:
         """Faults for so many seconds, and until each kind has come so often; then heal, and compare."""
         started_at = time.monotonic()
         self.receiver = await asyncio.to_thread(self.stack.receiver, **self._cluster())
         self.consumers = [await asyncio.to_thread(self._consumer) for _ in range(2)]
-        async with self._background(*(self._send() for _ in range(SENDERS)), self._watch_memory()):
+        work = [*(self._send() for _ in range(SENDERS)), self._watch_memory()]
+        async with self._background(*work, *([self._maintain()] if has_maintenance else [])):
             kinds = list(self.kinds())
             plan = [kind for kind in kinds for _ in range(at_least_each)]
             self._random.shuffle(plan)
@@ -316,8 +328,37 @@ class Chaos:
                 self._acknowledged += numbers
                 await asyncio.sleep(SENDERS * SPANS_PER_REQUEST / self._rate)
 
+    async def _maintain(self) -> None:
+        """Retention, then a rebuild that is resumed after each fault until it has swapped; again and again."""
+        url = {"ANALYTICS_DATABASE_URL": self.stack.database_url, **self._cluster(), **BY_DAY}
+
+        async def succeeds(*arguments: str) -> bool:
+            code, _, said = await command(self.stack, *arguments, **url)
+            assert code in (0, 1, 3), said  # 1 and 3: a fault of ours came between
+            return code == 0
+
+        while not self._is_over.is_set():
+            old = await self._until_answered(OLD_ROWS)
+            while not await succeeds("retain", "--days", str(OLD_DAYS - 1), "--yes"):
+                pass
+            self.figures.retained += old
+            is_done = await succeeds("rebuild")
+            while not is_done:
+                is_done = await succeeds("rebuild", "--resume") or await succeeds("rebuild")
+            self.figures.rebuilt += 1
+            while not await succeeds("rebuild", "--drop-old", "--yes"):
+                pass
+
+    async def _until_answered(self, sql: str) -> int:
+        async def answered() -> list[dict[str, object]]:
+            return await self.stack.fetch(sql)
+
+        return len(await eventually(answered, 60, "the database answers"))
+
     async def _settled(self) -> int:
-        lines = await self.stack.fetch("SELECT sum(stored) AS rows FROM ingest.partition_offsets")
+        lines = await self.stack.fetch(
+            "SELECT sum(stored) AS rows FROM ingest.partition_offsets WHERE generation = 'live'"
+        )
         return int(lines[0]["rows"] or 0)
 
     async def _enough_on_their_way(self) -> None:
@@ -385,7 +426,7 @@ class Chaos:
         figures.missing = len(wanted.keys() - found.keys())
         figures.wrong = sum(found[id_] != event.row for id_, event in wanted.items() if id_ in found)
         figures.dead_letters = len(await self.stack.fetch("SELECT 1 FROM ingest.dead_letters"))
-        ledger = await self.stack.ledger()
+        ledger = [line for line in await self.stack.ledger() if line["generation"] == "live"]
         figures.unbalanced = sum(
             line["next_offset"] - line["first_offset"] != sum(line[fate] for fate in FATES) for line in ledger
         )
@@ -393,13 +434,30 @@ class Chaos:
         figures.doubled += abs(applied - len(rows))
 
 
-async def chaos(folder: Path, *, seconds: float, seed: int, at_least_each: int, rate: int, brokers: int = 1) -> Figures:
-    """A run on servers of its own."""
+async def chaos(
+    folder: Path,
+    *,
+    seconds: float,
+    seed: int,
+    at_least_each: int,
+    rate: int,
+    brokers: int = 1,
+    has_maintenance: bool = True,
+) -> Figures:
+    """A run on servers of its own. `has_maintenance`: retention and rebuilds run meanwhile."""
     async with AsyncExitStack() as running:
         ports: list[int] = []
         for _ in range(brokers):
             ports.append(free_port(besides=ports))
-        cluster_ = running.enter_context(cluster(folder, brokers, doors=ports))
+        made = new_brokers(folder, brokers, doors=ports)
+        doors = [
+            await running.enter_async_context(Proxy(f"kafka://127.0.0.1:{behind}").running(door))
+            for (_, behind), door in zip(made, ports, strict=True)
+        ]
+        cluster = [broker for broker, _ in made]
+        for broker in cluster:
+            running.callback(broker.kill)
+        await asyncio.to_thread(start, cluster)
         postgres = running.enter_context(PostgresServer(folder / "postgres"))
         postgres.create_database("analytics")
         url = postgres.url("analytics")
@@ -407,15 +465,11 @@ async def chaos(folder: Path, *, seconds: float, seed: int, at_least_each: int, 
             sys.executable, "-m", "alembic", "upgrade", "head", cwd=ROOT, env={"ANALYTICS_DATABASE_URL": url} | BY_DAY
         )
         assert await migrating.wait() == 0
-        stack = Stack(kafka=cluster_[0], postgres=postgres, database_url=url, folder=folder)
+        stack = Stack(kafka=cluster[0], postgres=postgres, database_url=url, folder=folder)
         running.callback(stack.close)
-        doors = [
-            await running.enter_async_context(Proxy(f"kafka://{broker.bootstrap_servers}").running(port))
-            for broker, port in zip(cluster_, ports, strict=True)
-        ]
         proxy = await running.enter_async_context(Proxy(url).running())
-        return await Chaos(stack, cluster_, proxy, doors, seed=seed, rate=rate).run(
-            seconds, at_least_each=at_least_each
+        return await Chaos(stack, cluster, proxy, doors, seed=seed, rate=rate).run(
+            seconds, at_least_each=at_least_each, has_maintenance=has_maintenance
         )
 
 

@@ -10,7 +10,7 @@ async def test_a_fault_of_each_kind_under_load_loses_and_doubles_nothing(folder:
     """What is promised for one fault must hold for one after another; `make chaos` is the long form."""
     own = folder / "chaos"
     own.mkdir(mode=0o755)
-    figures = await chaos(own, seconds=0, seed=7, at_least_each=1, rate=800)
+    figures = await chaos(own, seconds=0, seed=7, at_least_each=1, rate=800, has_maintenance=False)
     assert figures.faults.total() >= 18
     assert figures.least_on_their_way >= ON_THEIR_WAY_MIN
     assert figures.acknowledged > 5_000
@@ -26,4 +26,6 @@ async def test_a_fault_of_each_kind_with_three_brokers_loses_and_doubles_nothing
     own.mkdir(mode=0o755)
     figures = await chaos(own, seconds=0, seed=8, at_least_each=1, rate=500, brokers=3)
     assert figures.faults.total() >= 20
+    assert figures.rebuilt >= 1
+    assert figures.retained >= 1_000
     assert (figures.missing, figures.doubled, figures.wrong, figures.dead_letters, figures.unbalanced) == (0,) * 5

@@ -16,38 +16,54 @@ from support.stack import eventually
 
 
 @contextmanager
-def cluster(
-    folder: Path, count: int, *, doors: Sequence[int] = (), properties: Mapping[str, object] | None = None
-) -> Iterator[list[KafkaBroker]]:
-    """So many brokers, started; killed at the end. `doors`: the ports at which clients are told to find each."""
-    ports: list[int] = []
-    for _ in range(3 * count):
-        ports.append(free_port(besides=[*ports, *doors]))
-    own, controllers, internal = ports[:count], ports[count : 2 * count], ports[2 * count :]
-    voters = dict(enumerate(controllers, 1))
-    brokers = [
-        KafkaBroker(
-            folder / f"cluster-{time.monotonic_ns()}-{node}",
-            port=own[index],
-            node_id=node,
-            controller_port=voters[node],
-            voters=voters,
-            properties={
-                "offsets.topic.replication.factor": count,
-                **(_behind(doors[index], own[index], voters[node], internal[index]) if doors else {}),
-                **(properties or {}),
-            },
-            heap_megabytes=256 if count > 1 else 512,
-        )
-        for index, node in enumerate(voters)
-    ]
-    with ThreadPoolExecutor(count) as pool:
-        list(pool.map(KafkaBroker.start, brokers))
+def cluster(folder: Path, count: int, *, properties: Mapping[str, object] | None = None) -> Iterator[list[KafkaBroker]]:
+    """So many brokers, started; killed at the end."""
+    brokers = [broker for broker, _ in new_brokers(folder, count, properties=properties)]
+    start(brokers)
     try:
         yield brokers
     finally:
         for broker in brokers:
             broker.kill()
+
+
+def start(brokers: Sequence[KafkaBroker]) -> None:
+    """All at once, as they wait for one another."""
+    with ThreadPoolExecutor(len(brokers)) as pool:
+        list(pool.map(KafkaBroker.start, brokers))
+
+
+def new_brokers(
+    folder: Path, count: int, *, doors: Sequence[int] = (), properties: Mapping[str, object] | None = None
+) -> list[tuple[KafkaBroker, int]]:
+    """Brokers of one cluster, to be started, and the port that each listens on.
+
+    `doors`: the ports that clients are told instead; what stands there must lead to the broker before it starts.
+    """
+    ports: list[int] = []
+    for _ in range(3 * count):
+        ports.append(free_port(besides=[*ports, *doors]))
+    own, controllers, internal = ports[:count], ports[count : 2 * count], ports[2 * count :]
+    voters = dict(enumerate(controllers, 1))
+    return [
+        (
+            KafkaBroker(
+                folder / f"cluster-{time.monotonic_ns()}-{node}",
+                port=own[index],
+                node_id=node,
+                controller_port=voters[node],
+                voters=voters,
+                properties={
+                    "offsets.topic.replication.factor": count,
+                    **(_behind(doors[index], own[index], voters[node], internal[index]) if doors else {}),
+                    **(properties or {}),
+                },
+                heap_megabytes=256 if count > 1 else 512,
+            ),
+            own[index],
+        )
+        for index, node in enumerate(voters)
+    ]
 
 
 def _behind(door: int, own: int, controller: int, internal: int) -> dict[str, object]:
