@@ -37,6 +37,8 @@ pub struct RowLayout {
 /// A column's value; None is the field's default.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Value<'a> {
+    /// Of rows that the reference made; a record that holds one is not plain.
+    Null,
     Text(&'a str),
     Integer(i64),
     Double(f64),
