@@ -71,6 +71,7 @@ impl Chunk {
             };
             chunk.outcomes.push(outcome);
         }
+        chunk.copy.shrink_to_fit(); // it stays until the batch is written
         chunk
     }
 
@@ -151,6 +152,7 @@ pub fn write_row(table: &Table, row: &[Option<Value<'_>>], out: &mut Vec<u8>) ->
         }
     }
     match (row[table.key.0], row[table.key.1]) {
+        (Some(Value::Uuid(id)), Some(Value::Integer(time))) => Some((id, time)),
         (Some(Value::Text(id)), Some(Value::Integer(time))) => Some((copy::uuid(id)?, time)),
         _ => None,
     }
@@ -160,6 +162,7 @@ pub fn write_row(table: &Table, row: &[Option<Value<'_>>], out: &mut Vec<u8>) ->
 #[must_use]
 pub fn write_value(out: &mut Vec<u8>, column: ColumnType, value: Value<'_>) -> Option<()> {
     match value {
+        Value::Uuid(id) => copy::write_uuid(out, column, id),
         Value::Text(text) => copy::write_text(out, column, text),
         Value::Integer(number) => copy::write_integer(out, column, number),
         Value::Double(number) => copy::write_double(out, column, number),

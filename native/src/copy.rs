@@ -34,6 +34,15 @@ pub fn write_text(out: &mut Vec<u8>, column: ColumnType, text: &str) -> Option<(
 
 /// As `write_text`.
 #[must_use]
+pub fn write_uuid(out: &mut Vec<u8>, column: ColumnType, id: [u8; 16]) -> Option<()> {
+    match column {
+        ColumnType::Uuid => write_bytes(out, &[], &id),
+        _ => None,
+    }
+}
+
+/// As `write_text`.
+#[must_use]
 pub fn write_integer(out: &mut Vec<u8>, column: ColumnType, number: i64) -> Option<()> {
     match column {
         ColumnType::Int4 => write_bytes(out, &[], &i32::try_from(number).ok()?.to_be_bytes()),

@@ -85,6 +85,10 @@ fn table_of(py: Python<'_>, spec: &RowLayoutSpec) -> PyResult<Table> {
     Ok(Table { types, defaults, key: spec.key, subjects: spec.subjects.clone() })
 }
 
+/// A partition, a chunk, its first record, the record behind its last, and the numbers of those left out.
+type PartSpec<'py> = (i32, Bound<'py, Chunk>, usize, usize, Vec<usize>);
+type Headers<'py> = Bound<'py, PyTuple>;
+
 /// Reads records by layouts that are handed over as data.
 #[pyclass(frozen)]
 pub struct Rows {
@@ -125,9 +129,8 @@ impl Rows {
         Ok(self.chunk(records))
     }
 
-    /// The rows of the parts, by table: of each part its partition, chunk, first record, the record behind its last,
-    /// and the numbers of records that are left out, sorted.
-    fn by_table(&self, parts: Vec<(i32, Bound<'_, Chunk>, usize, usize, Vec<usize>)>) -> Vec<TableRows> {
+    /// The rows of the parts, by table. The numbers of the records that are left out are sorted.
+    fn by_table(&self, parts: Vec<PartSpec<'_>>) -> Vec<TableRows> {
         let parts = parts.into_iter().map(|(partition, chunk, start, stop, left_out)| {
             let chunk = Arc::clone(&locked(&chunk.get().inner));
             table::Part { partition, chunk, start, stop, left_out }
@@ -153,8 +156,6 @@ pub struct Chunk {
     layouts: Arc<Layouts>,
     inner: Mutex<Arc<chunk::Chunk>>,
 }
-
-type Headers<'py> = Bound<'py, PyTuple>;
 
 #[pymethods]
 impl Chunk {
