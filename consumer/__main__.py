@@ -55,7 +55,7 @@ def default(context: typer.Context, *, version: Version = False) -> None:  # noq
 
 @app.command()
 def run() -> None:
-    """Run the service, which is the default. Settings come from the environment: see the README.
+    """Run the service, which is the default. Settings come from the environment: see docs/settings.md.
 
     Example: KAFKA_BOOTSTRAP_SERVERS=kafka:9092 python -m consumer run
     """
