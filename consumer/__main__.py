@@ -34,6 +34,8 @@ from shared.logs import error_facts
 from shared.output import Version, lay_out_help
 from shared.settings import described, load
 
+__all__ = ["app", "main"]
+
 log = structlog.get_logger("consumer")
 
 START_TIMEOUT_S = 30.0
