@@ -15,7 +15,13 @@ from shared.identity import hash_id
 from support.mapping_table import table
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "deploy").rglob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "SECURITY.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted((ROOT / "deploy").rglob("*.md")),
+]
 README = PAGES[0].read_text()
 GUARANTEES = (ROOT / "docs/guarantees.md").read_text()
 MAPPING = (ROOT / "docs/mapping.md").read_text()
@@ -115,6 +121,27 @@ def test_nothing_tracked_names_this_machine_or_a_registry() -> None:
     tell_tales = re.compile(f"{options}|{address}|{home}".encode())
     found = [path for path in paths if tell_tales.search(path.read_bytes())]
     assert found == []
+
+
+def test_the_glossary_is_short_and_in_order() -> None:
+    """More words than forty are a language of one's own."""
+    words = re.findall(r"^\| ([a-z ]+) \|", (ROOT / "docs/glossary.md").read_text(), re.MULTILINE)[1:]
+    assert words == sorted(words)
+    assert 30 <= len(words) <= 40
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_file_of_ours_that_a_page_names_exists(page: Path) -> None:
+    """A reader looks for it at once; in a diff it may be new."""
+    text = re.sub(r"^```(diff|sh)\n.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    named = set(
+        re.findall(
+            r"\b((?:receiver|consumer|shared|viewer|native|bench|deploy|tests)/[\w/.-]+\.(?:py|rs|sh|sql))\b", text
+        )
+    )
+    named |= {f"receiver/{name}" for name in re.findall(r"\[\"((?:serve|translate|publish)/\w+\.py)", text)}
+    named |= {f"consumer/{name}" for name in re.findall(r"\[\"((?:pipeline|store)/\w+\.py)", text)}
+    assert {name for name in named if not (ROOT / name).exists()} == set()
 
 
 def test_the_readme_says_what_it_is_before_how_it_works() -> None:
