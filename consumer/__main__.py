@@ -35,6 +35,8 @@ from shared.logs import error_facts
 from shared.output import Version, lay_out_help
 from shared.settings import described, load
 
+__all__ = ["app", "main"]
+
 log = structlog.get_logger("consumer")
 
 START_TIMEOUT_S = 30.0
@@ -56,7 +58,7 @@ def default(context: typer.Context, *, version: Version = False) -> None:  # noq
 
 @app.command()
 def run() -> None:
-    """Run the service, which is the default. Settings come from the environment: see the README.
+    """Run the service, which is the default. Settings come from the environment: see docs/settings.md.
 
     Example: KAFKA_BOOTSTRAP_SERVERS=kafka:9092 python -m consumer run
     """
