@@ -154,7 +154,6 @@ async def test_a_zombie_that_wakes_after_losing_its_partitions_writes_nothing(st
             zombie.resume()
             await asyncio.sleep(3)  # bounded: the zombie's time to do harm
             refused = metric(zombie, "consumer_fenced_total")
-            print("ATTEMPT", attempt, refused)
             if refused:
                 break
     assert refused, "the zombie never tried to write"
