@@ -12,11 +12,12 @@ setup: .venv/.ready  ## the virtual environment, .venv
 NATIVE := native/Cargo.toml native/Cargo.lock native/pyproject.toml $(wildcard native/src/*.rs)
 .venv/.ready: $(LOCK)/development.txt pyproject.toml $(NATIVE)
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed; this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.11 $(MAKECMDGOALS)" if sys.version_info < (3, 11) else 0)'
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(LOCK)/development.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@echo "Making the virtual environment .venv: about two minutes the first time, and 200 MB"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python deploy/local/install.py $(LOCK)/development.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@if command -v cargo >/dev/null; then \
-	  echo "Building the native engine with cargo"; \
+	  echo "Building the native engine with cargo: about a minute"; \
 	  PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation ./native; \
 	else \
 	  echo "cargo was not found: the Python reference will translate spans, at many times the CPU. Install Rust and run make setup again to change that."; \
@@ -37,7 +38,7 @@ check: setup  ## lint, types, import rules, unit tests, and whether the docs tel
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/pytest -q -n 2 tests/unit tests/conventions
+	$(BIN)/pytest -q -n 2 -m "not long" tests/unit tests/conventions
 
 test: check  ## everything, against a real Kafka and a real Postgres
 	@if command -v cargo >/dev/null; then $(MAKE) native-check; fi
@@ -48,8 +49,9 @@ test-long: setup  ## the long forms of the fault tests
 
 MINUTES ?= 10
 SEED ?= 1
-chaos: setup  ## random faults under load for MINUTES, with SEED, and the figure
-	$(BIN)/python tests/faults/chaos.py --minutes $(MINUTES) --seed $(SEED)
+BROKERS ?= 1
+chaos: setup  ## random faults under load for MINUTES, with SEED and 1 or 3 BROKERS, and the figure
+	$(BIN)/python tests/faults/chaos.py --minutes $(MINUTES) --seed $(SEED) --brokers $(BROKERS)
 
 BENCH := @mkdir -p .local && $(BIN)/python -m bench --json .local/bench.json --markdown .local/bench.md --plot .local/bench.png
 bench: setup  ## figures of this machine, beside peers on the same servers: about five minutes

@@ -35,6 +35,8 @@ from shared.logs import error_facts
 from shared.output import Version, lay_out_help
 from shared.settings import described, load
 
+__all__ = ["app", "main"]
+
 log = structlog.get_logger("consumer")
 
 START_TIMEOUT_S = 30.0
@@ -56,7 +58,7 @@ def default(context: typer.Context, *, version: Version = False) -> None:  # noq
 
 @app.command()
 def run() -> None:
-    """Run the service, which is the default. Settings come from the environment: see the README.
+    """Run the service, which is the default. Settings come from the environment: see docs/settings.md.
 
     Example: KAFKA_BOOTSTRAP_SERVERS=kafka:9092 python -m consumer run
     """
@@ -183,7 +185,7 @@ async def _joined(
         consumer = new_consumer(settings, group=settings.kafka_consumer_group)
         consumer.subscribe([settings.kafka_topic], listener=rebalances)
         try:
-            topics = await ensure_topics(settings)
+            topics = await ensure_topics(settings, joins_group=True)
             for topic, state_of in topics.items():
                 for name, actual, expected in state_of.differing:
                     log.warning("topic_differs", topic=topic, setting=name, actual=actual, expected=expected)

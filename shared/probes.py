@@ -180,7 +180,8 @@ def metrics_url(host: str, port: int) -> str:
 
 
 def _url(host: str, port: int, page: str) -> str:
-    return f"http://{_local(host)}:{port}/{page}"
+    host = _local(host)
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}/{page}"
 
 
 def _local(host: str) -> str:

@@ -39,7 +39,10 @@ app.add_typer(gaps, name="gaps")
 def status(
     *,
     watch: Annotated[
-        bool, typer.Option("--watch", help="Every two seconds, with owner, rate and time left, until Ctrl-C.")
+        bool,
+        typer.Option(
+            "--watch", help="Every two seconds until Ctrl-C, with owner, rate, time left, and what stops a consumer."
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -82,6 +85,7 @@ def _status_text(found: reporting.Status, pace: reporting.Pace | None = None) ->
         lines.append(f"{line.partition:>9} {at:>12} {line.end_offset:>12} {lag} {left:>17}{more}")
     lines += [f"dead letters, {reason}: {count}" for reason, count in found.dead_letters.items()] or ["no dead letters"]
     lines += [f"rebuild under way: {rebuild['records']} records settled" for rebuild in found.rebuilds]
+    lines += [f"consumer on {host}: {said}" for host, said in (pace.complaints if pace else {}).items()]
     return "\n".join(lines)
 
 

@@ -10,7 +10,9 @@ from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment
 
 from consumer.operations.operation import Operation
 from consumer.pipeline.peek import peek_with
+from consumer.settings import ConsumerSettings
 from consumer.store.ledger import LIVE
+from shared import probes
 from shared.broker import KAFKA_ERRORS, connection_options, topic_settings
 from shared.lifecycle import ended
 
@@ -85,10 +87,14 @@ async def status(operation: Operation) -> Status:
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """By partition: records settled a second since the last look, and the host of the consumer that owns it."""
+    """By partition: records settled a second since the last look, and the host of the consumer that owns it.
+
+    `complaints`: by host, why its consumer is not ready.
+    """
 
     rates: dict[int, float]
     owners: dict[int, str]
+    complaints: dict[str, str]
 
     def left_s(self, line: PartitionStatus) -> float | None:
         """Until the partition's lag is gone at this rate; None when it is not."""
@@ -112,8 +118,18 @@ async def watched(operation: Operation) -> AsyncIterator[tuple[Status, Pace]]:
         now = {line.partition: line.next_offset for line in found.partitions if line.next_offset is not None}
         rates = {each: max(0, at - before[each]) / elapsed_s for each, at in now.items() if each in before}
         before = now
-        yield found, Pace(rates, await _owners(operation))
+        owners = await _owners(operation)
+        yield found, Pace(rates, owners, await _complaints(set(owners.values()), operation.settings))
         await asyncio.sleep(WATCH_EVERY_S)
+
+
+async def _complaints(hosts: set[str], settings: ConsumerSettings) -> dict[str, str]:
+    port = settings.consumer_metrics_port
+    if port == 0:
+        return {}
+    urls = {host: probes.ready_url(host, port) for host in sorted(hosts)}
+    answers = await asyncio.gather(*(asyncio.to_thread(probes.ask, url) for url in urls.values()))
+    return {host: said for host, (is_ready, said) in zip(urls, answers, strict=True) if not is_ready}
 
 
 async def _owners(operation: Operation) -> dict[int, str]:

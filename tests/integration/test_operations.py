@@ -369,18 +369,25 @@ async def test_an_export_is_all_that_is_stored_of_a_subject_and_nothing_of_other
     assert all(line["event_metadata"] is not None and line["table"] in TABLES for line in lines)
 
 
-async def test_a_watched_status_tells_owner_rate_and_time_left_until_it_is_stopped(stack: Stack) -> None:
-    """While a backlog drains, the question is how long still, and who does it."""
+async def test_a_watched_status_tells_owner_rate_time_left_and_what_stops_it(stack: Stack) -> None:
+    """While a backlog drains, or does not, the question is how long still, who does it, and what is in its way."""
     await stack.create_topic(partitions=2)
-    stack.consumer()
-    await stack.send([(index % 2, made(random.Random(index)).value) for index in range(100)])
+    consumer = stack.consumer()
+    records = [(index % 2, made(random.Random(index)).value) for index in range(100)]
+    await stack.send(records)
     await stack.settled(100)
-    watching = await started(stack, "status", "--watch")
+    port = str(consumer.port_of("CONSUMER_METRICS_PORT"))
+    watching = await started(stack, "status", "--watch", CONSUMER_METRICS_PORT=port)
     assert watching.stdout is not None
     seen = b""
     while seen.count(b"owner") < 2:
         seen += await asyncio.wait_for(watching.stdout.read(4096), 30)
+    assert seen.count(b"127.0.0.1") >= 2
+    assert b"consumer on" not in seen
+    await stack.fetch("ALTER TABLE user_activity RENAME TO away")
+    await stack.send(records)
+    while b"consumer on 127.0.0.1: {" not in seen or b"42P01" not in seen:
+        seen += await asyncio.wait_for(watching.stdout.read(4096), 30)
     watching.send_signal(signal.SIGINT)
     _, err = await watching.communicate()
     assert (watching.returncode, err) == (0, b"")
-    assert seen.count(b"127.0.0.1") >= 2

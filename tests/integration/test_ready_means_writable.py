@@ -23,19 +23,13 @@ MINE = "73475cb40a568e8d"  # the hash of 42
 async def read_only(stack: Stack) -> AsyncIterator[None]:
     name = stack.database_url.rpartition("/")[2]
     await stack.fetch(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
-    await stack.fetch(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-        "WHERE datname = current_database() AND pid <> pg_backend_pid()"
-    )
+    await disconnect_others(stack)
     yield
     connection = await asyncpg.connect(stack.database_url)
     await connection.execute("SET default_transaction_read_only = off")
     await connection.execute(f'ALTER DATABASE "{name}" RESET default_transaction_read_only')
-    await connection.execute(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-        "WHERE datname = current_database() AND pid <> pg_backend_pid()"
-    )
     await connection.close()
+    await disconnect_others(stack)
 
 
 @asynccontextmanager
@@ -62,10 +56,40 @@ async def without_right(stack: Stack) -> AsyncIterator[None]:
     await stack.fetch("DROP FUNCTION refuse CASCADE")
 
 
+@asynccontextmanager
+async def full_disk(stack: Stack) -> AsyncIterator[None]:
+    """Empty partitions lie on a device that takes no byte, as on a volume that is full."""
+    await stack.fetch("CHECKPOINT")  # nothing of those files waits to be written
+    found = await stack.fetch(
+        """
+        SELECT pg_relation_filepath(inhrelid) AS path FROM pg_inherits
+        WHERE inhparent = ANY ('{user_activity,endpoint_usage,feature_usage}'::regclass[])
+        """
+    )
+    files = [stack.postgres.folder / "data" / row["path"] for row in found]
+    for file in files:
+        file.rename(file.with_name(f"{file.name}.kept"))
+        file.symlink_to("/dev/full")
+    await disconnect_others(stack)  # and their open files with them
+    yield
+    for file in files:
+        file.unlink()
+        file.with_name(f"{file.name}.kept").rename(file)
+    await disconnect_others(stack)
+
+
+async def disconnect_others(stack: Stack) -> None:
+    await stack.fetch(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+
+
 REASONS = {
     "read-only": (read_only, "25006", ["read_only"]),
     "locked": (locked, "55P03", ["lock"]),
     "no right": (without_right, "42501", []),
+    "disk full": (full_disk, "53100", []),  # of empty tables: it is their first page that finds no room
 }
 
 
@@ -76,8 +100,9 @@ async def test_a_database_that_takes_no_rows_is_told_and_survived(stack: Stack, 
     await stack.create_topic(partitions=1)
     generator = random.Random(5)
     consumer = stack.consumer()
-    await stack.send([(0, made(generator).value) for _ in range(10)])
-    await stack.settled(10)
+    before = 0 if reason == "disk full" else 10
+    await stack.send([(0, made(generator).value) for _ in range(before)])
+    await stack.settled(before)
     async with make(stack):
         await stack.send([(0, made(generator).value) for _ in range(10)])
         await not_ready(consumer, state)
@@ -93,13 +118,13 @@ async def test_a_database_that_takes_no_rows_is_told_and_survived(stack: Stack, 
 
         await eventually(was_tried_again, 30, "a second attempt")
         assert (await asyncio.to_thread(readiness, consumer))[0] == 503
-    await stack.settled(20)
+    await stack.settled(before + 10)
 
     async def is_ready() -> bool:
         return (await asyncio.to_thread(readiness, consumer))[0] == 200
 
     await eventually(is_ready, 20, "ready again")
-    assert await stack.row_count() == 20
+    assert await stack.row_count() == before + 10
     assert consumer.is_running
     assert "loop_stalled" not in consumer.log.read_text()
 
