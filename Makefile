@@ -38,7 +38,7 @@ check: setup  ## lint, types, import rules, unit tests, and whether the docs tel
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/pytest -q -n 2 tests/unit tests/conventions
+	$(BIN)/pytest -q -n 2 -m "not long" tests/unit tests/conventions
 
 test: check  ## everything, against a real Kafka and a real Postgres
 	@if command -v cargo >/dev/null; then $(MAKE) native-check; fi
@@ -49,8 +49,9 @@ test-long: setup  ## the long forms of the fault tests
 
 MINUTES ?= 10
 SEED ?= 1
-chaos: setup  ## random faults under load for MINUTES, with SEED, and the figure
-	$(BIN)/python tests/faults/chaos.py --minutes $(MINUTES) --seed $(SEED)
+BROKERS ?= 1
+chaos: setup  ## random faults under load for MINUTES, with SEED and 1 or 3 BROKERS, and the figure
+	$(BIN)/python tests/faults/chaos.py --minutes $(MINUTES) --seed $(SEED) --brokers $(BROKERS)
 
 BENCH := @mkdir -p .local && $(BIN)/python -m bench --json .local/bench.json --markdown .local/bench.md --plot .local/bench.png
 bench: setup  ## figures of this machine, beside peers on the same servers: about five minutes

@@ -135,9 +135,9 @@ async def serve(settings: ReceiverSettings, *, is_worker: bool = False) -> None:
     """Receive until SIGTERM. Ends within 15 s with a dead broker: 7 of them for calls, the rest for the producer."""
     stop = lifecycle.stop_event()
     state = probes.Health(NEED)
-    arrivals = Arrivals(max(settings.max_request_bytes, settings.max_inflight_bytes // ARRIVING_SHARE))
-    turns = Turns()
     budget = Budget(settings.max_inflight_bytes)
+    arrivals = Arrivals(budget, max(settings.max_request_bytes, settings.max_inflight_bytes // ARRIVING_SHARE))
+    turns = Turns()
     keys = Keys(settings.keys, settings.api_keys_file)
     engine = new_engine(rules_of(settings), setting=settings.engine, spans_max=settings.max_spans_per_request)
     metrics.engine_info.labels(engine.name).set(1)
@@ -200,6 +200,7 @@ def rules_of(settings: ReceiverSettings) -> Rules:
         infer_events=settings.infer_events,
         identity_by_trace=settings.identity_by_trace,
         endpoint_exclude=settings.endpoint_exclude,
+        endpoints_per_service=settings.endpoints_per_service,
         metadata_attributes=settings.metadata_attributes,
         span_bytes_max=settings.max_span_bytes,
         span_attributes_max=settings.max_span_attributes,

@@ -4,7 +4,8 @@ from typing import Literal, get_args
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from receiver.serve.replies import CAUSES, CODES
+from receiver.serve.budget import Holder
+from receiver.serve.replies import CAUSES, CODES, FINAL_CAUSES
 from receiver.translate.native import DECLINED
 from receiver.translate.outcome import IGNORE_REASONS, REJECT_REASONS
 from shared.events import TABLES
@@ -23,8 +24,11 @@ request_seconds = Histogram(
     "receiver_request_seconds", "From the first line of Export to its reply", ["transport"], buckets=SECONDS
 )
 refusals = Counter("receiver_refusals", "Export calls answered UNAVAILABLE, by what was short", ["cause"])
+requests_refused = Counter(
+    "receiver_requests_refused", "Export calls refused for good, by cause: their senders drop the spans", ["cause"]
+)
 requests_unfinished = Counter(
-    "receiver_requests_unfinished", "Attempts whose time ended before the request was translated; the next one goes on"
+    "receiver_requests_unfinished", "Attempts whose time ended before a long request was done; the next one goes on"
 )
 spans_received = Counter("receiver_spans_received", "Spans of readable requests")
 spans_ignored = Counter("receiver_spans_ignored", "Spans that are no product event", ["reason"])
@@ -33,6 +37,9 @@ spans_declined = Counter(
 )
 engine_info = Gauge(
     "receiver_engine_info", "1 for the engine that translates spans", ["engine"], multiprocess_mode="livemax"
+)
+endpoints_replaced = Counter(
+    "receiver_endpoints_replaced", "Events whose endpoint got `{other}`, as their service has too many endpoints"
 )
 spans_rejected = Counter("receiver_spans_rejected", "Spans that are an event but cannot be stored", ["reason"])
 events_published = Counter(
@@ -47,6 +54,9 @@ inflight_bytes = Gauge(
 )
 inflight_limit_bytes = Gauge(
     "receiver_inflight_limit_bytes", "What the budget allows: MAX_INFLIGHT_BYTES a worker", multiprocess_mode="livesum"
+)
+held_bytes = Gauge(
+    "receiver_held_bytes", "Memory that the budget counts, by holder", ["holder"], multiprocess_mode="livesum"
 )
 arriving_bytes = Gauge(
     "receiver_arriving_bytes", "Bytes of bodies that are not complete yet", multiprocess_mode="livesum"
@@ -80,6 +90,10 @@ for _signal in SIGNALS:
     unsupported_items.labels(_signal)
 for _cause in CAUSES:
     refusals.labels(_cause)
+for _cause in FINAL_CAUSES:
+    requests_refused.labels(_cause)
+for _holder in get_args(Holder):
+    held_bytes.labels(_holder)
 for _reason in IGNORE_REASONS:
     spans_ignored.labels(_reason)
 for _reason in REJECT_REASONS:

@@ -104,6 +104,9 @@ class ReceiverSettings(ReceiverPlace, KafkaSettings, IdSettings):
     endpoint_exclude: Globs = Field(
         DEFAULT_EXCLUDED, description="globs of endpoints that are no events; `none`: no exclusion"
     )
+    endpoints_per_service: int = Field(
+        200, ge=0, le=10_000, description="distinct endpoints of a service's raw paths, then `{other}`; 0: no bound"
+    )
 
     tracing_endpoint: Annotated[str, Field(pattern=r"^(https?://[^/\s]+/?)?$")] = Field(
         "", description="http(s)://host:port of the OTLP/gRPC endpoint for spans about the receiver itself; empty: none"

@@ -1,7 +1,9 @@
 """Kafka clients with every option spelled out on which delivery, order or size depends; topics and their settings."""
 
+import asyncio
 import ssl
-from collections.abc import Callable
+import time
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +12,13 @@ from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
-from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+from aiokafka.errors import (
+    GroupCoordinatorNotAvailableError,
+    GroupLoadInProgressError,
+    KafkaError,
+    TopicAlreadyExistsError,
+    for_code,
+)
 
 from shared.errors import BrokerUnavailable, WrongTopic
 from shared.settings import KafkaSettings
@@ -18,6 +26,7 @@ from shared.wire import BATCH_BYTES_MAX
 
 REQUEST_TIMEOUT_MS = 3_000
 HOUR_MS = 3_600_000
+SETTLE_S, SETTLE_POLL_S = 5.0, 0.1  # for topics that were just made, and the coordinator of a new cluster
 KAFKA_ERRORS = (KafkaError, OSError, TimeoutError)  # what aiokafka raises when brokers fail it
 
 
@@ -145,11 +154,12 @@ class TopicState:
     differing: list[tuple[str, str, str]]
 
 
-async def ensure_topics(settings: KafkaSettings) -> dict[str, TopicState]:
+async def ensure_topics(settings: KafkaSettings, *, joins_group: bool = False) -> dict[str, TopicState]:
     """Create the two topics where they are missing, if the settings allow it, and say what they are.
 
     Idempotent, and safe when several processes do it at once. Never by auto-creation, which gives one
-    partition and the broker's own retention.
+    partition and the broker's own retention. With `joins_group` the group's coordinator is there as well: a new
+    cluster makes it when it is first asked for, and aiokafka logs an ERROR for each question until then.
 
     Raises:
         BrokerUnavailable: no broker answered, or it refused for now.
@@ -167,6 +177,9 @@ async def ensure_topics(settings: KafkaSettings) -> dict[str, TopicState]:
             raise WrongTopic(f"topic {missing[0]} is missing, and KAFKA_TOPIC_CREATE is false")
         if missing:
             await _create(admin, {topic: wanted[topic] for topic in missing}, settings.kafka_topic_replication)
+            await _until(lambda: _are_listed(admin, wanted))
+        if joins_group:
+            await _until(lambda: _has_coordinator(admin, settings.kafka_consumer_group))
         return {topic: await _state(admin, topic, config) for topic, (_, config) in wanted.items()}
     except KAFKA_ERRORS as error:
         raise BrokerUnavailable(f"topics: {type(error).__name__}") from error
@@ -183,6 +196,27 @@ async def _create(admin: Any, topics: dict[str, tuple[int, dict[str, str]]], rep
         error = for_code(code)
         if code != 0 and error is not TopicAlreadyExistsError:
             raise BrokerUnavailable(f"topic {topic} was not created: {error.__name__}")
+
+
+async def _until(is_there: Callable[[], Awaitable[bool]]) -> None:
+    """Wait for a cluster to know what it was just told to make. After some seconds the caller meets what is wrong."""
+    ends_at = time.monotonic() + SETTLE_S
+    while not await is_there() and time.monotonic() < ends_at:  # noqa: ASYNC110  a server tells nobody
+        await asyncio.sleep(SETTLE_POLL_S)
+
+
+async def _are_listed(admin: Any, topics: Iterable[str]) -> bool:
+    return set(topics) <= set(await admin.list_topics())
+
+
+async def _has_coordinator(admin: Any, group: str) -> bool:
+    try:
+        await admin.find_coordinator(group)
+    except (GroupCoordinatorNotAvailableError, GroupLoadInProgressError):
+        return False
+    except KafkaError:  # as for want of a right: joining the group meets it again, and says so
+        return True
+    return True
 
 
 async def _state(admin: Any, topic: str, config: dict[str, str]) -> TopicState:

@@ -15,9 +15,9 @@ use crate::mapping::{
     Source, Table, searcher,
 };
 use crate::otlp::Refused;
-use crate::python_rows::Rows;
+use crate::python_rows::{Chunk, Rows, TableRows};
 use crate::record_batch::{self, encode_headers};
-use crate::request::{self, Leftover};
+use crate::request::{self, Known, Leftover};
 use crate::translate::{Classify, Declined, Translator};
 
 create_exception!(telemetry_native, Odd, PyException, "A spelling of the request that only protobuf reads.");
@@ -82,6 +82,7 @@ struct MappingSpec {
     metadata_chars_max: usize,
     spans_max: usize,
     fields_max: usize,
+    counted: Vec<(Vec<u8>, Vec<u8>)>,
     deciding_keys: Vec<Vec<u8>>,
     suspicious: Vec<(Vec<u8>, bool)>,
 }
@@ -155,6 +156,7 @@ impl MappingSpec {
             metadata_chars_max: self.metadata_chars_max,
             spans_max: self.spans_max,
             fields_max: self.fields_max,
+            counted: self.counted,
             deciding: Finder::new(&self.deciding_keys).map_err(wrong)?,
             shared: Arc::new(SharedKeys { searcher: searcher(&shared.1).map_err(wrong)?, columns: shared.0 }),
             suspicious: Finder::new(&suspicious).map_err(wrong)?,
@@ -210,6 +212,7 @@ impl Classify for ByPython<'_> {
 struct Engine {
     translator: Mutex<Translator>,
     mapping: Arc<Mapping>,
+    known: Mutex<Known>,
     role_of: Py<PyAny>,
 }
 
@@ -224,7 +227,14 @@ impl Engine {
     #[allow(clippy::needless_pass_by_value)] // pyo3 hands arguments over
     fn new(mapping: MappingSpec, role_of: Py<PyAny>) -> PyResult<Self> {
         let mapping = mapping.mapping()?;
-        Ok(Self { translator: Mutex::new(Translator::new(mapping.clone())), mapping: Arc::new(mapping), role_of })
+        let (translator, known) = (Mutex::new(Translator::new(mapping.clone())), Mutex::new(Known::default()));
+        Ok(Self { translator, mapping: Arc::new(mapping), known, role_of })
+    }
+
+    /// Memory of what is remembered from request to request.
+    #[getter]
+    fn remembered_bytes(&self) -> usize {
+        locked(&self.translator).remembered_bytes() + locked(&self.known).bytes
     }
 
     /// Split a request into spans; raises Odd or TooMany.
@@ -245,6 +255,16 @@ impl Engine {
             let is_done = locked(&request.inner).step(&mut locked(&self.translator), &mut classify, slice);
             classify.failed.map_or(Ok(is_done), Err)
         })
+    }
+
+    /// Ask what is stored in the place of each path that no template gave, in the order of the spans; some thousand
+    /// a call. Whether all were asked for. `ask(owner, path)` in JSON gives the other path or None, and whether older
+    /// answers are void.
+    fn bound(&self, request: &Request, ask: &Bound<'_, PyAny>) -> PyResult<bool> {
+        let mut ask = |owner: &[u8], path: &[u8]| -> PyResult<(Option<Vec<u8>>, bool)> {
+            ask.call1((PyBytes::new(ask.py(), owner), PyBytes::new(ask.py(), path)))?.extract()
+        };
+        locked(&request.inner).bound(&self.mapping.counted, &mut locked(&self.known), &mut ask)
     }
 
     /// Add records of a partition to a batch, from the `start`th on; how many there was room for.
@@ -298,8 +318,8 @@ impl Request {
 
     /// Put the reference's record into its place.
     #[allow(clippy::needless_pass_by_value)] // pyo3 hands arguments over
-    fn settle(&self, place: usize, table: usize, id: [u8; 16], value: PyBackedBytes) {
-        locked(&self.inner).settle(place, table, id, &value);
+    fn settle(&self, place: usize, table: usize, id: [u8; 16], value: PyBackedBytes, is_raw_path: bool) {
+        locked(&self.inner).settle(place, table, id, &value, is_raw_path);
     }
 
     /// Records by table, ignored spans by reason, spans left to the reference by reason.
@@ -384,7 +404,9 @@ fn telemetry_native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Engine>()?;
     module.add_class::<Request>()?;
     module.add_class::<Batch>()?;
+    module.add_class::<Chunk>()?;
     module.add_class::<Rows>()?;
+    module.add_class::<TableRows>()?;
     module.add("Odd", module.py().get_type::<Odd>())?;
     module.add("TooMany", module.py().get_type::<TooMany>())?;
     module.add("DECLINED", Declined::ALL.map(|(_, reason)| reason).to_vec())

@@ -1,9 +1,10 @@
 //! One request on its way from bytes to records: a slice of spans at a time, in the order sent.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 
 use crate::mapping::{Mapping, SharedKeys};
 use crate::otlp::{self, Fields, Group, Place, Refused, Wire};
@@ -17,6 +18,8 @@ struct Entry {
     id: [u8; 16],
     start: usize,
     end: usize,
+    /// It holds a path that no template gave.
+    is_raw_path: bool,
 }
 
 /// A span for the reference: the place kept for its record, and where it stands in the request.
@@ -51,6 +54,8 @@ pub struct Request<B> {
     spans_by_trace: Option<SpansByTrace>,
     /// By partition, the numbers of its entries, in order.
     places: Vec<Vec<u32>>,
+    /// So many entries were asked for what is stored in the place of their paths.
+    bounded: usize,
     pub spans: usize,
     pub counts: Counts,
     pub leftovers: Vec<Leftover>,
@@ -58,6 +63,13 @@ pub struct Request<B> {
 
 /// How often the clock is read.
 const SPANS_A_LOOK: usize = 16;
+/// A trace in an index: its id, what stands under it, and the room that a table keeps free.
+const BYTES_A_TRACE: usize = 128;
+/// Room for records is made so much at a time, or an eighth of what there is: doubled, it would be half empty.
+const BOUND_SLICE: Duration = Duration::from_millis(2);
+const KNOWN_BYTES_MAX: usize = 4 * 1024 * 1024;
+const BYTES_A_PATH: usize = 64;
+const VALUES_STEP: usize = 256 * 1024;
 /// A slice ends early when the reference has so many spans to do.
 const LEFTOVERS_MAX: usize = 64;
 
@@ -79,6 +91,7 @@ impl<B: AsRef<[u8]>> Request<B> {
             index: TraceIndex::new(mapping.shared.clone()),
             spans_by_trace: None,
             places: Vec::new(),
+            bounded: 0,
             counts: Counts { published: vec![0; mapping.tables.len()], ..Counts::default() },
             leftovers: Vec::new(),
         })
@@ -102,12 +115,14 @@ impl<B: AsRef<[u8]>> Request<B> {
                     return false;
                 }
                 looked += 1;
+                make_room(&mut self.values, VALUES_STEP / 4);
                 let raw = place.of(body);
                 let start = self.values.len();
                 match translator.span(&mut self.values, raw, &resource, &mut attributes, classify, &mut trace) {
-                    Fate::Written(table, id) => {
+                    Fate::Written(table, id, is_raw_path) => {
                         self.counts.published[table] += 1;
-                        self.entries.push(Entry { table: Some(table as u32), id, start, end: self.values.len() });
+                        let (table, end) = (Some(table as u32), self.values.len());
+                        self.entries.push(Entry { table, id, start, end, is_raw_path });
                     }
                     Fate::NotProductEvent => self.counts.not_product_event += 1,
                     Fate::UnknownCategory => self.counts.unknown_category += 1,
@@ -115,7 +130,7 @@ impl<B: AsRef<[u8]>> Request<B> {
                     Fate::Declined(why) => {
                         self.counts.declined[why as usize] += 1;
                         let entry = self.entries.len();
-                        self.entries.push(Entry { table: None, id: [0; 16], start, end: start });
+                        self.entries.push(Entry { table: None, id: [0; 16], start, end: start, is_raw_path: false });
                         self.leftovers.push(Leftover { entry, group: self.group, span: self.span });
                     }
                 }
@@ -158,17 +173,87 @@ impl<B: AsRef<[u8]>> Request<B> {
 
     /// Put the reference's record into the place that was kept for it.
     #[allow(clippy::cast_possible_truncation)] // tables are few
-    pub fn settle(&mut self, entry: usize, table: usize, id: [u8; 16], value: &[u8]) {
+    pub fn settle(&mut self, entry: usize, table: usize, id: [u8; 16], value: &[u8], is_raw_path: bool) {
         let start = self.values.len();
+        make_room(&mut self.values, value.len());
         self.values.extend_from_slice(value);
         self.counts.published[table] += 1;
-        self.entries[entry] = Entry { table: Some(table as u32), id, start, end: self.values.len() };
+        self.entries[entry] = Entry { table: Some(table as u32), id, start, end: self.values.len(), is_raw_path };
+    }
+
+    /// Let `ask` say what is stored in the place of each path that no template gave: in order, and some at a time.
+    /// Whether all were asked for.
+    ///
+    /// # Errors
+    /// What `ask` fails with.
+    pub fn bound<E>(
+        &mut self,
+        counted: &[(Vec<u8>, Vec<u8>)],
+        known: &mut Known,
+        ask: &mut impl FnMut(&[u8], &[u8]) -> Result<(Option<Vec<u8>>, bool), E>,
+    ) -> Result<bool, E> {
+        let ends_at = Instant::now() + BOUND_SLICE;
+        while self.bounded < self.entries.len() {
+            if self.bounded % SPANS_A_LOOK == SPANS_A_LOOK - 1 && Instant::now() >= ends_at {
+                self.bounded += 1;
+                self.bound_one(self.bounded - 1, counted, known, ask)?;
+                return Ok(false);
+            }
+            self.bounded += 1;
+            self.bound_one(self.bounded - 1, counted, known, ask)?;
+        }
+        Ok(true)
+    }
+
+    fn bound_one<E>(
+        &mut self,
+        number: usize,
+        counted: &[(Vec<u8>, Vec<u8>)],
+        known: &mut Known,
+        ask: &mut impl FnMut(&[u8], &[u8]) -> Result<(Option<Vec<u8>>, bool), E>,
+    ) -> Result<(), E> {
+        if !self.entries[number].is_raw_path {
+            return Ok(());
+        }
+        for (path, owner) in counted {
+            let value = &self.values[self.entries[number].start..self.entries[number].end];
+            let Some(place) = text_behind(value, path) else {
+                continue;
+            };
+            let owner = text_behind(&value[..place.start], owner).map_or(&[] as &[u8], |at| &value[at]);
+            if known.holds(owner, &value[place.clone()]) {
+                continue;
+            }
+            let (other, is_void) = ask(owner, &value[place.clone()])?;
+            if is_void {
+                known.clear();
+            }
+            match other {
+                None => known.insert(owner, &value[place]),
+                Some(other) => {
+                    let made = [&value[..place.start], &other, &value[place.end..]].concat();
+                    make_room(&mut self.values, made.len());
+                    let start = self.values.len();
+                    self.values.extend_from_slice(&made);
+                    let entry = &mut self.entries[number];
+                    (entry.start, entry.end) = (start, start + made.len());
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Bytes that the request holds beside its body.
     #[must_use]
     pub fn held_bytes(&self) -> usize {
-        self.values.capacity() + self.entries.capacity() * size_of::<Entry>() + self.spans * size_of::<Place>()
+        let places = self.places.iter().map(Vec::capacity).sum::<usize>() * size_of::<u32>();
+        let by_trace = self
+            .spans_by_trace
+            .as_ref()
+            .map_or(0, |by_trace| by_trace.len() * BYTES_A_TRACE + self.spans * 2 * size_of::<(u32, Place)>());
+        let named = self.index.by_trace.as_ref().map_or(0, |named| named.len() * BYTES_A_TRACE);
+        let entries = self.entries.capacity() * size_of::<Entry>();
+        self.values.capacity() + entries + self.spans * size_of::<Place>() + places + by_trace + named
     }
 
     /// Sort the records by partition: (partition, records) for those that have any.
@@ -192,6 +277,53 @@ impl<B: AsRef<[u8]>> Request<B> {
             batch.append(now_ms, &entry.id, &self.values[entry.start..entry.end], headers)
         };
         places.iter().take_while(fits).count()
+    }
+}
+
+/// Large vectors are moved by the kernel, which copies nothing, so that they need not be doubled.
+fn make_room(values: &mut Vec<u8>, size: usize) {
+    if values.len() >= VALUES_STEP && values.capacity() - values.len() < size {
+        values.reserve_exact(size.max(VALUES_STEP).max(values.len() / 8));
+    }
+}
+
+/// Where in a record the text of a field stands, with its quotes; the first field of that name is the record's own.
+fn text_behind(value: &[u8], prefix: &[u8]) -> Option<Range<usize>> {
+    let start = memchr::memmem::find(value, prefix)? + prefix.len();
+    let mut at = start + 1;
+    while at < value.len() {
+        match value[at] {
+            b'"' => return Some(start..at + 1),
+            b'\\' => at += 2,
+            _ => at += 1,
+        }
+    }
+    None
+}
+
+/// Paths that are stored as they are, by owner: the same answer would be given again.
+#[derive(Default)]
+pub struct Known {
+    by_owner: HashMap<Box<[u8]>, HashSet<Box<[u8]>>>,
+    pub bytes: usize,
+}
+
+impl Known {
+    fn holds(&self, owner: &[u8], path: &[u8]) -> bool {
+        self.by_owner.get(owner).is_some_and(|paths| paths.contains(path))
+    }
+
+    fn insert(&mut self, owner: &[u8], path: &[u8]) {
+        if self.bytes > KNOWN_BYTES_MAX {
+            self.clear();
+        }
+        self.bytes += BYTES_A_PATH + path.len() + if self.by_owner.contains_key(owner) { 0 } else { owner.len() };
+        self.by_owner.entry(owner.into()).or_default().insert(path.into());
+    }
+
+    fn clear(&mut self) {
+        self.by_owner.clear();
+        self.bytes = 0;
     }
 }
 

@@ -1,5 +1,6 @@
 //! One span's bytes -> one record's value, for spans that need no judgement; the reference does the others.
 
+use std::cell::Cell;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -50,8 +51,8 @@ impl Declined {
 /// What becomes of a span.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
-    /// Its record's value was added, for this table and under this id.
-    Written(usize, [u8; 16]),
+    /// Its record's value was added, for this table and under this id; whether it holds a path that no template gave.
+    Written(usize, [u8; 16], bool),
     NotProductEvent,
     UnknownCategory,
     ExcludedEndpoint,
@@ -72,6 +73,8 @@ const KEYS_MAX: usize = 4096;
 const KEY_BYTES_MAX: usize = 128;
 const RESOURCES_MAX: usize = 512;
 const RESOURCE_BYTES_MAX: usize = 4096;
+/// Of all resources that are remembered: 512 usual ones are a tenth of it.
+const RESOURCES_BYTES_MAX: usize = 4 * 1024 * 1024;
 const SPAN_BYTES_MAX: usize = 4096;
 const OWN_IDS_MAX: usize = 4;
 const OWN_ID_BYTES_MIN: usize = 4;
@@ -88,6 +91,10 @@ enum Owned {
 }
 
 impl Owned {
+    fn held_bytes(&self) -> usize {
+        size_of::<Self>() + if let Self::Text(text) = self { text.len() } else { 0 }
+    }
+
     fn of(value: Value<'_>) -> Self {
         match value {
             Value::Text(text) => Self::Text(text.into()),
@@ -124,6 +131,18 @@ pub struct Resource {
     names: Vec<u64>,
 }
 
+impl Resource {
+    /// Memory, with the copy of its bytes that it is found by.
+    fn held_bytes(&self) -> usize {
+        let texts = self.columns.iter().map(|column| &column.3).chain(&self.numbers).map(Owned::held_bytes);
+        size_of::<Self>()
+            + 2 * self.raw.len()
+            + self.metadata.capacity()
+            + 8 * self.names.capacity()
+            + texts.sum::<usize>()
+    }
+}
+
 /// A raw id: what must not stand anywhere else.
 #[derive(Debug, Clone, PartialEq)]
 enum OwnId {
@@ -148,7 +167,11 @@ pub struct Translator {
     /// What keys say; the first is for keys that are too long.
     roles: Vec<Role>,
     resources: HashMap<Box<[u8]>, Arc<Resource>>,
+    key_bytes: usize,
+    resource_bytes: usize,
     seen: Seen,
+    /// The span's path was sent as it is, and no template.
+    is_raw_path: Cell<bool>,
 }
 
 type Step<T> = Result<T, Declined>;
@@ -162,7 +185,23 @@ impl Translator {
             columns: vec![(0, 0, Form::Any, 0); mapping.columns.len()],
             names: Vec::new(),
         };
-        Self { mapping, keys: HashMap::new(), roles: vec![unread()], resources: HashMap::new(), seen }
+        let (keys, resources) = (HashMap::new(), HashMap::new());
+        Self {
+            mapping,
+            keys,
+            roles: vec![unread()],
+            resources,
+            key_bytes: 0,
+            resource_bytes: 0,
+            seen,
+            is_raw_path: Cell::new(false),
+        }
+    }
+
+    /// Memory of the keys and resources that are remembered.
+    #[must_use]
+    pub fn remembered_bytes(&self) -> usize {
+        self.key_bytes + self.resource_bytes
     }
 
     /// Whether bytes hold a key that could make a span an event.
@@ -184,10 +223,13 @@ impl Translator {
         let mut read =
             Resource { raw: raw.into(), holds_deciding_key: self.holds_deciding_key(raw), ..Resource::default() };
         read.is_declined = self.read_resource(&mut read, raw, classify).is_err();
+        let size = read.held_bytes();
         let read = Arc::new(read);
-        if self.resources.len() >= RESOURCES_MAX {
+        if self.resources.len() >= RESOURCES_MAX || self.resource_bytes + size > RESOURCES_BYTES_MAX {
             self.resources.clear();
+            self.resource_bytes = 0;
         }
+        self.resource_bytes += size;
         self.resources.insert(raw.into(), read.clone());
         read
     }
@@ -254,7 +296,10 @@ impl Translator {
         if key.len() > KEY_BYTES_MAX {
             return 0;
         }
-        self.roles.push(classify.role_of(key));
+        let role = classify.role_of(key);
+        self.key_bytes +=
+            size_of::<Role>() + 2 * key.len() + role.metadata.as_ref().map_or(0, |made| made.prefix.len());
+        self.roles.push(role);
         self.keys.insert(key.into(), self.roles.len() - 1);
         self.roles.len() - 1
     }
@@ -264,6 +309,7 @@ impl Translator {
         if self.roles.len() > KEYS_MAX {
             self.keys.clear();
             self.roles.truncate(1);
+            self.key_bytes = 0;
         }
     }
 
@@ -326,13 +372,14 @@ impl Translator {
         ids.extend_from_slice(&resource.ids);
         let id = event_id(span.trace_id, span.span_id);
         let written = Written { attributes, resource, span: &span, ids: &ids, metadata: &metadata, id };
+        self.is_raw_path.set(false);
         if let Some(place) = self.write(out, table, &written, exclusion, trace)? {
             let bare = &out[place.start + 1..place.end - 1]; // without its quotes
             if self.mapping.exclusions.iter().any(|glob| glob.matches(bare)) {
                 return Ok(Fate::ExcludedEndpoint);
             }
         }
-        Ok(Fate::Written(table, id))
+        Ok(Fate::Written(table, id, self.is_raw_path.get()))
     }
 
     /// Note which attribute gives each column, the raw ids, and what goes to metadata.
@@ -554,6 +601,7 @@ impl Translator {
             return self.write_named_path(out, column, value, form, of.span.name);
         }
         self.write_column(out, column, value, form)?;
+        self.is_raw_path.set(self.is_raw_path.get() || form == Form::Path);
         if is_an_owners(value, of.ids) && self.mapping.columns[column].kind != Kind::HashedId {
             out.truncate(start);
             return Err(Declined::OwnId);
@@ -578,11 +626,13 @@ impl Translator {
                 return Err(Declined::Path);
             };
             let how = PathRules { may_have_placeholders: true, may_have_ids: false, is_trimmed: true };
+            self.is_raw_path.set(!plain::has_placeholder(path));
             return plain::write_path(out, path, &self.mapping.placeholder, chars_max, how).ok_or(Declined::Path);
         }
         if memchr::memchr(b'/', name).is_some() {
             return Err(Declined::Path);
         }
+        self.is_raw_path.set(form == Form::Path);
         self.write_column(out, column, value, form)
     }
 

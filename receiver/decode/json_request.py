@@ -23,6 +23,7 @@ SPANS_A_STEP = 32
 
 _HEX_NAMES = {"trace_id", "span_id", "parent_span_id"}
 _MALFORMED_SPAN = b"\xff"
+_MALFORMED = "not an ExportTraceServiceRequest in JSON"
 _Value = Callable[[Any], bytes]
 
 
@@ -45,9 +46,21 @@ def reading(body: bytes) -> Generator[None, None, bytes]:
         raise TooLargeJson
     try:
         request = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        raise MalformedRequest(_MALFORMED) from None
+    return (yield from written(request))
+
+
+def written(request: Any) -> Generator[None, None, bytes]:
+    """A request that is parsed already, as `reading`.
+
+    Raises:
+        MalformedRequest: it is no such request.
+    """
+    try:
         return (yield from _request(request if isinstance(request, dict) else _misfit()))
-    except (orjson.JSONDecodeError, _Misfit, RecursionError):
-        raise MalformedRequest("not an ExportTraceServiceRequest in JSON") from None
+    except (_Misfit, RecursionError):
+        raise MalformedRequest(_MALFORMED) from None
 
 
 def _request(request: dict[str, Any]) -> Generator[None, None, bytes]:

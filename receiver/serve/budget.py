@@ -1,7 +1,7 @@
-"""What requests may hold at once: bodies that are still arriving, and memory from then to the acknowledgement.
+"""The one ledger of memory: what bodies, requests, records, connections and caches hold, and who may hold more.
 
-Both count bytes. A body is counted as it arrives, so a sender that stalls holds what it has sent and no more.
-The first 64 KiB of a body are never waited for: small requests pass where large ones queue.
+A body is counted as it arrives, so a sender that stalls holds what it has sent and no more. The first 64 KiB of a
+body are never waited for: small requests pass where large ones queue.
 """
 
 import asyncio
@@ -9,6 +9,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from typing import Literal, get_args
 
 from shared.errors import Transient
 
@@ -18,6 +19,8 @@ ARRIVALS_MAX = 1_000  # bodies that arrive at once; FREE_BYTES each at most come
 FEW = 8  # bodies of one connection; half of all places are kept for connections with fewer
 SMALL_BYTES = 3 * FREE_BYTES
 SMALL_SHARE = 8  # an eighth of the budget is kept for requests of SMALL_BYTES at most
+
+Holder = Literal["requests", "unfinished", "arriving", "connections", "caches"]
 
 
 class BudgetFull(Transient):
@@ -52,10 +55,13 @@ class Arrivals:
 
     When there is no room, the oldest body still goes on, so that one always ends; among those that wait, the
     connection that holds least is next. A body that made no progress for `patience_s` then gives way.
-    The memory of it all is at most `bytes_max` + one request + `arrivals_max` x 64 KiB.
+    The memory of it all is at most `bytes_max` + one request + `arrivals_max` x 64 KiB, and counts in the budget.
     """
 
-    def __init__(self, bytes_max: int, *, arrivals_max: int = ARRIVALS_MAX, patience_s: float = PATIENCE_S) -> None:
+    def __init__(
+        self, budget: "Budget", bytes_max: int, *, arrivals_max: int = ARRIVALS_MAX, patience_s: float = PATIENCE_S
+    ) -> None:
+        self._budget = budget
         self._bytes_max = bytes_max
         self._arrivals_max = arrivals_max
         self._patience_s = patience_s
@@ -110,9 +116,11 @@ class Arrivals:
         arrival.moved_at = time.monotonic()
         self._held[arrival.peer] += size
         self.bytes += size
+        self._budget.charge(size, "arriving")
 
     def _close(self, arrival: Arrival) -> None:
         self.bytes -= arrival.bytes
+        self._budget.release(arrival.bytes, "arriving")
         for counts, count in ((self._held, arrival.bytes), (self._calls, 1)):
             counts[arrival.peer] -= count
             if not counts[arrival.peer]:
@@ -154,42 +162,51 @@ class Arrivals:
 
 
 class Budget:
-    """Counts the bytes that requests and their unacknowledged records hold.
+    """Counts the bytes that are held, by holder. Requests are admitted while all holders together stay below it.
 
-    First come, first served: so a request that fits only when nothing else is in flight gets its turn,
-    because those behind it wait. One that is larger than the whole budget is served alone. Small requests do
-    not queue behind large ones: an eighth of the budget is theirs alone.
+    First come, first served: so a request that fits only when no other request is in flight gets its turn,
+    because those behind it wait. One that does not fit even then is served alone. Small requests do not queue
+    behind large ones: an eighth of the budget is theirs alone.
     """
 
     def __init__(self, bytes_max: int) -> None:
         self._bytes_max = bytes_max
         self._large_max = bytes_max - bytes_max // SMALL_SHARE
-        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._waiting: deque[tuple[int, int, asyncio.Future[None]]] = deque()
+        self.held: dict[Holder, int] = dict.fromkeys(get_args(Holder), 0)
         self.bytes = 0
 
-    async def reserve(self, size: int, *, wait_s: float) -> None:
-        """Count `size` bytes, which the caller has to `release`.
+    async def reserve(self, size: int, *, wait_s: float, counted: int = 0) -> None:
+        """Count `size` bytes, which the caller has to `release`; `counted` of them another holder is about to release.
 
         Raises:
             BudgetFull: there was no room for that long.
         """
-        if self._has_room(size) and (not self._waiting or self._may_overtake(size)):
-            self.bytes += size
+        if self._has_room(size, counted) and (not self._waiting or self._may_overtake(size)):
+            self.charge(size)
             return
         turn = asyncio.get_running_loop().create_future()
-        self._waiting.append((size, turn))
+        self._waiting.append((size, counted, turn))
         try:
             await asyncio.wait({turn}, timeout=wait_s)
         except asyncio.CancelledError:
-            self._withdraw(size, turn)
+            self._withdraw(size, counted, turn)
             raise
         if not turn.done():
-            self._withdraw(size, turn)
+            self._withdraw(size, counted, turn)
             raise BudgetFull("as many bytes in flight as may be")
 
-    def charge(self, size: int) -> None:
-        """Count bytes that an admitted request made; never refuses."""
+    def charge(self, size: int, holder: Holder = "requests") -> None:
+        """Count bytes that are held already; never refuses."""
+        self.held[holder] += size
         self.bytes += size
+
+    def hold(self, size: int, holder: Holder) -> None:
+        """This is what the holder has now."""
+        change = size - self.held[holder]
+        self.charge(change, holder)
+        if change < 0:
+            self._admit()
 
     @contextmanager
     def charging(self) -> Iterator[Callable[[int], None]]:
@@ -206,30 +223,31 @@ class Budget:
         finally:
             self.release(held_bytes)
 
-    def release(self, size: int) -> None:
-        self.bytes -= size
+    def release(self, size: int, holder: Holder = "requests") -> None:
+        self.charge(-size, holder)
         self._admit()
 
-    def _withdraw(self, size: int, turn: asyncio.Future[None]) -> None:
+    def _withdraw(self, size: int, counted: int, turn: asyncio.Future[None]) -> None:
         if turn.done():
             self.release(size)
         else:
-            self._waiting.remove((size, turn))
+            self._waiting.remove((size, counted, turn))
             self._admit()  # those behind it may fit
 
-    def _has_room(self, size: int) -> bool:
+    def _has_room(self, size: int, counted: int) -> bool:
         limit = self._bytes_max if size <= SMALL_BYTES else self._large_max
-        return not self.bytes or self.bytes + size <= limit
+        return not self.held["requests"] or self.bytes - counted + size <= limit
 
     def _may_overtake(self, size: int) -> bool:
-        """Small requests may, but for a request at the head that fits only when nothing else is in flight."""
-        return size <= SMALL_BYTES and self._waiting[0][0] <= self._large_max
+        """Small requests may, but for a request at the head that fits only when no other is in flight."""
+        others = self.bytes - self.held["requests"]
+        return size <= SMALL_BYTES and self._waiting[0][0] + others <= self._large_max
 
     def _admit(self) -> None:
         while self._waiting:
-            size, turn = self._waiting[0]
-            if not self._has_room(size):
+            size, counted, turn = self._waiting[0]
+            if not self._has_room(size, counted):
                 return
             self._waiting.popleft()
-            self.bytes += size
+            self.charge(size)
             turn.set_result(None)

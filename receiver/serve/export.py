@@ -9,6 +9,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass
 
 import structlog
 
@@ -22,16 +23,17 @@ from receiver.serve.call import Call
 from receiver.serve.course import Course
 from receiver.serve.replies import Draining, KeyRefused, Reply
 from receiver.serve.turns import Turns
-from receiver.serve.unfinished import Unfinished
+from receiver.serve.unfinished import Begun, Unfinished, key_of
 from receiver.settings import ReceiverSettings
 from receiver.translate.engine import Engine, Translation
+from shared.errors import BrokerUnavailable
 from shared.logs import error_facts
 
 log = structlog.get_logger(__name__)
 
 # What a request holds at most for each byte of its body, until its reply: the body, protobuf's copy, and the spans cut
 # out of it; its records are counted as they are made. bench/receiver_memory.py measures it.
-HELD_PER_BODY_BYTE = 3
+HELD_PER_BODY_BYTE = 3  # and no request may hold more for each byte of MAX_REQUEST_BYTES, its records included
 SMALL_BODY_BYTES = 4 * 1024  # looked through without a turn: half a millisecond, whatever it holds
 HELD_PER_GROUP = 300  # bytes: a group of six on the wire is a tuple, a list and a resource here
 BUDGET_WAIT_S = 1.0
@@ -39,7 +41,6 @@ CALLS_MAX = 4_000  # in all, whatever they wait for; each holds some 10 KiB besi
 REPLY_MARGIN_S = 0.3  # so that our reply and not the client's own deadline is what the client sees
 SLICE_S = 0.005  # what any request may wait for in each round
 MIDDLING_SLICES = 10  # 50 ms, or about two thousand events
-TRANSLATION_SHARE = 0.5  # of an attempt's time, at most; the rest is for the broker
 RETRY_AFTER_S = (1.0, 30.0)  # bounds; the Collector gives up when a delay leads past its 300 s
 
 
@@ -52,13 +53,26 @@ class Tally:
         self.published: Counter[str] = Counter()
         self.faults: Counter[str] = Counter()
         self.declined: Counter[str] = Counter()
+        self.replaced = 0
         self.spans = 0
-        self.batches: set[asyncio.Future[bool]] = set()
 
     def take(self, translation: Translation) -> None:
         self.ignored, self.rejected = translation.ignored, translation.rejected
         self.faults, self.declined = translation.faults, translation.declined
         self.published = translation.published()
+        self.replaced = translation.replaced
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    """A request that is translated and published."""
+
+    body: bytes
+    translation: Translation
+    call: Call
+    charge: Callable[[int], None]  # what its records hold now
+    batches: frozenset[asyncio.Future[bool]] = frozenset()
+    is_long: bool = False  # more than a slice: its next attempt goes on from here
 
 
 class Export:
@@ -83,7 +97,9 @@ class Export:
         self._budget = budget
         self._engine = engine
         self._publisher = publisher
-        self.unfinished = Unfinished(budget, bytes_max=settings.max_inflight_bytes)
+        self.unfinished = Unfinished(
+            budget, turns, held_max=HELD_PER_BODY_BYTE * settings.max_request_bytes, slice_s=SLICE_S
+        )
         self._turns = turns
         self._middling_turns = Turns()
         self._long_turns = Turns()
@@ -107,11 +123,9 @@ class Export:
         try:
             async with asyncio.timeout(self._reply_within_s(call)):
                 self._admit(call)
-                async with self._received(call) as body:  # nothing was read before this line
+                async with self._received(call) as (body, begun):  # nothing was read before this line
                     course.read(body)
-                    await self._publish(body, tally, call)
-                    course.translated()
-                    await self._publisher.acknowledged(tally.batches)
+                    await self._publish(body, begun, tally, call, course)
             reply = replies.success(tally.rejected)  # from here on the events are durable, and only this says so
         except Exception as error:  # noqa: BLE001  the table decides; what is not in it gets an id and a log line
             reply = self._refusal(error)
@@ -123,6 +137,10 @@ class Export:
     def is_known(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
         """Whether a call shows a key, or needs none: for what is answered beside Export."""
         return self._keys.accept(headers)
+
+    @property
+    def remembered_bytes(self) -> int:
+        return self._engine.remembered_bytes
 
     async def drain(self, timeout_s: float) -> None:
         """Refuse new calls, and return when those in flight are answered or the time is over."""
@@ -145,16 +163,24 @@ class Export:
             raise BudgetFull("too many calls")
 
     @contextlib.asynccontextmanager
-    async def _received(self, call: Call) -> AsyncIterator[bytes]:
-        """The body, once there is room for it; its bytes are given back at the end of the block."""
+    async def _received(self, call: Call) -> AsyncIterator[tuple[bytes, Begun | None]]:
+        """The body, once there is room for it, and what an earlier attempt began with it.
+
+        Its bytes are given back at the end of the block.
+        """
         with self._arrivals.arriving(call.peer, call.give_way) as arrival:
             body = await call.read(arrival)
             arrival.is_complete = True
-            groups = scan.groups_in(body) if len(body) <= SMALL_BODY_BYTES else await self._groups_in(body, call)
-            held_bytes = HELD_PER_BODY_BYTE * len(body) + HELD_PER_GROUP * groups
-            await self._budget.reserve(held_bytes, wait_s=BUDGET_WAIT_S)
+            begun = await self.unfinished.take(body)
+            if begun is None:
+                groups = scan.groups_in(body) if len(body) <= SMALL_BODY_BYTES else await self._groups_in(body, call)
+                held_bytes = HELD_PER_BODY_BYTE * len(body) + HELD_PER_GROUP * groups
+                await self._budget.reserve(held_bytes, wait_s=BUDGET_WAIT_S, counted=arrival.bytes)
+            else:
+                held_bytes = len(body)  # counted until now as unfinished
+                self._budget.charge(held_bytes)
         try:
-            yield body
+            yield body, begun
         finally:
             self._budget.release(held_bytes)
 
@@ -162,54 +188,75 @@ class Export:
         async with self._turns.turn(call.peer):
             return scan.groups_in(body)
 
-    async def _publish(self, body: bytes, tally: Tally, call: Call) -> None:
-        """Translate the whole request, then put its events into batches: nothing of it is published before that."""
+    async def _publish(self, body: bytes, begun: Begun | None, tally: Tally, call: Call, course: Course) -> None:
+        """Translate the whole request, then publish it: nothing of it is in a batch before that.
+
+        Returns when every batch is acknowledged.
+        """
         received_at_ms = time.time_ns() // 1_000_000
-        async with self._turns.turn(call.peer):
-            translation = self.unfinished.take(body) or self._engine.open(body)
-        tally.spans = translation.spans
+        is_long = begun is not None
+        if begun is None:
+            async with self._turns.turn(call.peer):
+                begun = Begun(self._engine.open(body))
+        tally.spans = begun.translation.spans
         if not self._settings.telemetry_enabled:
-            tally.ignored["telemetry_disabled"] = translation.spans
+            tally.ignored["telemetry_disabled"] = tally.spans
             return
         with self._budget.charging() as charge:
-            try:
-                await self._translate_in_time(translation, charge, call)
-            except (asyncio.CancelledError, TimeoutError):  # the sender's next attempt goes on from here
-                self.unfinished.keep(body, translation)
-                metrics.requests_unfinished.inc()
-                raise
-            tally.take(translation)
-            if tally.published:
-                tally.batches = self._publisher.append(translation, received_at_ms=received_at_ms)
+            job = _Job(body, begun.translation, call, charge, begun.batches, is_long)
+            await self._translate(job)
+            tally.take(job.translation)
+            if tally.published and not job.batches:
+                job.batches = frozenset(self._publisher.append(job.translation, received_at_ms=received_at_ms))
+            course.translated()
+            if job.is_long:
+                await self._acknowledged(job)
+                return
+        batches = job.batches
+        del job, begun  # the records are in the batches, and count as theirs
+        await self._publisher.acknowledged(batches)
 
-    async def _translate_in_time(self, translation: Translation, charge: Callable[[int], None], call: Call) -> None:
-        """Raises TimeoutError when too little time is left to publish: late, it would be published again."""
-        started_at = time.monotonic()
-        await self._translate(translation, charge, call)
-        if time.monotonic() - started_at > TRANSLATION_SHARE * self._reply_within_s(call):
-            raise TimeoutError
+    async def _acknowledged(self, job: "_Job") -> None:
+        try:
+            await self._publisher.acknowledged(job.batches)
+        except asyncio.CancelledError:  # they may be acknowledged yet: the next attempt waits for the same ones
+            await self._keep(job)
+            raise
+        except BrokerUnavailable:  # the next attempt publishes again
+            job.batches = frozenset()
+            await self._keep(job)
+            raise
 
-    async def _translate(self, translation: Translation, charge: Callable[[int], None], call: Call) -> None:
+    async def _translate(self, job: "_Job") -> None:
         """Small requests overtake larger ones, and larger ones go one after another.
 
         Had they all a share of the loop, all would be late: each answered too late to count, and sent again.
         """
-        if await self._is_done(translation, charge, call, slices=range(1)):
+        if await self._is_done(job, slices=range(1)):
             return
-        async with self._middling_turns.turn(call.peer):
-            if await self._is_done(translation, charge, call, slices=range(MIDDLING_SLICES)):
-                return
-        async with self._long_turns.turn(call.peer):
-            await self._is_done(translation, charge, call, slices=itertools.count())
+        job.is_long = True
+        try:
+            async with self._middling_turns.turn(job.call.peer):
+                if await self._is_done(job, slices=range(MIDDLING_SLICES)):
+                    return
+            async with self._long_turns.turn(job.call.peer):
+                await self._is_done(job, slices=itertools.count())
+        except asyncio.CancelledError:  # the time is over, or the sender left: it comes again
+            await self._keep(job)
+            raise
 
-    async def _is_done(
-        self, translation: Translation, charge: Callable[[int], None], call: Call, *, slices: Iterable[int]
-    ) -> bool:
+    async def _keep(self, job: "_Job") -> None:
+        """The sender's next attempt finds the translation finished, or farther."""
+        metrics.requests_unfinished.inc()
+        self.unfinished.keep(await key_of(job.body), len(job.body), Begun(job.translation, job.batches))
+
+    async def _is_done(self, job: "_Job", *, slices: Iterable[int]) -> bool:
         """Translate for so many slices, one of all requests' at a time."""
         for _ in slices:
-            async with self._turns.turn(call.peer):
-                is_done = translation.step(SLICE_S)
-            charge(translation.held_bytes)
+            async with self._turns.turn(job.call.peer):
+                is_done = job.translation.step(SLICE_S)
+            job.charge(job.translation.held_bytes)
+            self.unfinished.check(len(job.body), job.translation)
             if is_done:
                 return True
             await asyncio.sleep(0)
@@ -223,7 +270,8 @@ class Export:
             error_id = secrets.token_hex(8)
             log.error("request_failed", error_id=error_id, **error_facts(error))
             text = f"{text} {error_id}"
-        if not told.cause:
+        if told.is_final:
+            metrics.requests_refused.labels(told.cause).inc()
             return Reply(told.code, told.status, text)
         metrics.refusals.labels(told.cause).inc()
         return Reply(told.code, told.status, text, retry_after_s=self._retry_after_s())
@@ -252,6 +300,7 @@ class Export:
         _request_seconds(transport).observe(time.monotonic() - started_at)
         if code == replies.OK:
             self._failing_since = None
+            metrics.endpoints_replaced.inc(tally.replaced)
             for counter, counts in (
                 (metrics.spans_ignored, tally.ignored),
                 (metrics.spans_rejected, tally.rejected),

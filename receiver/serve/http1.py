@@ -156,6 +156,10 @@ class Http1Connection(Connection):
         self._arriving = None
         del self._parser  # it holds us
 
+    @property
+    def unread_bytes(self) -> int:
+        return sum(request.buffered_bytes for request in self._queue)
+
     def tick(self, now: float) -> None:
         super().tick(now)
         if self.transport.is_closing():
@@ -270,8 +274,7 @@ class Http1Connection(Connection):
             self.transport.pause_reading()
 
     def _is_full(self) -> bool:
-        buffered = sum(request.buffered_bytes for request in self._queue)
-        return buffered > BUFFER_BYTES or len(self._queue) > 1 or not self.is_writable
+        return self.unread_bytes > BUFFER_BYTES or len(self._queue) > 1 or not self.is_writable
 
     def _count(self, size: int) -> None:
         assert self._arriving is not None

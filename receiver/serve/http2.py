@@ -109,6 +109,10 @@ class Http2Connection(Connection):
         self._buffer.clear()
         self._h2 = None
 
+    @property
+    def unread_bytes(self) -> int:
+        return len(self._buffer) + sum(stream.unread_bytes for stream in self._streams.values())
+
     def tick(self, now: float) -> None:
         super().tick(now)
         for stream in list(self._streams.values()):

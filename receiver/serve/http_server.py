@@ -31,6 +31,7 @@ TRACES = b"/v1/traces"
 SIGNALS = {b"/v1/metrics": "metrics", b"/v1/logs": "logs"}
 PROTOBUF, JSON = b"application/x-protobuf", b"application/json"
 TYPES = {PROTOBUF: PROTOBUF, b"application/protobuf": PROTOBUF, JSON: JSON}
+HELD_PER_JSON_BYTE = 12  # what JSON is parsed into
 CORS_HEADERS = b"authorization, content-encoding, content-type, x-api-key, traceparent, tracestate, baggage"
 CORS_MAX_AGE_S = 7_200
 
@@ -66,10 +67,11 @@ class HttpCall:
         packed = await collected(self._request, arrival, size_max=self._size_max)
         encoding = self._request.header(b"content-encoding").strip().lower()
         body = await inflated(packed, encoding, arrival, turns=self._turns, size_max=self._size_max)
-        return await self._from_json(body) if self._is_json else body
+        return await self._from_json(body, arrival) if self._is_json else body
 
-    async def _from_json(self, body: bytes) -> bytes:
-        """One at a time: what JSON is parsed into takes some ten times its size."""
+    async def _from_json(self, body: bytes, arrival: Arrival) -> bytes:
+        """One at a time, as what JSON is parsed into is large."""
+        await arrival.grow(HELD_PER_JSON_BYTE * len(body))
         work = json_request.reading(body)
         async with self._json_turns.turn(self.peer):
             while True:

@@ -32,6 +32,7 @@ BACKLOG = 1024
 ACCEPTED_AT_ONCE = 16
 ACCEPT_PAUSE_S = 0.05
 WRITE_BYTES_MAX = 64 * 1024  # unread replies; then nothing more is read from that caller
+CONNECTION_BYTES = 24 * 1024  # of an HTTP/2 connection that has asked once, without its buffers
 FILES_SPARE = 256  # for brokers, certificates, metrics
 
 
@@ -68,6 +69,15 @@ class Connection(asyncio.Protocol):
         return self._write_stalled_at is None
 
     def data_received(self, data: bytes) -> None:
+        raise NotImplementedError
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory: itself, replies that its caller has not read, and what arrived and was not asked for yet."""
+        return CONNECTION_BYTES + self.transport.get_write_buffer_size() + self.unread_bytes
+
+    @property
+    def unread_bytes(self) -> int:
         raise NotImplementedError
 
     def say_goodbye(self) -> None:
@@ -117,6 +127,7 @@ class Listener:
         self._connections: dict[Connection, None] = {}
         self._greeting: set[asyncio.Task[None]] = set()
         self._failed: asyncio.Future[None]
+        self.held_bytes = 0  # of all connections, as of the last tick
 
     def bind(self, host: str, port: int, *, variable: str, is_shared: bool) -> None:
         """Listen.
@@ -154,6 +165,7 @@ class Listener:
                 now = time.monotonic()
                 for connection in list(self._connections):
                     connection.tick(now)
+                self.held_bytes = sum(connection.held_bytes for connection in self._connections)
         finally:
             self.refuse_connections()
 

@@ -26,6 +26,10 @@ class TooLarge(Permanent):
     """The body is above MAX_REQUEST_BYTES, before or after decompression."""
 
 
+class TooMuchToHold(Permanent):
+    """The request and the records that are made of it take more memory than a request may."""
+
+
 class UnknownEncoding(Permanent):
     """The body is compressed in a way that this receiver does not know."""
 
@@ -40,22 +44,27 @@ class Draining(Transient):
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """One line of the table. A line with a cause is UNAVAILABLE, and the sender is told when to try again."""
+    """One line of the table. Upon UNAVAILABLE the sender is told when to try again; upon any other code never to."""
 
     code: str  # gRPC's name; also the label of receiver_requests_total
     status: int  # HTTP's
     text: str
-    cause: str = ""  # label of receiver_refusals_total
+    cause: str  # label of receiver_refusals_total, or of receiver_requests_refused_total
+
+    @property
+    def is_final(self) -> bool:
+        return self.code != UNAVAILABLE
 
 
 REPLIES: dict[type[Exception], Told] = {
-    KeyRefused: Told("UNAUTHENTICATED", 401, "API key missing or wrong"),
-    NoBody: Told("INVALID_ARGUMENT", 400, "no request was sent"),
-    BadEncoding: Told("INVALID_ARGUMENT", 400, "the body does not decompress"),
-    MalformedRequest: Told("INVALID_ARGUMENT", 400, "not an ExportTraceServiceRequest"),
-    TooManySpans: Told("INVALID_ARGUMENT", 400, "more spans than MAX_SPANS_PER_REQUEST"),
-    TooLarge: Told("RESOURCE_EXHAUSTED", 413, "larger than MAX_REQUEST_BYTES"),
-    UnknownEncoding: Told("UNIMPLEMENTED", 415, "unknown compression: send gzip, deflate, zstd or none"),
+    KeyRefused: Told("UNAUTHENTICATED", 401, "API key missing or wrong", "key"),
+    NoBody: Told("INVALID_ARGUMENT", 400, "no request was sent", "no_body"),
+    BadEncoding: Told("INVALID_ARGUMENT", 400, "the body does not decompress", "encoding"),
+    MalformedRequest: Told("INVALID_ARGUMENT", 400, "not an ExportTraceServiceRequest", "malformed"),
+    TooManySpans: Told("INVALID_ARGUMENT", 400, "more spans than MAX_SPANS_PER_REQUEST", "spans"),
+    TooLarge: Told("RESOURCE_EXHAUSTED", 413, "larger than MAX_REQUEST_BYTES", "size"),
+    TooMuchToHold: Told("RESOURCE_EXHAUSTED", 413, "its records take more than 3 x MAX_REQUEST_BYTES", "records"),
+    UnknownEncoding: Told("UNIMPLEMENTED", 415, "unknown compression: send gzip, deflate, zstd or none", "encoding"),
     SenderStalled: Told(UNAVAILABLE, 503, "the request arrived too slowly", "arriving"),
     BudgetFull: Told(UNAVAILABLE, 503, "too much in flight", "budget"),
     BrokerUnavailable: Told(UNAVAILABLE, 503, "the broker did not acknowledge", "broker"),
@@ -64,7 +73,8 @@ REPLIES: dict[type[Exception], Told] = {
 }
 UNEXPECTED = Told(UNAVAILABLE, 503, "unexpected error", "unexpected")
 CODES = (OK, CANCELLED, *dict.fromkeys(told.code for told in REPLIES.values()))
-CAUSES = tuple(told.cause for told in (*REPLIES.values(), UNEXPECTED) if told.cause)
+CAUSES = tuple(told.cause for told in (*REPLIES.values(), UNEXPECTED) if not told.is_final)
+FINAL_CAUSES = tuple(dict.fromkeys(told.cause for told in REPLIES.values() if told.is_final))
 
 
 def told_of(error: Exception) -> Told | None:

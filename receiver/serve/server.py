@@ -70,6 +70,7 @@ class Server:
         async with asyncio.TaskGroup() as tasks:
             for listener in self._listeners:
                 tasks.create_task(listener.run(), name=listener.transport)
+            tasks.create_task(self._export.unfinished.run(), name="unfinished")
             tasks.create_task(self._watch(), name="watch")
 
     async def stop(self) -> None:
@@ -89,7 +90,11 @@ class Server:
             metrics.ready.set(is_ready)
             self._watchers.set(is_serving=is_ready)
             self._export.unfinished.forget()
-            metrics.inflight_bytes.set(self._budget.bytes - self._export.unfinished.bytes)
+            metrics.inflight_bytes.set(self._budget.held["requests"])
+            self._budget.hold(sum(listener.held_bytes for listener in self._listeners), "connections")
+            self._budget.hold(self._export.remembered_bytes, "caches")
+            for holder, size in self._budget.held.items():
+                metrics.held_bytes.labels(holder).set(size)
             metrics.calls_open.set(self._export.calls)
             metrics.arriving_bytes.set(self._arrivals.bytes)
             metrics.reads_waiting.set(self._arrivals.waiting)

@@ -45,6 +45,11 @@ class Stream:
         """Part of the reply waits for the caller's window."""
         return bool(self._waiting_out)
 
+    @property
+    def unread_bytes(self) -> int:
+        """What arrived and was not asked for yet."""
+        return sum(size for _, size in self._pieces)
+
     async def receive(self) -> bytes:
         """The next piece of the body; empty at its end. What was given before is taken from the window.
 

@@ -1,67 +1,134 @@
-"""Requests whose time ran out before they were translated: the next attempt with the same bytes goes on from there.
+"""Long requests whose time ended too early: their translation goes on until the sender's next attempt.
 
 A sender repeats a request that was not answered in time. Without this, a request that takes longer than one attempt
-would never be answered. Nothing of it was published, so nothing is published twice.
+would never be answered. It is published when all of it is translated; where the acknowledgement came too late for an
+attempt, the next one waits for the same batches, so that nothing is published twice.
 """
 
+import asyncio
 import time
 from collections import OrderedDict
+from dataclasses import dataclass, field
 from hashlib import sha256
 
 from receiver.serve.budget import Budget
+from receiver.serve.replies import TooMuchToHold
+from receiver.serve.turns import Turns
 from receiver.translate.engine import Translation
 
 REQUESTS_MAX = 8
-KEEP_S = 120.0  # an exporter waits 30 s at most between two attempts
-SHARE = 2  # of the budget: a half, so that 84,000 spans with escaped paths are kept (30 MiB, and 60 MiB of records)
+KEEP_S = 60.0  # an exporter waits 30 s, and half of that more, at most between two attempts
+SLICE_S = 0.005
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """How far an attempt came."""
+
+    translation: Translation
+    batches: frozenset[asyncio.Future[bool]] = frozenset()  # none: nothing of it is published
+
+
+@dataclass(slots=True, eq=False)
+class _Kept:
+    begun: Begun | None  # None: the request was found to be too much
+    body_bytes: int
+    counted_bytes: int = 0
+    is_done: bool = False
+    since: float = field(default_factory=time.monotonic)
 
 
 class Unfinished:
-    """A few translations that were interrupted, by the SHA-256 of their request. Their bytes count in the budget."""
+    """A few translations, by the SHA-256 of their request. They count in the budget.
 
-    def __init__(self, budget: Budget, *, bytes_max: int) -> None:
+    A translation that is kept stays until its sender comes back, or for a minute: were it to give way to the next
+    one, two senders of long requests would undo each other's work for ever.
+    """
+
+    def __init__(self, budget: Budget, turns: Turns, *, held_max: int, slice_s: float = SLICE_S) -> None:
         self._budget = budget
-        self._bytes_max = bytes_max // SHARE
-        self.bytes = 0
-        self._kept: OrderedDict[bytes, tuple[Translation, int, float]] = OrderedDict()
+        self._turns = turns
+        self._held_max = held_max
+        self._slice_s = slice_s
+        self._kept: OrderedDict[bytes, _Kept] = OrderedDict()
+        self._has_work = asyncio.Event()
 
-    def take(self, body: bytes) -> Translation | None:
-        """The translation of these bytes, as far as it came; None when there is none. It is the caller's now."""
-        if not self._kept:
+    @property
+    def is_busy(self) -> bool:
+        """Something that is kept is not translated yet."""
+        return any(not kept.is_done for kept in self._kept.values())
+
+    def check(self, body_bytes: int, translation: Translation) -> None:
+        """Raises TooMuchToHold when the request and its records are more than one request may hold."""
+        if body_bytes + translation.held_bytes > self._held_max:
+            raise TooMuchToHold
+
+    async def take(self, body: bytes) -> Begun | None:
+        """What was begun with these bytes, as far as it came; None when nothing was. It is the caller's now.
+
+        Raises:
+            TooMuchToHold: as was found out since the last attempt.
+        """
+        if not any(kept.body_bytes == len(body) for kept in self._kept.values()):
             return None
-        kept = self._drop(sha256(body).digest())
-        self.forget()
-        return kept
+        kept = self._drop(await key_of(body))
+        if kept is not None and kept.begun is None:
+            raise TooMuchToHold
+        return None if kept is None else kept.begun
 
-    def keep(self, body: bytes, translation: Translation) -> None:
-        size = len(body) + translation.held_bytes
-        if size > self._bytes_max:
-            return
-        key = sha256(body).digest()
-        self._drop(key)
-        self._kept[key] = translation, size, time.monotonic()
-        self._count(size)
+    def keep(self, key: bytes, body_bytes: int, begun: Begun) -> None:
+        """Go on with it, when there is room for it beside those that are kept."""
         self.forget()
+        size = body_bytes + begun.translation.held_bytes
+        if len(self._kept) < REQUESTS_MAX and self._budget.held["unfinished"] + size <= self._held_max:
+            self._drop(key)
+            kept = self._kept[key] = _Kept(begun, body_bytes)
+            self._count(kept)
+            self._has_work.set()
 
     def forget(self) -> None:
-        """The oldest, while there are too many, too large, or too old ones."""
-        while self._kept:
-            key, (_, _, since) = next(iter(self._kept.items()))
-            is_old = time.monotonic() - since > KEEP_S
-            if not is_old and len(self._kept) <= REQUESTS_MAX and self.bytes <= self._bytes_max:
-                return
+        """Those whose senders have not come back."""
+        old = [key for key, kept in self._kept.items() if time.monotonic() - kept.since > KEEP_S]
+        for key in old:
             self._drop(key)
 
-    def _drop(self, key: bytes) -> Translation | None:
-        kept = self._kept.pop(key, None)
-        if kept is None:
-            return None
-        self._count(-kept[1])
-        return kept[0]
+    async def run(self) -> None:
+        """Translate what is kept, oldest first, a slice at a time and in turn with the connections."""
+        while True:
+            await self._has_work.wait()
+            work = next(((key, kept) for key, kept in self._kept.items() if not kept.is_done), None)
+            if work is None:
+                self._has_work.clear()
+                continue
+            async with self._turns.turn(self):
+                self._step(*work)
+            await asyncio.sleep(0)
 
-    def _count(self, size: int) -> None:
-        self.bytes += size
-        if size > 0:
-            self._budget.charge(size)
-        else:
-            self._budget.release(-size)
+    def _step(self, key: bytes, kept: _Kept) -> None:
+        if self._kept.get(key) is not kept or kept.begun is None:
+            return  # its sender took it meanwhile
+        try:
+            kept.is_done = kept.begun.translation.step(self._slice_s)
+            self.check(kept.body_bytes, kept.begun.translation)
+        except TooMuchToHold:
+            kept.begun, kept.is_done = None, True
+        except Exception:  # noqa: BLE001  a bug of ours: the sender's next attempt meets it, and is told so
+            self._drop(key)
+            return
+        self._count(kept)
+
+    def _drop(self, key: bytes) -> _Kept | None:
+        kept = self._kept.pop(key, None)
+        if kept is not None:
+            self._budget.release(kept.counted_bytes, "unfinished")
+        return kept
+
+    def _count(self, kept: _Kept) -> None:
+        size = 0 if kept.begun is None else kept.body_bytes + kept.begun.translation.held_bytes
+        self._budget.hold(self._budget.held["unfinished"] + size - kept.counted_bytes, "unfinished")
+        kept.counted_bytes = size
+
+
+async def key_of(body: bytes) -> bytes:
+    """What a request is known by. In a thread: 64 MiB take 40 ms and more."""
+    return await asyncio.to_thread(lambda: sha256(body).digest())

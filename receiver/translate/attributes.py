@@ -24,10 +24,11 @@ class Notes:
     A place is a column, or `event_metadata.<key>`; it is fit to be shown, a key may not be.
     """
 
-    __slots__ = ("cuts", "own_ids")
+    __slots__ = ("cuts", "is_raw_path", "own_ids")
 
     def __init__(self) -> None:
         self.cuts: set[str] = set()
+        self.is_raw_path = False  # no template gave the span's path
         self.own_ids = OwnIds(hashed=str)  # of the span; reading gives it
 
     def cut(self, place: str, rule: str) -> None:  # noqa: ARG002  for explain

@@ -11,8 +11,12 @@ from types import ModuleType
 from typing import Any, Protocol
 from uuid import UUID
 
+import orjson
+
 from receiver.decode.spans import ResourceSpans, TooManySpans, fields_max, read_request, written_plainly
 from receiver.translate import mapping
+from receiver.translate.attributes import Notes
+from receiver.translate.cardinality import Guard
 from receiver.translate.identity import Named, Trace, Traces
 from receiver.translate.native import mapping_spec, role_of
 from receiver.translate.outcome import NOT_PRODUCT_EVENT, Ignored, Outcome, Rejected
@@ -20,6 +24,7 @@ from receiver.translate.reference import Resource, read_resource, translate
 from receiver.translate.rules import Rules
 from shared import wire
 from shared.engine import EngineName, EngineSetting, native_library
+from shared.events import BaseEvent
 from shared.wire import BATCH_BYTES_MAX, HEADERS, RECORD_BYTES_MAX, Record
 
 ZSTD_LEVEL = 1  # a third less CPU than level 3 for records of about the same size: docs/performance.md
@@ -48,6 +53,7 @@ class Translation(Protocol):
     rejected: Counter[str]  # by reason
     faults: Counter[str]  # failures of ours, by type and place
     declined: Counter[str]  # spans that the native engine left to the reference, by reason
+    replaced: int  # endpoints that got `{other}`
 
     @property
     def held_bytes(self) -> int:
@@ -68,6 +74,10 @@ class Translation(Protocol):
 
 class Engine(Protocol):
     name: EngineName
+
+    @property
+    def remembered_bytes(self) -> int:
+        """Memory of what is remembered from request to request: keys and resources, never values."""
 
     def open(self, body: bytes) -> Translation:
         """Split a request into spans.
@@ -101,10 +111,15 @@ class Reference:
 
     def __init__(self, rules: Rules, *, spans_max: int) -> None:
         self.rules = rules
+        self.guard = Guard(rules.endpoints_per_service)
         self.spans_max = spans_max
 
+    @property
+    def remembered_bytes(self) -> int:
+        return self.rules.allowed.remembered_bytes + self.guard.held_bytes
+
     def open(self, body: bytes) -> Translation:
-        return ByReference(read_request(body, spans_max=self.spans_max), self.rules)
+        return ByReference(read_request(body, spans_max=self.spans_max), self.rules, self.guard)
 
     def builder(self, producer: Any) -> Builder:
         builder: Builder = producer.create_batch()
@@ -119,6 +134,7 @@ class _Fates:
         self.rejected: Counter[str] = Counter()
         self.faults: Counter[str] = Counter()
         self.declined: Counter[str] = Counter()
+        self.replaced = 0
 
     def record_of(self, outcome: Outcome) -> Record | None:
         """Its record; None, and counted, when it has none."""
@@ -140,13 +156,19 @@ class _Fates:
 class ByReference(_Fates):
     """A request, translated by the reference."""
 
-    def __init__(self, groups: Sequence[ResourceSpans], rules: Rules) -> None:
+    def __init__(self, groups: Sequence[ResourceSpans], rules: Rules, guard: Guard) -> None:
         super().__init__()
+        self._guard = guard
         self.spans = sum(len(group.spans) for group in groups)
-        self.held_bytes = 0
+        self._traces = Traces(rules)
+        self._record_bytes = 0
         self._records: list[Record] = []
         self._by_partition: dict[int, list[Record]] = {}
         self._work = self._steps(groups, rules)
+
+    @property
+    def held_bytes(self) -> int:
+        return self._record_bytes + self._traces.held_bytes
 
     def step(self, seconds: float) -> bool:
         ends_at = time.monotonic() + seconds
@@ -154,21 +176,33 @@ class ByReference(_Fates):
 
     def _steps(self, groups: Sequence[ResourceSpans], rules: Rules) -> Iterator[None]:
         """A few spans a step, or one that is large."""
-        traces = Traces(rules)
-        yield from traces.read(groups)
+        yield from self._traces.read(groups)
         for group in groups:
             resource = read_resource(group.resource, rules)
             unseen_bytes = 0
             for raw in group.spans:
-                outcome = translate(raw, resource, rules, traces=traces)
+                notes = Notes()
+                outcome = translate(raw, resource, rules, traces=self._traces, notes=notes)
+                if notes.is_raw_path and self._guard.is_on and isinstance(outcome, BaseEvent):
+                    outcome = self._bounded(outcome)
                 record = self.record_of(outcome)
                 if record is not None:
                     self._records.append(record)
-                    self.held_bytes += len(record.value) + _RECORD_OVERHEAD_BYTES
+                    self._record_bytes += len(record.value) + _RECORD_OVERHEAD_BYTES
                 unseen_bytes += _IGNORED_BYTES if outcome is NOT_PRODUCT_EVENT else _EVENT_BYTES + len(raw)
                 if unseen_bytes > _BYTES_A_STEP:
                     unseen_bytes = 0
                     yield
+
+    def _bounded(self, event: BaseEvent) -> BaseEvent:
+        """The event with the endpoints that the guard lets stand."""
+        for name, owner in mapping.COUNTED.items():
+            path = getattr(event, name, None)
+            if path is not None:
+                stored = self._guard.stored(getattr(event, owner) or "", path)
+                self.replaced += stored != path
+                event = event if stored == path else event.model_copy(update={name: stored})
+        return event
 
     def published(self) -> Counter[str]:
         return Counter(record.table for record in self._records)
@@ -199,6 +233,12 @@ class Native:
         self.rules = reference.rules
         self._library = library
         self._reference = reference
+        self.guard = reference.guard
+
+    @property
+    def remembered_bytes(self) -> int:
+        native_bytes: int = self.engine.remembered_bytes
+        return native_bytes + self._reference.remembered_bytes
 
     def open(self, body: bytes) -> Translation:
         try:
@@ -226,11 +266,12 @@ class ByNative(_Fates):
         self._traces = _TracesOnDemand(request, native.rules)
         self._resource: tuple[bytes, Resource] | None = None
         self._is_read = False
+        self._is_bounded = not native.guard.is_on
 
     @property
     def held_bytes(self) -> int:
         held: int = self._request.held_bytes
-        return held
+        return held + self._traces.held_bytes
 
     def step(self, seconds: float) -> bool:
         ends_at = time.monotonic() + seconds
@@ -238,7 +279,9 @@ class ByNative(_Fates):
             if self._leftovers:
                 self._translate_one(*self._leftovers.popleft())
             elif self._is_read:
-                return True
+                self._is_bounded = self._is_bounded or self._native.engine.bound(self._request, self._stored)
+                if self._is_bounded:
+                    return True
             else:
                 self._is_read = self._native.engine.step(self._request, max(0.0, ends_at - time.monotonic()))
                 self._leftovers.extend(self._request.leftovers())
@@ -246,16 +289,25 @@ class ByNative(_Fates):
                     _, ignored, declined = self._request.counts()
                     self.ignored.update(ignored)
                     self.declined.update(declined)
-        return self._is_read and not self._leftovers
+        return self._is_read and not self._leftovers and self._is_bounded
+
+    def _stored(self, owner: bytes, path: bytes) -> tuple[bytes | None, bool]:
+        """What is stored in the place of a path, None for itself; and whether older answers are void. All in JSON."""
+        guard = self._native.guard
+        sent, narrowings = orjson.loads(path), guard.narrowings
+        stored = guard.stored(orjson.loads(owner) if owner else "", sent)
+        self.replaced += stored != sent
+        return None if stored == sent else orjson.dumps(stored), guard.narrowings != narrowings
 
     def _translate_one(self, place: int, raw_resource: bytes, span: bytes) -> None:
         rules = self._native.rules
         if self._resource is None or self._resource[0] != raw_resource:
             self._resource = raw_resource, read_resource(raw_resource, rules)
-        record = self.record_of(translate(span, self._resource[1], rules, traces=self._traces))
+        notes = Notes()
+        record = self.record_of(translate(span, self._resource[1], rules, traces=self._traces, notes=notes))
         if record is not None:
             table = _TABLE_NAMES.index(record.table)
-            self._request.settle(place, table, UUID(record.key.decode()).bytes, record.value)
+            self._request.settle(place, table, UUID(record.key.decode()).bytes, record.value, notes.is_raw_path)
 
     def published(self) -> Counter[str]:
         by_table, _, _ = self._request.counts()
@@ -289,6 +341,7 @@ class _TracesOnDemand(Traces):
             for _ in traces.read(groups):
                 pass
             known = self._known[trace_id] = traces.of(trace_id)
+            self.held_bytes += traces.held_bytes
         return known
 
 

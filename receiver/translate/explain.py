@@ -1,15 +1,12 @@
 """OTLP in a file -> what would become of each span, and why. Pure: the same translation, with its notes kept."""
 
 import json
-from base64 import b64encode
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, TypedDict
 
-from google.protobuf import json_format
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-
+from receiver.decode import json_request
 from receiver.decode.spans import MalformedRequest, ResourceSpans, read_request
 from receiver.translate.attributes import Notes, Origin
 from receiver.translate.identity import Traces
@@ -22,7 +19,6 @@ from receiver.translate.rules import Rules
 from shared.events import BaseEvent
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_ID_FIELDS = frozenset({"traceId", "spanId", "parentSpanId", "trace_id", "span_id", "parent_span_id"})
 
 
 class Note(TypedDict):
@@ -74,7 +70,7 @@ def _explain_request(groups: list[ResourceSpans], rules: Rules) -> Iterator[Expl
 def _bodies_of_json(content: bytes) -> list[bytes]:
     try:
         return [_body_of(document) for document in _documents(content.decode())]
-    except (ValueError, RecursionError, json_format.ParseError):
+    except (ValueError, RecursionError):
         raise MalformedRequest("not OTLP JSON") from None  # the error would repeat the file
 
 
@@ -90,29 +86,12 @@ def _documents(text: str) -> list[Any]:
 
 
 def _body_of(document: Any) -> bytes:
-    request = json_format.ParseDict(
-        _with_ids_in_base64(document), ExportTraceServiceRequest(), ignore_unknown_fields=True
-    )
-    return request.SerializeToString()
-
-
-def _with_ids_in_base64(node: Any, key: str = "") -> Any:
-    """OTLP JSON writes ids in hex, protobuf's own JSON writes all bytes in base64."""
-    if isinstance(node, dict):
-        return {name: _with_ids_in_base64(value, name) for name, value in node.items()}
-    if isinstance(node, list):
-        return [_with_ids_in_base64(value) for value in node]
-    if key in _ID_FIELDS and isinstance(node, str):
-        return b64encode(_unhex(node)).decode()
-    return node
-
-
-def _unhex(text: str) -> bytes:
-    """Text that is not hex is no id: the span is to be rejected for it, and not the file."""
-    try:
-        return bytes.fromhex(text)
-    except ValueError:
-        return b""
+    steps = json_request.written(document)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return bytes(end.value)
 
 
 class _Recorder(Notes):

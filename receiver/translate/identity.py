@@ -17,6 +17,8 @@ from receiver.translate.mapping import SHARED_COLUMNS, Column, HashedId
 from receiver.translate.rules import Rules
 
 _SPANS_A_STEP = 64
+_PLACE_BYTES = 512  # a span in its trace: two ids, a tuple, an entry, now and then a value
+_COUNT_BYTES = 128  # a trace id and its count
 
 
 class Named(NamedTuple):
@@ -95,6 +97,7 @@ class Traces:
     def __init__(self, rules: Rules) -> None:
         self._rules = rules
         self._traces: dict[bytes, Trace] = {}
+        self.held_bytes = 0
 
     def of(self, trace_id: bytes) -> Trace:
         return self._traces.get(trace_id, NOBODY)
@@ -106,6 +109,7 @@ class Traces:
         spans_of: Counter[bytes] = Counter()
         for spans in _steps(groups):
             spans_of.update(map(_trace_id_of, spans))
+            self.held_bytes = len(spans_of) * _COUNT_BYTES
             yield
         named: dict[tuple[bytes, bytes], Values] = {}
         for group in groups:
@@ -116,6 +120,7 @@ class Traces:
                         self._name(raw, resource, named)
                 yield
         self._traces = {trace_id: Trace() for trace_id, _ in named}
+        self.held_bytes += len(named) * _PLACE_BYTES
         for spans in _steps(groups if named else []):
             for raw in spans:
                 self._place(raw, named)
@@ -148,6 +153,7 @@ class Traces:
         trace = self._traces.get(link.trace_id)
         if trace is not None:
             trace.add(link, named.get((link.trace_id, link.span_id), NOTHING))
+            self.held_bytes += _PLACE_BYTES
 
 
 def _trace_id_of(raw: bytes) -> bytes:

@@ -70,10 +70,12 @@ class Token:
 @dataclass(frozen=True, slots=True)
 class PathTemplate:
     """A path or route whose ids are placeholders. `is_named_by_span` puts a SERVER span's name, when it is
-    `METHOD /path` and the path looks like a template, behind the ROUTE keys and before the others.
+    `METHOD /path` and the path looks like a template, behind the ROUTE keys and before the others. `counted_by` is the
+    column by whose values paths that no template gave are counted and bounded.
     """
 
     is_named_by_span: bool = False
+    counted_by: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +255,7 @@ COLUMNS = (
     # endpoint_usage
     Column(
         "endpoint",
-        PathTemplate(is_named_by_span=True),
+        PathTemplate(is_named_by_span=True, counted_by="service_name"),
         (
             Key(b"http.route", Form.ROUTE),
             Key(b"url.path", Form.PATH),
@@ -304,6 +306,7 @@ TABLES = (  # in the order in which their conditions are tried
 
 # ---- what follows from it
 
+COUNTED = {column.name: column.read.counted_by for column in COLUMNS if isinstance(column.read, PathTemplate)}
 ID_COLUMNS = tuple(column for column in COLUMNS if isinstance(column.read, HashedId))
 ID_KEYS = tuple(key for column in ID_COLUMNS for key in column.key_names)
 SHARED_COLUMNS = tuple(column for column in COLUMNS if column.is_shared_by_trace)

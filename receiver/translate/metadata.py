@@ -2,7 +2,7 @@
 
 import math
 from base64 import b64encode
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from fnmatch import translate as glob_pattern
 from functools import lru_cache
 from re import compile as compiled
@@ -37,6 +37,7 @@ _KEY_WORK = 128
 _LONG_KEY_BYTES = 128
 KEYS_REMEMBERED = 4096  # they repeat with every span; values are never remembered
 _LONG_KEYS_BYTES_MAX = 128 * 1024
+_REMEMBERED_KEY_BYTES = 1024  # the longest, as Python holds it
 CUT = "[cut]"
 
 
@@ -47,27 +48,29 @@ class Named(NamedTuple):
     is_marked: bool
 
 
-AllowList = Callable[[bytes], Named | None]
-
-
-def allow_list(patterns: Sequence[str]) -> AllowList:
+class AllowList:
     """Which attribute keys `patterns` allow; `*` in a pattern stands for any characters, dots too."""
-    allowed = compiled("|".join(glob_pattern(pattern) for pattern in patterns) or "(?!)")
 
-    @lru_cache(KEYS_REMEMBERED)
-    def known(raw: bytes) -> Named | None:
-        return named(raw)
+    def __init__(self, patterns: Sequence[str]) -> None:
+        self._allowed = compiled("|".join(glob_pattern(pattern) for pattern in patterns) or "(?!)")
+        self._known = lru_cache(KEYS_REMEMBERED)(self._named)
 
-    def named(raw: bytes) -> Named | None:
-        if not allowed.match(decoded(raw)):
+    def __call__(self, raw: bytes) -> Named | None:
+        """The key's name in event_metadata; None when it is not allowed."""
+        return (self._known if len(raw) <= _LONG_KEY_BYTES else self._named)(raw)
+
+    @property
+    def remembered_bytes(self) -> int:
+        return self._known.cache_info().currsize * _REMEMBERED_KEY_BYTES
+
+    def _named(self, raw: bytes) -> Named | None:
+        if not self._allowed.match(decoded(raw)):
             return None
         is_marked = raw.startswith(METADATA_PREFIX)
         name = raw.removeprefix(METADATA_PREFIX)
         if not name or name.startswith(b"_"):  # nothing to call it; the product's own
             return None
         return Named(read_key(name), is_marked)
-
-    return lambda raw: (known if len(raw) <= _LONG_KEY_BYTES else named)(raw)
 
 
 class Candidate(NamedTuple):

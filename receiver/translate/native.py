@@ -67,6 +67,7 @@ def mapping_spec(rules: Rules, *, spans_max: int, fields_max: int) -> dict[str, 
         "metadata_chars_max": TEXT_CHARS_MAX,
         "spans_max": spans_max,
         "fields_max": fields_max,
+        "counted": [(_prefix(column), _prefix(owner)) for column, owner in mapping.COUNTED.items()],
         "deciding_keys": list(mapping.deciding_keys(infer_events=rules.infer_events)),
         "suspicious": [
             (literal.encode(), literal in privacy.BOUNDED_LITERALS)
@@ -141,7 +142,7 @@ def _field(column: Column, rules: Rules, *, is_required: bool) -> dict[str, Any]
     if isinstance(column.otherwise, Setting):
         default = orjson.dumps(getattr(rules, column.otherwise.name))
     return {
-        "prefix": f'"{column.name}":'.encode(),
+        "prefix": _prefix(column.name),
         "source": _SOURCES.get(type(column.read), "column"),
         "column": _POSITIONS[column.name],
         # A constant stands in under conditions, which the reference judges.
@@ -149,6 +150,10 @@ def _field(column: Column, rules: Rules, *, is_required: bool) -> dict[str, Any]
         "default": default,
         "is_duration": isinstance(column.read, mapping.Duration),
     }
+
+
+def _prefix(column: str) -> bytes:
+    return f'"{column}":'.encode()
 
 
 def _inference(when: When, table: Table, bits: dict[bytes, int], rules: Rules) -> dict[str, Any]:

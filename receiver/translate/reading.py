@@ -18,6 +18,7 @@ from receiver.translate.metadata import Candidate, candidates, event_metadata
 from receiver.translate.outcome import EXCLUDED_ENDPOINT, NOT_PRODUCT_EVENT, UNKNOWN_CATEGORY, Ignored, Unfit
 from receiver.translate.own_ids import OwnIds
 from receiver.translate.privacy import clean, has_card
+from receiver.translate.routes import has_parameter
 from receiver.translate.rules import Rules
 from receiver.translate.sampling import weight_of
 from shared.events import BaseEvent, event_id
@@ -135,7 +136,7 @@ class Reading:
                 return weight_of(self._span.trace_state)
             case mapping.HashedId():
                 return self._id(column)
-            case mapping.PathTemplate(is_named_by_span):
+            case mapping.PathTemplate(is_named_by_span=is_named_by_span):
                 return self._path(table, column, is_named_by_span=is_named_by_span)
             case mapping.Integer(minimum, maximum):
                 return self._number(_integer(self._first(column), minimum, maximum))
@@ -224,12 +225,14 @@ class Reading:
         routes = [key.name for key in column.keys if key.form is Form.ROUTE]
         if is_named_by_span and self._attributes.first(tuple(routes), "") is None and (route := self._named_route()):
             self._notes.source(column.name, "the span's name")
+            self._notes.is_raw_path = not has_parameter(route)
             return self._template(table, column, route, Form.ROUTE)
         found = self._first(column)
         text = None if found is None else self._text_of(column, found)
         if found is None or text is None:
             return None
         key = _key_of(column, found)
+        self._notes.is_raw_path = key.form in (Form.PATH, Form.TARGET, Form.URL)
         if key.form is Form.CALL and "/" not in text:
             service = text_of(self._attributes.first((key.behind,), ""))
             text = text if service is None else f"{service}/{text}"

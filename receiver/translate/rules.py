@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from fnmatch import translate as glob_pattern
 
 from receiver.translate import mapping
-from receiver.translate.metadata import AllowList, allow_list
+from receiver.translate.metadata import AllowList
 from shared.identity import Hasher
 
 ENDPOINT_EXCLUDE = ("/health", "/healthz", "/livez", "/readyz", "/metrics", "/favicon.ico")
@@ -21,6 +21,7 @@ class Rules:
     infer_events: bool = True
     identity_by_trace: bool = True
     endpoint_exclude: Sequence[str] = ENDPOINT_EXCLUDE
+    endpoints_per_service: int = 0
     metadata_attributes: Sequence[str] = mapping.METADATA_ATTRIBUTES
     span_bytes_max: int = 4 * 1024 * 1024
     span_attributes_max: int = 1024
@@ -32,7 +33,7 @@ class Rules:
     def __post_init__(self) -> None:
         excluded = re.compile("|".join(map(glob_pattern, self.endpoint_exclude)) or "(?!)")
         for name, value in (
-            ("allowed", allow_list(self.metadata_attributes)),
+            ("allowed", AllowList(self.metadata_attributes)),
             ("is_excluded", lambda path: excluded.match(path) is not None),
             ("has_deciding_key", _holds_one_of(mapping.deciding_keys(infer_events=self.infer_events))),
             ("has_shared_key", _holds_one_of(mapping.SHARED_KEYS)),

@@ -1,23 +1,26 @@
 """Random faults under load, and the figure: faults, events acknowledged, missing, doubled.
 
     python tests/faults/chaos.py --minutes 10 --seed 1        (or: make chaos MINUTES=10 SEED=1)
+    python tests/faults/chaos.py --brokers 3                  (or: make chaos BROKERS=3)
 
 Real processes, real signals, a real Kafka and a real Postgres. Events are a function of the seed and their
 number, so what must be in the tables is computed here and never by the product. Each fault is injected only
-while at least 100 events are on their way.
+while at least 100 events are on their way. All the while retention and rebuilds run, one after the other, and
+the events' times cross from one partition to the next.
 """
 
 import argparse
 import asyncio
 import hashlib
 import random
+import shutil
 import sys
 import tempfile
 import time
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,8 +35,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from deploy.local.kafka import KafkaBroker  # noqa: E402  after the path is set
 from deploy.local.postgres import PostgresServer  # noqa: E402
-from deploy.local.server import Server  # noqa: E402
+from deploy.local.server import Server, free_port  # noqa: E402
 from deploy.local.stack import ModuleServer  # noqa: E402
+from support.cluster import in_sync, new_brokers, start  # noqa: E402
+from support.command import command  # noqa: E402
 from support.proxy import Proxy  # noqa: E402
 from support.stack import Stack, eventually  # noqa: E402
 
@@ -46,7 +51,14 @@ SPANS_PER_REQUEST = 50
 SENDERS = 4
 ON_THEIR_WAY_MIN = 100
 SESSION_S = 12.0  # a little over the consumer's session timeout of 10 s
+BROKER_SESSION_S = 6.0  # twice a broker's: its partitions have other leaders then
 # What OTLP has exporters send again; RESOURCE_EXHAUSTED only with RetryInfo, and we never mean it so.
+OLD_DAYS = 90
+OLD_ROWS = f"""
+    INSERT INTO feature_usage (id, feature_name, timestamp, deployment_type)
+    SELECT gen_random_uuid(), 'old', now() - interval '{OLD_DAYS} days', 'chaos' FROM generate_series(1, 1000)
+    RETURNING 1
+"""
 RETRIED = {
     getattr(grpc.StatusCode, name)
     for name in ("CANCELLED", "DEADLINE_EXCEEDED", "ABORTED", "OUT_OF_RANGE", "UNAVAILABLE", "DATA_LOSS")
@@ -113,6 +125,8 @@ class Figures:
     wrong: int = 0
     dead_letters: int = 0
     unbalanced: int = 0
+    retained: int = 0
+    rebuilt: int = 0
     seconds: float = 0
     rss_mib: dict[str, int] = field(default_factory=dict)
 
@@ -123,6 +137,7 @@ class Figures:
             f"seed {self.seed}, {self.seconds:.0f} s\n"
             f"  faults injected              {self.faults.total():>10}\n{kinds}\n"
             f"  least events on their way at a fault {self.least_on_their_way}\n"
+            f"  old rows deleted, rebuilds swapped meanwhile {self.retained}, {self.rebuilt}\n"
             f"  events acknowledged          {self.acknowledged:>10}\n"
             f"  events missing               {self.missing:>10}\n"
             f"  events doubled               {self.doubled:>10}\n"
@@ -136,9 +151,14 @@ class Figures:
 class Chaos:
     """One run: the servers, the load, the faults, the verdict."""
 
-    def __init__(self, stack: Stack, proxy: Proxy, *, seed: int, rate: int) -> None:
+    def __init__(
+        self, stack: Stack, brokers: list[KafkaBroker], proxy: Proxy, doors: list[Proxy], *, seed: int, rate: int
+    ) -> None:
+        """`proxy` stands before Postgres, `doors` before the brokers."""
         self.stack = stack
+        self.brokers = brokers
         self.proxy = proxy
+        self.doors = doors
         self.figures = Figures(seed)
         self._random = random.Random(seed)
         self._rate = rate
@@ -148,12 +168,13 @@ class Chaos:
         self.receiver: ModuleServer
         self.consumers: list[ModuleServer] = []
 
-    async def run(self, seconds: float, *, at_least_each: int) -> Figures:
+    async def run(self, seconds: float, *, at_least_each: int, has_maintenance: bool) -> Figures:
         """Faults for so many seconds, and until each kind has come so often; then heal, and compare."""
         started_at = time.monotonic()
-        self.receiver = await asyncio.to_thread(self.stack.receiver)
+        self.receiver = await asyncio.to_thread(self.stack.receiver, **self._cluster())
         self.consumers = [await asyncio.to_thread(self._consumer) for _ in range(2)]
-        async with self._background(*(self._send() for _ in range(SENDERS)), self._watch_memory()):
+        work = [*(self._send() for _ in range(SENDERS)), self._watch_memory()]
+        async with self._background(*work, *([self._maintain()] if has_maintenance else [])):
             kinds = list(self.kinds())
             plan = [kind for kind in kinds for _ in range(at_least_each)]
             self._random.shuffle(plan)
@@ -171,10 +192,14 @@ class Chaos:
 
     def kinds(self) -> dict[str, Callable[[], Awaitable[None]]]:
         stack = self.stack
+        cluster = {
+            "kill -9 of two brokers of three": self._two_killed,
+            "a broker's disk wiped": self._wiped,
+        }
         return {
             "kill -9 receiver": lambda: self._killed(self.receiver),
             "kill -9 consumer": lambda: self._killed(self._random.choice(self.consumers)),
-            "kill -9 Kafka": lambda: self._killed(stack.kafka),
+            "kill -9 Kafka": lambda: self._killed(self._random.choice(self.brokers)),
             "kill -9 Postgres": lambda: self._killed(stack.postgres),
             "restart of Postgres": lambda: asyncio.to_thread(stack.postgres.restart),
             "SIGTERM of the receiver": lambda: asyncio.to_thread(self.receiver.restart),
@@ -185,13 +210,18 @@ class Chaos:
             "SIGSTOP of consumer past its session": lambda: self._paused(
                 self._random.choice(self.consumers), SESSION_S
             ),
-            "SIGSTOP of Kafka": lambda: self._paused(stack.kafka, 3),
+            "SIGSTOP of Kafka": lambda: self._paused(
+                self._random.choice(self.brokers), BROKER_SESSION_S if len(self.brokers) > 1 else 3
+            ),
+            "Kafka connections cut": self._kafka_cut,
+            "Kafka connections stalled": self._kafka_stalled,
             "SIGSTOP of Postgres": lambda: self._paused(stack.postgres, 3),
             "database connections cut": self._cut,
             "database connections stalled": self._stalled,
             "answer to a COMMIT lost": self._lost_commit,
             "backends terminated": self._terminated,
             "tables locked": self._locked,
+            **(cluster if len(self.brokers) > 1 else {}),
         }
 
     # ---- faults
@@ -208,6 +238,29 @@ class Chaos:
     async def _scaled(self) -> None:
         self.consumers.append(await asyncio.to_thread(self._consumer))
         await asyncio.to_thread(self.consumers.pop(0).stop)
+
+    async def _two_killed(self) -> None:
+        two = self._random.sample(self.brokers, 2)
+        await asyncio.gather(*(asyncio.to_thread(broker.kill) for broker in two))
+        await asyncio.gather(*(asyncio.to_thread(broker.start) for broker in two))
+
+    async def _wiped(self) -> None:
+        broker = self._random.choice(self.brokers)
+        await asyncio.to_thread(broker.kill)
+        await asyncio.to_thread(shutil.rmtree, broker.folder / "data")
+        await asyncio.to_thread(broker.start)
+
+    async def _kafka_cut(self) -> None:
+        for door in self.doors:
+            door.cut()
+
+    async def _kafka_stalled(self) -> None:
+        """Half-open: whoever waits for an answer hears nothing, and its connection stays."""
+        for door in self.doors:
+            door.stall()
+        await asyncio.sleep(3)
+        for door in self.doors:
+            door.flow()
 
     async def _cut(self) -> None:
         self.proxy.cut()
@@ -242,8 +295,18 @@ class Chaos:
 
     # ---- load
 
+    def _cluster(self) -> dict[str, str]:
+        replicas = len(self.brokers)
+        return {
+            "KAFKA_BOOTSTRAP_SERVERS": ",".join(f"127.0.0.1:{door.port}" for door in self.doors),
+            "KAFKA_TOPIC_REPLICATION": str(replicas),
+            "KAFKA_TOPIC_MIN_INSYNC_REPLICAS": str(min(2, replicas)),
+        }
+
     def _consumer(self) -> ModuleServer:
-        return self.stack.consumer(ANALYTICS_DATABASE_URL=self.proxy.url, CONSUMER_BATCH_ROWS="500", **BY_DAY)
+        return self.stack.consumer(
+            ANALYTICS_DATABASE_URL=self.proxy.url, CONSUMER_BATCH_ROWS="500", **self._cluster(), **BY_DAY
+        )
 
     async def _send(self) -> None:
         """Send, and send again what was not acknowledged, as every exporter does."""
@@ -265,8 +328,37 @@ class Chaos:
                 self._acknowledged += numbers
                 await asyncio.sleep(SENDERS * SPANS_PER_REQUEST / self._rate)
 
+    async def _maintain(self) -> None:
+        """Retention, then a rebuild that is resumed after each fault until it has swapped; again and again."""
+        url = {"ANALYTICS_DATABASE_URL": self.stack.database_url, **self._cluster(), **BY_DAY}
+
+        async def succeeds(*arguments: str) -> bool:
+            code, _, said = await command(self.stack, *arguments, **url)
+            assert code in (0, 1, 3), said  # 1 and 3: a fault of ours came between
+            return code == 0
+
+        while not self._is_over.is_set():
+            old = await self._until_answered(OLD_ROWS)
+            while not await succeeds("retain", "--days", str(OLD_DAYS - 1), "--yes"):
+                pass
+            self.figures.retained += old
+            is_done = await succeeds("rebuild")
+            while not is_done:
+                is_done = await succeeds("rebuild", "--resume") or await succeeds("rebuild")
+            self.figures.rebuilt += 1
+            while not await succeeds("rebuild", "--drop-old", "--yes"):
+                pass
+
+    async def _until_answered(self, sql: str) -> int:
+        async def answered() -> list[dict[str, object]]:
+            return await self.stack.fetch(sql)
+
+        return len(await eventually(answered, 60, "the database answers"))
+
     async def _settled(self) -> int:
-        lines = await self.stack.fetch("SELECT sum(stored) AS rows FROM ingest.partition_offsets")
+        lines = await self.stack.fetch(
+            "SELECT sum(stored) AS rows FROM ingest.partition_offsets WHERE generation = 'live'"
+        )
         return int(lines[0]["rows"] or 0)
 
     async def _enough_on_their_way(self) -> None:
@@ -278,13 +370,18 @@ class Chaos:
         self.figures.least_on_their_way = min(self.figures.least_on_their_way, found)
 
     async def _healed(self) -> None:
-        """New events are acknowledged and stored again, with nothing restarted but what was killed."""
+        """New events are acknowledged and stored again, with nothing restarted but what was killed.
+
+        Replicas are in sync again too: two disks that go at once are not survived, nor promised.
+        """
         sent, stored = len(self._acknowledged), await self._until_settled()
 
         async def is_healed() -> bool:
             return len(self._acknowledged) > sent and await self._settled() > stored
 
         await eventually(is_healed, 90, "spans acknowledged and stored again", every_s=0.05)
+        if len(self.brokers) > 1:
+            await in_sync(self.brokers[0], self.stack.topic, len(self.brokers))
 
     async def _until_settled(self) -> int:
         async def settled() -> tuple[int]:
@@ -329,7 +426,7 @@ class Chaos:
         figures.missing = len(wanted.keys() - found.keys())
         figures.wrong = sum(found[id_] != event.row for id_, event in wanted.items() if id_ in found)
         figures.dead_letters = len(await self.stack.fetch("SELECT 1 FROM ingest.dead_letters"))
-        ledger = await self.stack.ledger()
+        ledger = [line for line in await self.stack.ledger() if line["generation"] == "live"]
         figures.unbalanced = sum(
             line["next_offset"] - line["first_offset"] != sum(line[fate] for fate in FATES) for line in ledger
         )
@@ -337,21 +434,43 @@ class Chaos:
         figures.doubled += abs(applied - len(rows))
 
 
-async def chaos(folder: Path, *, seconds: float, seed: int, at_least_each: int, rate: int) -> Figures:
-    """A run on servers of its own."""
-    with KafkaBroker(folder / "kafka") as kafka, PostgresServer(folder / "postgres") as postgres:
+async def chaos(
+    folder: Path,
+    *,
+    seconds: float,
+    seed: int,
+    at_least_each: int,
+    rate: int,
+    brokers: int = 1,
+    has_maintenance: bool = True,
+) -> Figures:
+    """A run on servers of its own. `has_maintenance`: retention and rebuilds run meanwhile."""
+    async with AsyncExitStack() as running:
+        ports: list[int] = []
+        for _ in range(brokers):
+            ports.append(free_port(besides=ports))
+        made = new_brokers(folder, brokers, doors=ports)
+        doors = [
+            await running.enter_async_context(Proxy(f"kafka://127.0.0.1:{behind}").running(door))
+            for (_, behind), door in zip(made, ports, strict=True)
+        ]
+        cluster = [broker for broker, _ in made]
+        for broker in cluster:
+            running.callback(broker.kill)
+        await asyncio.to_thread(start, cluster)
+        postgres = running.enter_context(PostgresServer(folder / "postgres"))
         postgres.create_database("analytics")
         url = postgres.url("analytics")
         migrating = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "alembic", "upgrade", "head", cwd=ROOT, env={"ANALYTICS_DATABASE_URL": url} | BY_DAY
         )
         assert await migrating.wait() == 0
-        stack = Stack(kafka=kafka, postgres=postgres, database_url=url, folder=folder)
-        try:
-            async with Proxy(url).running() as proxy:
-                return await Chaos(stack, proxy, seed=seed, rate=rate).run(seconds, at_least_each=at_least_each)
-        finally:
-            stack.close()
+        stack = Stack(kafka=cluster[0], postgres=postgres, database_url=url, folder=folder)
+        running.callback(stack.close)
+        proxy = await running.enter_async_context(Proxy(url).running())
+        return await Chaos(stack, cluster, proxy, doors, seed=seed, rate=rate).run(
+            seconds, at_least_each=at_least_each, has_maintenance=has_maintenance
+        )
 
 
 def main() -> int:
@@ -359,13 +478,19 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--each", type=int, default=8, help="least number of faults of each kind")
+    parser.add_argument("--brokers", type=int, default=1, choices=(1, 3), help="3: two are killed, a disk is wiped")
     parser.add_argument("--rate", type=int, default=800, help="events offered a second")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="telemetry-chaos-") as folder:
         Path(folder).chmod(0o755)
         figures = asyncio.run(
             chaos(
-                Path(folder), seconds=chosen.minutes * 60, seed=chosen.seed, at_least_each=chosen.each, rate=chosen.rate
+                Path(folder),
+                seconds=chosen.minutes * 60,
+                seed=chosen.seed,
+                at_least_each=chosen.each,
+                rate=chosen.rate,
+                brokers=chosen.brokers,
             )
         )
     sys.stdout.write(f"{figures}\n")

@@ -4,16 +4,14 @@ import asyncio
 import random
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.errors import KafkaError
 from test_consumer_faults import FATES, metric, not_ready
 
 from deploy.local.kafka import KafkaBroker
-from deploy.local.server import free_port
+from support.cluster import cluster, in_sync, leader_of
 from support.command import answered, command
 from support.power_cut import cut_power
 from support.records import Made, made
@@ -176,65 +174,9 @@ async def test_a_ledger_past_the_end_of_another_topic_without_ids_still_stops_th
 @pytest.fixture
 def three_brokers(folder: Path) -> Iterator[list[KafkaBroker]]:
     """A cluster whose leader may be one that was not in sync: records are lost at such an election."""
-    ports = [free_port(19_100 + number * 10) for number in range(3)]
-    voters = dict(enumerate(ports, 1))
-    properties = {
-        "unclean.leader.election.enable": "true",
-        "replica.lag.time.max.ms": 2_000,
-        "offsets.topic.replication.factor": 3,
-    }
-    brokers = [
-        KafkaBroker(
-            folder / f"cluster-{time.monotonic_ns()}-{node}",
-            node_id=node,
-            controller_port=voters[node],
-            voters=voters,
-            properties=properties,
-            heap_megabytes=256,
-        )
-        for node in voters
-    ]
-    with ThreadPoolExecutor(len(brokers)) as pool:
-        list(pool.map(KafkaBroker.start, brokers))
-    yield brokers
-    for broker in brokers:
-        broker.kill()
-
-
-async def with_leader(stack: Stack, leader: int) -> None:
-    """Wait until that broker leads the only partition."""
-    admin = AIOKafkaAdminClient(bootstrap_servers=stack.kafka.bootstrap_servers)
-    await admin.start()
-
-    async def leads() -> bool:
-        try:
-            [described] = await admin.describe_topics([stack.topic])
-        except KafkaError:  # it asked a broker that is down
-            return False
-        return bool(described["partitions"] and described["partitions"][0]["leader"] == leader)
-
-    try:
-        await eventually(leads, 60, f"broker {leader} leads", every_s=0.5)
-    finally:
-        await admin.close()
-
-
-async def in_sync(stack: Stack, count: int) -> None:
-    """Wait until so many replicas of the only partition are in sync."""
-    admin = AIOKafkaAdminClient(bootstrap_servers=stack.kafka.bootstrap_servers)
-    await admin.start()
-
-    async def are_in_sync() -> bool:
-        try:
-            [described] = await admin.describe_topics([stack.topic])
-        except KafkaError:  # it asked a broker that is down
-            return False
-        return bool(described["partitions"] and len(described["partitions"][0]["isr"]) == count)
-
-    try:
-        await eventually(are_in_sync, 60, f"{count} replicas in sync", every_s=0.5)
-    finally:
-        await admin.close()
+    properties = {"unclean.leader.election.enable": "true", "replica.lag.time.max.ms": 2_000}
+    with cluster(folder, 3, properties=properties) as brokers:
+        yield brokers
 
 
 @pytest.mark.long
@@ -263,20 +205,20 @@ async def test_records_acknowledged_after_unclean_elections_are_never_skipped(
     lost: list[int] = []
     leader, follower = first, second
     for _ in range(10):
-        await with_leader(stack, 1 if leader is first else 2)
+        await leader_of(third, stack.topic, 1 if leader is first else 2)
         await sent(100)
         await all_are_rows(stack, expected)
         await asyncio.to_thread(follower.kill)
-        await in_sync(stack, 1)
+        await in_sync(third, stack.topic, 1)
         lost.append(len(await sent(generator.choice([40, 200]))))
         await all_are_rows(stack, expected)
         await asyncio.to_thread(leader.kill)
         await asyncio.to_thread(follower.start)
-        await with_leader(stack, 2 if leader is first else 1)
+        await leader_of(third, stack.topic, 2 if leader is first else 1)
         await sent(generator.choice([60, 400]))  # below what was lost, or beyond it
         await all_are_rows(stack, expected)
         await asyncio.to_thread(leader.start)
-        await in_sync(stack, 2)
+        await in_sync(third, stack.topic, 2)
         leader, follower = follower, leader
     gaps = await stack.fetch("SELECT to_offset - from_offset AS records, reason FROM ingest.gaps ORDER BY id")
     assert gaps == [{"records": count, "reason": "truncated"} for count in lost]

@@ -8,19 +8,23 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import grpc
 import psutil
 import pytest
 
 from deploy.local.kafka import KafkaBroker
+from receiver.serve.budget import Holder
 from support import http2
+from support.encoding import batch
+from support.http import JSON, otlp_json, post
 from support.machine import Lateness
 from support.otlp import empty_spans, features, request, span
 from support.receiver import AS_SHIPPED, EXPORT, ROOT, Receiver, export, records_of, until
 
 MEBIBYTE = 1024 * 1024
+HOLDERS = get_args(Holder)
 # What is answered without the broker: how fast that one is, is not asked here.
 NO_EVENT = request([span(b"\1" * 16, b"\2" * 8, {"db.system": "redis"})])
 
@@ -137,7 +141,9 @@ async def test_large_bodies_beside_stalled_ones_take_little(kafka: KafkaBroker, 
         assert peak_bytes(receiver) - before < 150 * MEBIBYTE
 
 
-async def test_the_memory_is_bounded_when_everything_comes_together(kafka: KafkaBroker, tmp_path: Path) -> None:
+async def test_the_memory_is_bounded_when_everything_comes_together(  # noqa: C901  a filler for each holder
+    kafka: KafkaBroker, tmp_path: Path
+) -> None:
     """The number in docs/send-your-spans.md is what people set as the container's limit; above it the kernel kills."""
     documented = re.search(r"^= (\d+) MiB", (ROOT / "docs/send-your-spans.md").read_text(), re.MULTILINE)
     assert documented is not None
@@ -166,20 +172,38 @@ async def test_the_memory_is_bounded_when_everything_comes_together(kafka: Kafka
                 await reader.read()
 
     async with started(kafka, tmp_path, **AS_SHIPPED) as receiver:
+        seen: Counter[str] = Counter()
+
+        async def watch() -> None:
+            while True:
+                for holder in HOLDERS:
+                    held = await receiver.metric("receiver_held_bytes", holder=holder)
+                    seen[holder] = max(seen[holder], int(held))
 
         async def call(body: bytes) -> None:
             async with receiver.channel() as channel:
-                await export(channel, body, timeout_s=10)
+                for _ in range(3):
+                    await export(channel, body, timeout_s=10)
 
-        large = request(features(15_000, filler="x" * 900))
+        async def is_busy() -> bool:
+            return seen["requests"] > 0
+
+        large, long = request(features(15_000, filler="x" * 900)), batch(40_000, path="/caf%C3%A9/{}")
+        in_json = otlp_json(request(features(8_000)))
+        strange = b"".join(request(features(2), {f"metadata.k{n}": "v" * 900}) for n in range(6_000))
         async with asyncio.TaskGroup() as tasks:
+            watching = tasks.create_task(watch())
+            calling = [tasks.create_task(call(body)) for body in [strange, *[large] * 12, *[long] * 4]]
+            calling += [tasks.create_task(post(receiver.http_port, in_json, kind=JSON)) for _ in range(4)]
+            await until(is_busy, 20, "requests at work")
             filling = [tasks.create_task(fill(size)) for size in [24 * MEBIBYTE] * 20 + [48 * 1024] * 800]
-            calling = [tasks.create_task(call(large)) for _ in range(16)]
             await asyncio.wait(calling)
-            for task in filling:
+            for task in [watching, *filling]:
                 task.cancel()
-        assert peak_bytes(receiver) < int(documented[1]) * MEBIBYTE
-        await receiver.idle(20)
+        assert peak_bytes(receiver) < int(documented[1]) * MEBIBYTE, seen
+        assert all(seen[holder] > 0 for holder in HOLDERS), seen
+        assert seen["caches"] <= 10 * MEBIBYTE
+        await receiver.idle(60)
         assert await receiver.metric("receiver_arriving_bytes") == 0
         async with receiver.channel() as channel:
             assert (await export(channel, request(features(5)))).code == "OK"

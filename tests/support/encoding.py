@@ -1,6 +1,7 @@
 """Spans by hand: protobuf written byte for byte, so that a span may be as wrong as a test wants it."""
 
 import struct
+import uuid
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -166,3 +167,19 @@ def metadata(attributes: Attributes = (), *, resource: Attributes = (), by: Rule
     event = outcome([*LOGIN.items(), *pairs(attributes)], resource=resource, by=by)
     found: dict[str, Any] = event.event_metadata  # type: ignore[union-attr]
     return found
+
+
+def batch(spans: int, *, path: str, filler: str = "") -> bytes:
+    """Server spans whose every value is new, as one sender's batch."""
+    made = []
+    for number in range(spans):
+        attributes = {
+            "http.request.method": "GET",
+            "url.path": path.format(number),
+            "http.response.status_code": 200,
+            "user.id": uuid.uuid4().hex,
+            "session.id": uuid.uuid4().hex,
+            "metadata.note": f"note {uuid.uuid4().hex}{filler}",
+        }
+        made.append(span_bytes(attributes, kind=SERVER, span_id=(number + 1).to_bytes(8, "big")))
+    return request_bytes((resource_bytes({"service.name": "shop"}), made))

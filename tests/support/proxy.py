@@ -1,4 +1,4 @@
-"""A TCP proxy in front of Postgres that cuts, stalls, and swallows the answer to a COMMIT."""
+"""A TCP proxy in front of Postgres or Kafka that cuts, stalls, and swallows the answer to a COMMIT."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -13,7 +13,7 @@ class Proxy:
     """Passes bytes to and fro, until told otherwise."""
 
     def __init__(self, url: str) -> None:
-        """`url` is the database's own."""
+        """`url` is the server's own; of its parts host and port count, and the login for `url`."""
         parts = urlsplit(url)
         self._target = (parts.hostname or "", parts.port or 5432)
         self._parts = parts
@@ -26,12 +26,15 @@ class Proxy:
         self.swallowed = 0
 
     @property
+    def port(self) -> int:
+        assert self._server is not None
+        return int(self._server.sockets[0].getsockname()[1])
+
+    @property
     def url(self) -> str:
         """The database's address through the proxy."""
-        assert self._server is not None
-        port = self._server.sockets[0].getsockname()[1]
         login = self._parts.netloc.rpartition("@")[0]
-        return urlunsplit(self._parts._replace(netloc=f"{login}@127.0.0.1:{port}"))
+        return urlunsplit(self._parts._replace(netloc=f"{login}@127.0.0.1:{self.port}"))
 
     @property
     def connections(self) -> int:

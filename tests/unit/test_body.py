@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from receiver.serve.body import PIECE_BYTES, inflated
-from receiver.serve.budget import Arrivals
+from receiver.serve.budget import Arrivals, Budget
 from receiver.serve.replies import BadEncoding, TooLarge, UnknownEncoding
 from receiver.serve.turns import Turns
 
@@ -37,7 +37,7 @@ PACKERS: list[tuple[bytes, Callable[[bytes], bytes]]] = [
 
 
 async def unpacked(packed: bytes, encoding: bytes, size_max: int = 64 * MEBIBYTE) -> bytes:
-    arrivals = Arrivals(MEBIBYTE)
+    arrivals = Arrivals(Budget(0), MEBIBYTE)
     with arrivals.arriving("peer", lambda _: None) as arrival:
         body = await inflated(packed, encoding, arrival, turns=Turns(), size_max=size_max)
         assert arrival.bytes == (len(body) if encoding else 0)

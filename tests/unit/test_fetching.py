@@ -2,98 +2,106 @@
 
 import asyncio
 import sys
-from typing import Any, cast
+from typing import cast
 
 import pytest
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
-from consumer.pipeline.batch import memory_bytes
-from consumer.pipeline.loop import SLICE_RECORDS, Moved, Pipeline
-from consumer.pipeline.writer import Writer
-from consumer.store.dead_letters import Breaker
-from consumer.store.ledger import Ledger, Line
-from consumer.store.partitions import interval_of
-from consumer.store.plain_rows import PlainRows
-from shared.broker import RebalanceCount
-from shared.probes import Health
+from consumer.pipeline.batch import engine_of
+from consumer.pipeline.fetching import Fetching, Limits, Moved
+from consumer.pipeline.parts import Engine
+from consumer.pipeline.record_batches import Fetched
+from consumer.pipeline.reference import SLICE_RECORDS, ReferenceEngine, memory_bytes
+from consumer.store.ledger import Line
+from shared.errors import BrokerUnavailable
 from shared.topic_identity import NO_TOPIC_ID
+from support.record_batches import batch_of
 
-TOPIC = "telemetry.events"
+PLACE = TopicPartition("telemetry.events", 0)
+ENGINES: list[Engine] = [ReferenceEngine(), *([engine_of()] if engine_of().name == "native" else [])]
 
 
 class Backlog:
-    """As aiokafka's consumer when records are fetched already: getmany gives them and does not wait."""
+    """As aiokafka's consumer when record batches are fetched already: getmany gives them and does not wait."""
 
-    def __init__(self, first_offset: int) -> None:
+    def __init__(self, first_offset: int, *, records: int = 50) -> None:
         self.offset = first_offset
+        self._records = records  # of a record batch
 
     async def getmany(
         self, place: TopicPartition, *, timeout_ms: int, max_records: int
-    ) -> dict[TopicPartition, list[ConsumerRecord[bytes, bytes]]]:
-        first, self.offset = self.offset, self.offset + max_records
-        return {place: [tombstone(offset) for offset in range(first, self.offset)]}
+    ) -> dict[TopicPartition, list[Fetched]]:
+        first, self.offset = self.offset, self.offset + self._records
+        return {place: [Fetched(place, batch_of([None] * self._records, first_offset=first), first)]}
 
 
-def tombstone(offset: int) -> ConsumerRecord[bytes, bytes]:
-    return ConsumerRecord(TOPIC, 0, offset, 0, 0, b"", None, None, 0, -1, ())
+def fetching_of(backlog: Backlog, engine: Engine) -> Fetching:
+    return Fetching(cast("AIOKafkaConsumer", backlog), engine, PLACE.topic, lambda: None)
 
 
-def pipeline_of(consumer: Backlog, *, batch_rows: int) -> Pipeline:
-    rest: Any = None  # fetching needs none of it
-    writer = Writer(
-        database_url="",
-        application_name="test",
-        ledger=Ledger(TOPIC),
-        breaker=Breaker(max_ratio=1, window=1),
-        retention_days=0,
-        interval=interval_of("month"),
-        plain=PlainRows(),
-    )
-    return Pipeline(
-        consumer=cast("AIOKafkaConsumer", consumer),
-        rebalances=RebalanceCount(lambda: None),
-        ledger=Ledger(TOPIC),
-        writer=writer,
-        suppressions=rest,
-        peek=rest,
-        health=Health(),
-        batch_rows=batch_rows,
-        linger_ms=60_000,
-    )
+def limits(rows: int) -> Limits:
+    return Limits(rows, 1 << 30, 60.0)
 
 
 LINES = {0: Line(0, NO_TOPIC_ID, 0, next_offset=100)}
+by_engine = pytest.mark.parametrize("engine", ENGINES, ids=[engine.name for engine in ENGINES])
 
 
-async def test_a_backlog_leaves_the_writer_its_turns() -> None:
-    """Decoding a whole batch in one go starves COPY for as long: the two must overlap, not alternate."""
+@by_engine
+async def test_a_backlog_leaves_the_writer_its_turns(engine: Engine) -> None:
+    """Reading a whole batch in one go starves COPY for as long: the two must overlap, not alternate."""
     slices = 10
-    pipeline = pipeline_of(Backlog(100), batch_rows=slices * SLICE_RECORDS)
-    fetching = asyncio.create_task(pipeline._fetch(LINES))
+    backlog = fetching_of(Backlog(100, records=SLICE_RECORDS), engine)
+    fetching = asyncio.create_task(backlog.batch(LINES, limits(slices * SLICE_RECORDS)))
     turns = 0
     while not fetching.done():
         await asyncio.sleep(0)
         turns += 1
-    assert len((await fetching).records) == slices * SLICE_RECORDS
+    assert (await fetching).count == slices * SLICE_RECORDS
     assert turns >= slices
 
 
-async def test_a_record_below_the_ledger_is_never_taken() -> None:
+@by_engine
+async def test_a_record_below_the_ledger_is_never_taken(engine: Engine) -> None:
     """A getmany under way survives a seek: what it brings was settled before, and would be counted twice."""
     with pytest.raises(Moved):
-        await pipeline_of(Backlog(99), batch_rows=10)._fetch(LINES)
+        await fetching_of(Backlog(99), engine).batch(LINES, limits(10))
 
 
-async def test_a_batch_says_where_its_partition_goes_on() -> None:
-    """One off, and a record is lost or comes twice."""
-    batch = await pipeline_of(Backlog(105), batch_rows=7)._fetch(LINES)
-    assert batch.next_offsets() == {0: 112}
+@by_engine
+async def test_a_batch_says_where_its_partition_goes_on_and_the_next_one_begins_there(engine: Engine) -> None:
+    """One off, and a record is lost or comes twice; batches may end within a record batch."""
+    fetching, lines, ends = fetching_of(Backlog(105, records=10), engine), LINES, []
+    for rows in (7, 1, 1, 30):
+        batch = await fetching.batch(lines, limits(rows))
+        assert batch.count == rows
+        lines = batch.lines_after()
+        ends += batch.next_offsets().values()
+    assert ends == [112, 113, 114, 144]
+
+
+@by_engine
+async def test_a_damaged_record_batch_is_fetched_again(engine: Engine) -> None:
+    """Taken for records it would be stored; taken for a bug it would end the process."""
+    backlog = Backlog(100)
+    whole = batch_of([b"{}"], first_offset=100)
+
+    async def damaged(place: TopicPartition, **_: int) -> dict[TopicPartition, list[Fetched]]:
+        return {place: [Fetched(place, whole[:-1] + bytes([whole[-1] ^ 1]), 100)]}
+
+    backlog.getmany = damaged  # type: ignore[method-assign]
+    with pytest.raises(BrokerUnavailable):
+        await fetching_of(backlog, engine).batch(LINES, limits(10))
+
+
+def tombstone(offset: int) -> ConsumerRecord[bytes, bytes]:
+    return ConsumerRecord(PLACE.topic, 0, offset, 0, 0, b"", None, None, 0, -1, ())
 
 
 def test_text_with_one_emoji_counts_for_what_it_becomes_in_memory() -> None:
     """64 MiB of raw bytes took 814 MiB: a Python string with one emoji has four bytes a character."""
-    plain = ConsumerRecord(TOPIC, 0, 0, 0, 0, b"", b"a" * 1000, None, 0, 1000, ())
-    emoji = ConsumerRecord(TOPIC, 0, 0, 0, 0, b"", ("a" * 996 + "\N{GRINNING FACE}").encode(), None, 0, 1000, ())
+    plain = ConsumerRecord(PLACE.topic, 0, 0, 0, 0, b"", b"a" * 1000, None, 0, 1000, ())
+    emoji = ConsumerRecord(PLACE.topic, 0, 0, 0, 0, b"", ("a" * 996 + "\N{GRINNING FACE}").encode(), None, 0, 1000, ())
     assert memory_bytes(plain) == 2000
     assert emoji.value is not None
     assert memory_bytes(emoji) >= 0.98 * (1000 + sys.getsizeof(emoji.value.decode()))

@@ -36,7 +36,7 @@ async def rounds(count: int = 10) -> None:
 
 async def test_bodies_that_arrive_hold_no_more_than_they_may() -> None:
     """The limit, and what the oldest needs to end: without that nobody would ever be done."""
-    arrivals = Arrivals(1000 * KIBIBYTE, patience_s=60)
+    arrivals = Arrivals(Budget(0), 1000 * KIBIBYTE, patience_s=60)
     first, second, third = (Sender(arrivals, peer) for peer in "abc")
     await second.grow(600 * KIBIBYTE)
     waiting = third.grow(600 * KIBIBYTE)
@@ -56,7 +56,7 @@ async def test_bodies_that_arrive_hold_no_more_than_they_may() -> None:
 
 async def test_a_small_body_never_waits() -> None:
     """A neighbour of large senders sends small requests."""
-    arrivals = Arrivals(100 * KIBIBYTE, patience_s=60)
+    arrivals = Arrivals(Budget(0), 100 * KIBIBYTE, patience_s=60)
     large, other, small = Sender(arrivals, "large"), Sender(arrivals, "other"), Sender(arrivals, "small")
     await large.grow(1000 * KIBIBYTE)
     waiting = other.grow(100 * KIBIBYTE)
@@ -69,7 +69,7 @@ async def test_a_small_body_never_waits() -> None:
 
 async def test_room_goes_to_the_connection_that_holds_least() -> None:
     """Twenty bodies of one connection do not keep out the one of another."""
-    arrivals = Arrivals(1000 * KIBIBYTE, patience_s=60)
+    arrivals = Arrivals(Budget(0), 1000 * KIBIBYTE, patience_s=60)
     oldest = Sender(arrivals, "greedy")
     await oldest.grow(900 * KIBIBYTE)
     greedy = [Sender(arrivals, "greedy").grow(200 * KIBIBYTE) for _ in range(5)]
@@ -85,7 +85,7 @@ async def test_room_goes_to_the_connection_that_holds_least() -> None:
 
 async def test_a_stalled_sender_gives_way_to_those_who_wait() -> None:
     """Else a few sockets that say nothing keep everybody out."""
-    arrivals = Arrivals(1000 * KIBIBYTE, patience_s=0.05)
+    arrivals = Arrivals(Budget(0), 1000 * KIBIBYTE, patience_s=0.05)
     stalled = [Sender(arrivals, f"stalled {number}") for number in range(10)]
     for sender in stalled:
         await sender.grow(100 * KIBIBYTE)
@@ -98,7 +98,7 @@ async def test_a_stalled_sender_gives_way_to_those_who_wait() -> None:
 
 async def test_a_slow_sender_has_time_when_nobody_waits() -> None:
     """A slow link is no fault."""
-    arrivals = Arrivals(1000 * KIBIBYTE, patience_s=0.01)
+    arrivals = Arrivals(Budget(0), 1000 * KIBIBYTE, patience_s=0.01)
     slow = Sender(arrivals, "slow")
     await slow.grow(100 * KIBIBYTE)
     await asyncio.sleep(0.1)
@@ -107,7 +107,7 @@ async def test_a_slow_sender_has_time_when_nobody_waits() -> None:
 
 async def test_of_too_many_bodies_the_connection_with_most_loses_one_that_stalls() -> None:
     """A thousand calls without a body are cheap to open; whoever comes then must be served."""
-    arrivals = Arrivals(1000 * KIBIBYTE, arrivals_max=20, patience_s=0.01)
+    arrivals = Arrivals(Budget(0), 1000 * KIBIBYTE, arrivals_max=20, patience_s=0.01)
     greedy = [Sender(arrivals, "greedy") for _ in range(10)]
     with pytest.raises(BudgetFull):
         Sender(arrivals, "greedy")  # half of the places, and nobody stalls yet
@@ -122,7 +122,7 @@ async def test_of_too_many_bodies_the_connection_with_most_loses_one_that_stalls
 
 async def test_callers_who_leave_take_no_room_along() -> None:
     """Room that leaks is capacity lost for good."""
-    arrivals = Arrivals(1000 * KIBIBYTE, patience_s=60)
+    arrivals = Arrivals(Budget(0), 1000 * KIBIBYTE, patience_s=60)
     first = Sender(arrivals, "first")
     await first.grow(1000 * KIBIBYTE)
     senders = [Sender(arrivals, str(number)) for number in range(6)]
