@@ -39,7 +39,10 @@ app.add_typer(gaps, name="gaps")
 def status(
     *,
     watch: Annotated[
-        bool, typer.Option("--watch", help="Every two seconds until Ctrl-C, with owner, rate, time left, and what stops a consumer.")
+        bool,
+        typer.Option(
+            "--watch", help="Every two seconds until Ctrl-C, with owner, rate, time left, and what stops a consumer."
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
