@@ -26,6 +26,8 @@ PUBLIC = [
     *("partitions", "gaps", "dead_letter_reasons"),
 ]
 
+GROUP_WIDTH = 0.0051  # of durations that percentiles of requests do not tell apart
+
 
 @pytest.fixture
 async def database(database_url: str) -> AsyncIterator[asyncpg.Connection]:
@@ -294,7 +296,7 @@ async def test_use_and_health_on_random_rows(
                 len(people(group)),
                 weighed(group, lambda e: (e["status_code"] or 0) >= 500) / weighed(group),
                 weighed(group, lambda e: 400 <= (e["status_code"] or 0) < 500) / weighed(group),
-                *(percentile(durations, share) for share in (0.5, 0.95, 0.99)),
+                *(pytest.approx(percentile(durations, share), rel=GROUP_WIDTH) for share in (0.5, 0.95, 0.99)),
             )
         )
 
@@ -331,7 +333,8 @@ async def test_use_and_health_on_random_rows(
     [total] = await ask(database, f"overview($1, $2, {more})", *values)
     requests = oracle.chosen(None, None, "endpoint_usage")
     assert total[:3] == (len(everybody), weighed(oracle.chosen()), weighed(requests))
-    assert total[4] == percentile([(event["duration_ms"], event.weight) for event in requests], 0.95)
+    durations = [(event["duration_ms"], event.weight) for event in requests]
+    assert total[4] == pytest.approx(percentile(durations, 0.95), rel=GROUP_WIDTH)
     by_day = await ask(database, f"requests_over_time($1, $2, {more})", *values)
     assert sum(row[1] for row in by_day) == weighed(requests)
     assert len(by_day) == 37
