@@ -46,6 +46,7 @@ test: check  ## everything, against a real Kafka and a real Postgres
 
 test-long: setup  ## the long forms of the fault tests
 	$(BIN)/pytest -q -m long tests
+	$(BIN)/pytest -q -n 2 --hypothesis-profile=thorough -m "not long" tests/unit
 
 MINUTES ?= 10
 SEED ?= 1

@@ -2,7 +2,7 @@
 
 The one module that knows how aiokafka is made inside: its fetcher runs its own code with two classes of ours in place
 of its MemoryRecords and PartitionRecords, in the consumers that ask for it and in no other. Whatever is not a plain
-record batch of format 2 is read by aiokafka's own classes. tests/unit/test_record_batches.py pins what this relies on.
+record batch of format 2 is read by aiokafka's own classes. Its unit test pins what this relies on.
 """
 
 import struct

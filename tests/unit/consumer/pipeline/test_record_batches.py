@@ -9,7 +9,7 @@ from aiokafka import ConsumerRecord
 from aiokafka.consumer.fetcher import READ_COMMITTED, Fetcher, FetchResult, PartitionRecords
 from aiokafka.record.legacy_records import LegacyRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from consumer.pipeline.record_batches import Fetched, _Answer, _Batches, records_of
@@ -95,10 +95,8 @@ def answers(*kinds: str) -> st.SearchStrategy[list[tuple[str, int, int]]]:
 
 NEW = answers("plain", "plain", "transactional", "control", "emptied")
 OLD = answers("0", "1").filter(lambda seed: len({kind for kind, *_ in seed}) == 1)  # aiokafka reads no mixture
-FUZZ = settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 
 
-@FUZZ
 @given(NEW | OLD, st.integers(-5, 1000), st.integers(0, 90))
 def test_an_answer_has_the_records_and_the_position_of_aiokafkas_reading(
     seed: list[tuple[str, int, int]], skipped: int, cut: int
@@ -111,7 +109,6 @@ def test_an_answer_has_the_records_and_the_position_of_aiokafkas_reading(
         assert by_ours(data, from_offset) == expected
 
 
-@FUZZ
 @given(NEW, st.integers(0), st.integers(1, 255))
 def test_a_damaged_answer_gives_no_record_that_aiokafka_would_not_give(
     seed: list[tuple[str, int, int]], place: int, change: int
