@@ -16,15 +16,22 @@ from bench.report import OURS, Goal, Key, Report
 from bench.servers import Servers, Started, peak_mib, resident_mib
 
 SUITE = "receive to row"
-SPANS_PER_SECOND = 5_000
+RATES = 5_000, 20_000  # spans a second
 SPANS = 64  # a request: some tens of requests a second, as of a few Collectors
 WARM_UP_S = 1.0
 SETTLED_TIMEOUT_S = 60.0
-CASE = f"{SPANS_PER_SECOND:,} spans/s"
+
+
+def case_of(rate: int) -> str:
+    return f"{rate:,} spans/s"
+
 
 GOALS = (
-    Goal(f"receive to row at {CASE}: p50, ms", Key(SUITE, CASE, OURS, "p50 ms"), 400),
-    Goal(f"receive to row at {CASE}: p99, ms", Key(SUITE, CASE, OURS, "p99 ms"), 1000),
+    Goal(f"receive to row at {case_of(RATES[0])}: p50, ms", Key(SUITE, case_of(RATES[0]), OURS, "p50 ms"), 400),
+    *(
+        Goal(f"receive to row at {case}: p99, ms", Key(SUITE, case, OURS, "p99 ms"), 1000)
+        for case in map(case_of, RATES)
+    ),
     Goal("receiver at rest, MiB", Key("memory", "receiver at rest", OURS, "MiB"), 150),
     Goal("consumer at rest, MiB", Key("memory", "consumer at rest", OURS, "MiB"), 300),
 )
@@ -51,15 +58,15 @@ async def measure(servers: Servers, report: Report, *, is_quick: bool, repetitio
         connection = await asyncpg.connect(servers.postgres.url(where))
         try:
             stored = 0
-            await _send(servers, receiver, WARM_UP_S)
-            for _ in range(repetitions):
+            await _send(servers, receiver, RATES[0], WARM_UP_S)
+            for rate in RATES * repetitions:
                 since_s = time.time()
-                sent = await _send(servers, receiver, seconds)
+                sent = await _send(servers, receiver, rate, seconds)
                 stored = await _settled(connection, since_s, sent.acknowledged_spans)
                 p50_ms, p99_ms = await connection.fetchval(f"SELECT ms FROM ({_LATENCIES}) AS found", since_s)
                 report.add(
                     SUITE,
-                    CASE,
+                    case_of(rate),
                     OURS,
                     p50_ms=p50_ms,
                     p99_ms=p99_ms,
@@ -70,7 +77,7 @@ async def measure(servers: Servers, report: Report, *, is_quick: bool, repetitio
         finally:
             await connection.close()
         for name, process in (("receiver", receiver), ("consumer", consumer)):
-            report.add("memory", f"{name}, most at {CASE}", OURS, MiB=peak_mib(process.pid))
+            report.add("memory", f"{name}, most at {case_of(RATES[-1])}", OURS, MiB=peak_mib(process.pid))
 
 
 @asynccontextmanager
@@ -83,8 +90,8 @@ async def _both(servers: Servers, topic: str, where: str) -> AsyncIterator[tuple
         yield receiver, consumer
 
 
-async def _send(servers: Servers, receiver: Started, seconds: float) -> Sent:
-    command = Command(receiver.target, "events", SPANS, seconds=seconds, spans_per_second=SPANS_PER_SECOND)
+async def _send(servers: Servers, receiver: Started, rate: int, seconds: float) -> Sent:
+    command = Command(receiver.target, "events", SPANS, seconds=seconds, spans_per_second=rate)
     return await servers.load(command)
 
 

@@ -11,6 +11,7 @@ from aiokafka import ConsumerRecord, TopicPartition
 
 from consumer.pipeline.parts import Part, numbers_in, offsets_of
 from consumer.pipeline.record_batches import Fetched, FetchedRecords, records_of
+from consumer.pipeline.reference import memory_bytes
 from consumer.store.dead_letters import Place
 from consumer.store.decoded import Decoded, decoded
 from consumer.store.plain_rows import DECLINED, PlainRows
@@ -52,7 +53,9 @@ class NativePart:
 
     @property
     def memory_bytes(self) -> int:
-        return int(self.chunk.memory_bytes())
+        """Of the whole chunk: a part of it keeps all of it."""
+        given = sum(len(record.value or b"") for record in self._given or ())
+        return int(self.chunk.memory_bytes()) + given + sum(memory_bytes(each.record) for each in self._odd.values())
 
     def __len__(self) -> int:
         return self.stop - self.start

@@ -149,6 +149,7 @@ fn decompressed(bytes: &[u8]) -> Option<Vec<u8>> {
     let mut out = Vec::new();
     let decoder = zstd::stream::read::Decoder::with_buffer(bytes).ok()?;
     decoder.take(BYTES_MAX + 1).read_to_end(&mut out).ok()?;
+    out.shrink_to_fit(); // it stays until the batch is written
     (out.len() as u64 <= BYTES_MAX).then_some(out)
 }
 

@@ -5,7 +5,8 @@
 //! one span, `request` does one request, `record_batch` builds what the broker takes.
 //!
 //! `fetched` reads a record batch, `rows` a record's value; `chunk` makes COPY rows of both, and `table` the COPY data of
-//! a table; `copy` writes it. `python` and `python_rows` are the only modules that know Python. Nothing here names an attribute, a column or a table.
+//! a table; `copy` writes it. `python`, `python_layouts` and `python_rows` are the only modules that know
+//! Python. Nothing here names an attribute, a column or a table.
 #![forbid(unsafe_code)]
 
 pub mod chunk;
@@ -15,6 +16,7 @@ pub mod mapping;
 pub mod otlp;
 pub mod plain;
 mod python;
+mod python_layouts;
 mod python_rows;
 pub mod record_batch;
 pub mod request;

@@ -337,8 +337,8 @@ impl Known {
     }
 
     fn pattern_of(&self, owner: &[u8], path: &[u8]) -> Option<&[u8]> {
-        let fits = |pattern: &&Box<[u8]>| is_like(path, pattern, &self.wildcard);
-        self.patterns.get(owner)?.iter().find(fits).map(AsRef::as_ref)
+        let mut patterns = self.patterns.get(owner)?.iter().map(AsRef::as_ref);
+        patterns.find(|pattern| is_like(path, pattern, &self.wildcard))
     }
 
     fn insert_pattern(&mut self, owner: &[u8], pattern: &[u8]) {

@@ -82,6 +82,22 @@ async def test_a_batch_says_where_its_partition_goes_on_and_the_next_one_begins_
 
 
 @by_engine
+async def test_a_batch_ends_when_its_memory_is_used_up(engine: Engine) -> None:
+    """Large records fill the memory long before they are many; what is counted is what they become."""
+    backlog, value = Backlog(100), b"{" + b"x" * 100_000
+    taken = 0
+
+    async def large(place: TopicPartition, **_: int) -> dict[TopicPartition, list[Fetched]]:
+        nonlocal taken
+        taken += 1
+        return {place: [Fetched(place, batch_of([value], first_offset=99 + taken), 100)]}
+
+    backlog.getmany = large  # type: ignore[method-assign]
+    batch = await fetching_of(backlog, engine).batch(LINES, Limits(10_000, 1_000_000, 60.0))
+    assert batch.count <= 5  # a dead letter's value, and its record batch or its text beside it
+
+
+@by_engine
 async def test_a_damaged_record_batch_is_fetched_again(engine: Engine) -> None:
     """Taken for records it would be stored; taken for a bug it would end the process."""
     backlog = Backlog(100)
