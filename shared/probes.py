@@ -201,7 +201,7 @@ def metrics_of(url: str) -> str:
     """What a process serves at /metrics.
 
     Raises:
-        OSError: nobody answered, or not with 200.
+        OSError: no answer, or another status than 200.
         ValueError: that is no URL.
     """
     with urllib.request.urlopen(url, timeout=3) as reply:  # noqa: S310  the operator's own address

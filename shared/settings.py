@@ -56,7 +56,7 @@ class ProcessSettings(BaseSettings):
     )
 
     log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_upper)] = Field(
-        "INFO", description="least severe line that is logged"
+        "INFO", description="minimum log level"
     )
     log_format: LogFormat = Field("auto", description="`json` or `console`; `auto`: console on a terminal, else json")
     metrics_host: str = Field("127.0.0.1", description="address of /livez, /readyz and /metrics; 0.0.0.0 in containers")

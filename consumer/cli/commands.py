@@ -1,6 +1,6 @@
 """The operator's commands. Exit: 0 done, 1 found a problem, 2 wrong use or setting, 3 could not reach a server.
 
-And 141 when whoever reads the output has left, as in `export | head`.
+And 141 when the reader of the output has left, as in `export | head`.
 """
 
 import sys

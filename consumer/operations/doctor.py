@@ -1,4 +1,4 @@
-"""Connects to everything, and says in words what is wrong and how to mend it."""
+"""Connects to everything, and says what is wrong and how to repair it."""
 
 import asyncio
 import http.client
@@ -28,7 +28,7 @@ from shared.wire import BATCH_BYTES_MAX
 
 
 async def doctor(settings: DoctorSettings, *, receiver_metrics: str | None = None) -> list[Diagnosis]:
-    """Everything that is wrong, or would be under load or after a fault; empty when all is well.
+    """Everything that is wrong, or would be under load or after a fault; empty when there is none.
 
     Also what senders do wrong, by the metrics of one receiver: the one at the URL `receiver_metrics`, else the
     one on this machine when there is one.

@@ -1,4 +1,4 @@
-"""A subject's rights: erase what is stored and keep it so, export what is stored."""
+"""Erase a person or organization for good, or export what is stored of them."""
 
 import asyncio
 import json
@@ -50,7 +50,7 @@ def subjects_of(settings: ConsumerSettings, kind: Kind, *, raw: str | None, hash
             raise WrongUse("a hash is 16 lower-case hex digits, as the tables have it; give a raw id with --user-id")
         return [Subject(kind, hashed)]
     if not raw or not raw.strip():
-        raise WrongUse("an empty id is nobody's")
+        raise WrongUse("the id is empty: give the person's or organization's id")
     previous = [key.get_secret_value().encode() for key in settings.id_hash_keys_previous]
     keys = [key for key in (settings.hash_key, *previous) if key]
     return [Subject(kind, found) for found in hashes_of(raw, mode=settings.id_hashing, keys=[*keys, b""])]
@@ -74,18 +74,18 @@ class Receipt:
 async def erase(
     operation: Operation, subjects: Sequence[Subject], *, dry_run: bool, progress: Progress = lambda *_: None
 ) -> Receipt:
-    """Delete the subjects' rows and dead letters, and see to it that no replay brings them back.
+    """Delete the subjects' rows and dead letters, and keep replays from bringing them back.
 
-    One short transaction, which waits for batches in flight and holds back others, publishes the suppression to Kafka,
-    so that it is there should the database be restored from a backup, and writes it to the table. From then on nothing
-    of before is stored. The deletion follows in batches, in every schema with copies of the tables; whoever ends it,
-    this command or a consumer. Idempotent: a second erasure keeps the later date.
+    One short transaction publishes the suppression to Kafka, so that it survives a restored backup of the database, and
+    writes it to the table. It waits for batches in flight and holds back later ones. After it, no older event of the
+    subject is stored. The deletion follows in batches, in every schema with copies of the tables. This command or a
+    consumer ends it. Idempotent: a second erasure keeps the later date.
 
     Raises:
         Refused: this role cannot erase everywhere; nothing was done.
         BrokerUnavailable: nothing was deleted.
-        DatabaseUnavailable, DatabaseRefused: the suppression may be published; a consumer carries it out then. Do it
-            again to be sure.
+        DatabaseUnavailable, DatabaseRefused: the suppression may be published; a consumer then carries it out. Run
+            the command again to be sure.
     """
     expires_at = await _topic_expires_at(operation)
     tables = await _tables(operation)

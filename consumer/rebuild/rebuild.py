@@ -1,4 +1,4 @@
-"""Replay beside the live tables: shadow tables are filled from the topic, compared, and swapped in at one stroke.
+"""Replay beside the live tables: shadow tables are filled from the topic, compared, and swapped in by one transaction.
 
 Live consumers go on all the while, and across the swap. Until the swap commits nothing live is touched, so a
 rebuild may be killed at any moment; it is resumed or aborted later.

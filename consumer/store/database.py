@@ -125,7 +125,7 @@ async def clock_skew_s(connection: asyncpg.Connection) -> float:
 
 
 async def check_clock(connection: asyncpg.Connection) -> None:
-    """Before rows are deleted or left out for their age: whoever of the two is wrong, nothing is.
+    """Call before rows are deleted or left out for their age. When the clocks differ, neither happens.
 
     Raises:
         ClocksDiffer
@@ -182,7 +182,7 @@ _EXPLAINED = {
     "57P01": ("shut down", "start the server"),
     "ClocksDiffer": (
         "the clocks of this host and of Postgres are more than a minute apart",
-        "run NTP on both; until then nothing expires and nobody is erased",
+        "run NTP on both; until then no row expires and no erasure is carried out",
     ),
     "TransactionPooling": (
         "ANALYTICS_DATABASE_URL leads to a connection pooler in transaction mode",

@@ -1,7 +1,7 @@
 """suppressions -> deletions: rows and dead letters of erased subjects, in every schema that has copies of the tables.
 
-A suppression is written under a short lock. The deletion follows in small batches that hold nobody up. Its progress is
-in `ingest.erasures`, so that a consumer finishes what a command or a crashed consumer has left.
+A suppression is written under a short lock. The deletion follows in small batches that hold up no writer. Its progress
+is in `ingest.erasures`, so that a consumer finishes what a command or a crashed consumer has left.
 """
 
 import asyncio
@@ -184,7 +184,7 @@ async def _reachable(connection: Connection) -> Sequence[Copy]:
 
 
 async def carry_out_pending(database_url: str, stop: asyncio.Event) -> None:
-    """Finish erasures that were begun and not ended, on one consumer of all: whoever gets the advisory lock."""
+    """Finish erasures that were begun and not ended, on the one consumer that gets the advisory lock."""
     connection = None
     while not stop.is_set():
         pause_s = EVERY_S

@@ -60,7 +60,7 @@ class Move:
 class Ledger:
     """The lines of one topic and generation. `generation` is `live`, or the name of a rebuild.
 
-    A rebuild's lines are begun by its start alone: its writer, fenced by an abort, must not begin them anew.
+    Only the start of a rebuild begins its lines: a writer that an abort has fenced must not begin them again.
     """
 
     topic: str
@@ -227,7 +227,7 @@ class Ledger:
         )
 
     async def turn_back(self, connection: Connection, line: Line, restart_at: int) -> None:
-        """Begin a line anew at `restart_at`, because the topic may have lost its records from there on.
+        """Begin a new line at `restart_at`, because the topic may have lost its records from there on.
 
         The old line goes to ledger_history. Dead letters from there on may be of records that are gone: they get a
         topic id of their own, so that the records now at these offsets can become dead letters too.
@@ -269,7 +269,7 @@ class Ledger:
         )
 
     async def restart(self, connection: Connection, topic_id: UUID, offsets: Mapping[int, int]) -> None:
-        """Begin the partitions' lines anew at these offsets: counts 0, epoch + 1. Makes lines that are missing."""
+        """Begin new lines at these offsets: counts 0, epoch + 1. Makes lines that are missing."""
         await connection.execute(
             f"""
             INSERT INTO ingest.partition_offsets AS line

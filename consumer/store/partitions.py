@@ -1,4 +1,4 @@
-"""timestamps -> partitions: made before the rows that need them, so that none but outliers lie in the default one.
+"""timestamps -> partitions, made before the rows that need them. Only outliers lie in the default partition.
 
 A partition is a month, a week or a day in UTC, shortened where it would overlap one that is there. Two functions of the
 schema `ingest` make and drop them, with the rights of the tables' owner.
@@ -129,7 +129,7 @@ class Known:
         self._unmade: set[tuple[str, Span]] = set()
 
     async def load(self, connection: Connection) -> None:
-        """Look them up anew. Make the default partitions that are missing: without one an outlier would be refused."""
+        """Look the partitions up again; make missing default partitions, without which outliers would be refused."""
         self._unmade = set()
         for table in ANALYTICS_TABLES:
             await _attach(connection, self._schema, table, None)
@@ -139,7 +139,7 @@ class Known:
         """Make the partitions that rows of these times lack, within reach of now. Idempotent; not in a transaction.
 
         `times` are microseconds since 1970, one at least. While somebody reads the default partition none can be made:
-        then rows go there, so that a long query holds nobody up, and `keep_ahead` moves them later.
+        then rows go there, so that a long query holds up no writer, and `keep_ahead` moves them later.
         """
         first = self._at(table, min(times))
         if first is not None and max(times) < first.upper:
@@ -272,7 +272,7 @@ async def copy_bounds(connection: Connection, partition: Partition, parent: str)
 
 
 async def keep_partitions_ahead(database_url: str, *, interval: Interval, stop: asyncio.Event) -> None:
-    """At once and every hour, on one consumer of all: whoever gets the advisory lock."""
+    """At once and every hour, on the one consumer that gets the advisory lock."""
     while True:
         is_done = await _keep_ahead_once(database_url, interval)
         if await wait_for(stop, EVERY_S if is_done else AFTER_ERROR_S):

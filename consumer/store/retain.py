@@ -1,4 +1,4 @@
-"""Drop and delete what is past its retention, so that nobody is held up. A replay counts it as expired."""
+"""Drop partitions and delete rows past their retention, without holding up writers. A replay counts them as expired."""
 
 import asyncio
 from collections import Counter
@@ -25,7 +25,7 @@ PAUSE_S = 0.05  # between batches, so that the consumer's statements come in bet
 
 
 async def retain_now_and_then(database_url: str, *, days: int, stop: asyncio.Event) -> None:
-    """At once and every hour, on one consumer of all: whoever gets the advisory lock."""
+    """At once and every hour, on the one consumer that gets the advisory lock."""
     while True:
         is_done = await _retain_once(database_url, days=days)
         if await wait_for(stop, EVERY_S if is_done else AFTER_TROUBLE_S):
@@ -33,7 +33,7 @@ async def retain_now_and_then(database_url: str, *, days: int, stop: asyncio.Eve
 
 
 async def _retain_once(database_url: str, *, days: int) -> bool:
-    """Whether it went well, or is another consumer's turn."""
+    """False when it failed. True also when another consumer has the lock."""
     connection = None
     try:
         connection = await connect(database_url, application_name="telemetry-retain")

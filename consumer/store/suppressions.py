@@ -1,4 +1,4 @@
-"""Erased subjects: what they had sent until then is not stored again, whoever reads it from where.
+"""Erased subjects: events from before the erasure are not stored again, by no consumer, command or rebuild.
 
 The topic of erasures is the truth, because it outlives a restored backup of the database; the table
 `ingest.suppressions` is what transactions read, and `erasures` deletes what they ask for.

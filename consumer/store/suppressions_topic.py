@@ -41,7 +41,7 @@ def decode(value: bytes) -> tuple[Subject, int]:
 
 _FOREIGN = (
     "the topic of erasures holds a record that is no erasure. Something else writes to it: stop that, delete "
-    "the topic, and restart a consumer, which makes it anew from ingest.suppressions"
+    "the topic, and restart a consumer, which writes it again from ingest.suppressions"
 )
 
 
