@@ -30,7 +30,7 @@ def stop_event() -> asyncio.Event:
     return event
 
 
-async def wait_for(event: asyncio.Event, timeout_s: float) -> bool:
+async def sleep_or_stop(event: asyncio.Event, timeout_s: float) -> bool:
     """Sleep that ends early when the event is set: True when it was."""
     try:
         await asyncio.wait_for(event.wait(), timeout_s)
@@ -46,7 +46,7 @@ async def heartbeat(beat: Callable[[], None], every_s: float = 1.0) -> None:
         await asyncio.sleep(every_s)
 
 
-async def ended(awaitable: Awaitable[T], timeout_s: float) -> bool:
+async def stop_within(awaitable: Awaitable[T], timeout_s: float) -> bool:
     """Await a foreign stop() or commit() under a deadline; False when it did not end well in time.
 
     aiokafka raises CancelledError of its own from stop() when the broker is down, and its commit()

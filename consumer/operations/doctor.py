@@ -23,7 +23,7 @@ from shared.broker import (
     suppressions_config,
     topic_config,
 )
-from shared.lifecycle import ended
+from shared.lifecycle import stop_within
 from shared.wire import BATCH_BYTES_MAX
 
 
@@ -110,7 +110,7 @@ async def _kafka(settings: ConsumerSettings) -> AsyncIterator[Diagnosis]:
         for diagnosis in await _members(admin, settings):
             yield diagnosis
     finally:
-        await ended(admin.close(), 5)
+        await stop_within(admin.close(), 5)
 
 
 async def _topic(admin: Any, settings: ConsumerSettings, topic: str, config: dict[str, str]) -> list[Diagnosis]:

@@ -18,12 +18,12 @@ from consumer.store import erasures, suppressions, suppressions_topic
 from consumer.store.copies import Copy, copies
 from consumer.store.database import check_clock
 from consumer.store.erasures import Erasure
-from consumer.store.schema import ANALYTICS_TABLES, at, us_of
+from consumer.store.schema import ANALYTICS_TABLES, from_microseconds, to_microseconds
 from consumer.store.suppressions import COLUMN, Kind, Subject
 from shared.broker import KAFKA_ERRORS, ensure_topics, new_producer, topic_settings
 from shared.errors import BrokerUnavailable, WrongTopic
 from shared.identity import hashes_of
-from shared.lifecycle import ended
+from shared.lifecycle import stop_within
 
 START_TIMEOUT_S = 10.0
 READER_PAUSE_MAX = "1h"  # of who pages through an export, in Postgres's words
@@ -137,7 +137,9 @@ async def _suppressed(
                     # Under the lock, so that all that is stored came before, and what comes after is stored.
                     erased_at = {subject: await _erased_at_us(operation, subject) for subject in subjects}
                     await publish(erased_at)
-                    begun = [Erasure(subject, at(erased_at_us)) for subject, erased_at_us in erased_at.items()]
+                    begun = [
+                        Erasure(subject, from_microseconds(erased_at_us)) for subject, erased_at_us in erased_at.items()
+                    ]
                     for erasure in begun:
                         await erasures.suppress(operation.database, erasure)
                         await erasures.delete_ahead(operation.database, erasure, tables, deleted)
@@ -183,7 +185,7 @@ async def _erased_at_us(operation: Operation, subject: Subject) -> int:
         "SELECT erased_at FROM ingest.suppressions WHERE kind = $1 AND hash = $2", *subject
     )
     now_us = time.time_ns() // 1000
-    return now_us if held is None else max(now_us, us_of(held))
+    return now_us if held is None else max(now_us, to_microseconds(held))
 
 
 Publish = Callable[[suppressions.Suppressions], Awaitable[None]]
@@ -209,7 +211,7 @@ async def _publisher(settings: ConsumerSettings) -> AsyncIterator[Publish]:
 
         yield publish
     finally:
-        await ended(producer.stop(), STOP_TIMEOUT_S)
+        await stop_within(producer.stop(), STOP_TIMEOUT_S)
 
 
 async def _ensure_topic(settings: ConsumerSettings) -> None:

@@ -6,7 +6,7 @@ from weakref import WeakSet
 
 import asyncpg
 
-from consumer.store.schema import at, us_of
+from consumer.store.schema import from_microseconds, to_microseconds
 
 CONNECT_TIMEOUT_S = 5.0
 STATEMENT_TIMEOUT_S = 30
@@ -85,11 +85,11 @@ class TransactionPooling(asyncpg.InterfaceError):
 
 
 def _time_encoded(time: datetime | int) -> tuple[int]:
-    return ((time if isinstance(time, int) else us_of(time)) - _2000_US,)
+    return ((time if isinstance(time, int) else to_microseconds(time)) - _2000_US,)
 
 
 def _time_decoded(encoded: tuple[int]) -> datetime:
-    return at(encoded[0] + _2000_US)
+    return from_microseconds(encoded[0] + _2000_US)
 
 
 _made: WeakSet[asyncpg.Connection] = WeakSet()

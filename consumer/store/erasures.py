@@ -14,9 +14,9 @@ from asyncpg import Connection
 
 from consumer.store.copies import Copy, copies
 from consumer.store.database import DATABASE_ERRORS, connect
-from consumer.store.schema import at
+from consumer.store.schema import from_microseconds
 from consumer.store.suppressions import COLUMN, Subject, lock
-from shared.lifecycle import wait_for
+from shared.lifecycle import sleep_or_stop
 from shared.logs import error_facts
 
 log = structlog.get_logger("consumer.store.erasures")
@@ -68,7 +68,7 @@ async def lacking(connection: Connection, known: Mapping[Subject, int]) -> list[
         """,
         [subject.kind for subject in known],
         [subject.hash for subject in known],
-        [at(erased_at_us) for erased_at_us in known.values()],
+        [from_microseconds(erased_at_us) for erased_at_us in known.values()],
     )
     return [Erasure(Subject(row["kind"], row["hash"]), row["erased_at"]) for row in rows]
 
@@ -198,7 +198,7 @@ async def carry_out_pending(database_url: str, stop: asyncio.Event) -> None:
             if connection is not None:
                 connection.terminate()
             pause_s = AFTER_ERROR_S
-        await wait_for(stop, pause_s)
+        await sleep_or_stop(stop, pause_s)
     if connection is not None:
         connection.terminate()
 

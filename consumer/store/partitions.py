@@ -17,8 +17,8 @@ import structlog
 from asyncpg import Connection
 
 from consumer.store.database import DATABASE_ERRORS, connect
-from consumer.store.schema import ANALYTICS_TABLES, EPOCH, us_of
-from shared.lifecycle import wait_for
+from consumer.store.schema import ANALYTICS_TABLES, EPOCH, to_microseconds
+from shared.lifecycle import sleep_or_stop
 from shared.logs import error_facts
 
 log = structlog.get_logger("consumer.store.partitions")
@@ -116,7 +116,7 @@ def _bound(text: str, unbounded: int) -> int:
     """Our connections' time zone is UTC, so that bounds are told as '2026-11-01 00:00:00+00'."""
     if text in ("MINVALUE", "MAXVALUE", "'-infinity'", "'infinity'"):
         return unbounded
-    return us_of(datetime.fromisoformat(text.strip("'")))
+    return to_microseconds(datetime.fromisoformat(text.strip("'")))
 
 
 class Known:
@@ -144,7 +144,7 @@ class Known:
         first = self._at(table, min(times))
         if first is not None and max(times) < first.upper:
             return
-        lowest, highest = (us_of(bound) for bound in self._interval.reach(datetime.now(UTC)))
+        lowest, highest = (to_microseconds(bound) for bound in self._interval.reach(datetime.now(UTC)))
         missing = {
             self._interval.around(EPOCH + timedelta(days=day))
             for day in {time // DAY_US for time in times}  # every bound is a midnight in UTC
@@ -198,7 +198,7 @@ class Known:
 
 def _free(partitions: Iterable[Partition], span: Span) -> list[Span]:
     """The parts of the span that no partition covers."""
-    lower, upper = us_of(span[0]), us_of(span[1])
+    lower, upper = to_microseconds(span[0]), to_microseconds(span[1])
     free = []
     for partition in partitions:
         if partition.upper <= lower or partition.lower >= upper:
@@ -219,7 +219,7 @@ async def drop_expired(connection: Connection, table: str, until: datetime) -> i
     """
     rows = 0
     for partition in await partitions_of(connection, "public", table):
-        if partition.upper <= us_of(until):
+        if partition.upper <= to_microseconds(until):
             rows += await _count(connection, partition)
             await _drop(connection, partition, until)
             log.info("partition_dropped", table=table, partition=partition.name)
@@ -275,7 +275,7 @@ async def keep_partitions_ahead(database_url: str, *, interval: Interval, stop: 
     """At once and every hour, on the one consumer that gets the advisory lock."""
     while True:
         is_done = await _keep_ahead_once(database_url, interval)
-        if await wait_for(stop, EVERY_S if is_done else AFTER_ERROR_S):
+        if await sleep_or_stop(stop, EVERY_S if is_done else AFTER_ERROR_S):
             return
 
 

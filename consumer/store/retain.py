@@ -12,7 +12,7 @@ from consumer.store.copies import copies
 from consumer.store.database import DATABASE_ERRORS, check_clock, connect
 from consumer.store.partitions import drop_expired
 from consumer.store.schema import ANALYTICS_TABLES
-from shared.lifecycle import wait_for
+from shared.lifecycle import sleep_or_stop
 from shared.logs import error_facts
 
 log = structlog.get_logger("consumer.store.retain")
@@ -28,7 +28,7 @@ async def retain_now_and_then(database_url: str, *, days: int, stop: asyncio.Eve
     """At once and every hour, on the one consumer that gets the advisory lock."""
     while True:
         is_done = await _retain_once(database_url, days=days)
-        if await wait_for(stop, EVERY_S if is_done else AFTER_TROUBLE_S):
+        if await sleep_or_stop(stop, EVERY_S if is_done else AFTER_TROUBLE_S):
             return
 
 

@@ -313,12 +313,12 @@ def row_of(event: BaseEvent) -> Row:
     return _row_makers[event.table](event)
 
 
-def us_of(timestamp: datetime) -> int:
+def to_microseconds(timestamp: datetime) -> int:
     """Microseconds since 1970 UTC, as the event had them: exact."""
     return (timestamp - EPOCH) // timedelta(microseconds=1)
 
 
-def at(timestamp_us: int) -> datetime:
+def from_microseconds(timestamp_us: int) -> datetime:
     """Microseconds since 1970 as a time: exact, or the nearest that there is."""
     return EPOCH + timedelta(microseconds=min(max(timestamp_us, TIMESTAMP_US_MIN), TIMESTAMP_US_MAX))
 

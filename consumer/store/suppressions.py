@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 from aiokafka import ConsumerRecord
 from asyncpg import Connection
 
-from consumer.store.schema import at, us_of
+from consumer.store.schema import from_microseconds, to_microseconds
 
 Kind = Literal["user", "organization"]
 COLUMN: dict[Kind, str] = {"user": "user_id", "organization": "organization_id"}
@@ -43,7 +43,7 @@ class OfSubjects(Protocol):
 async def unpublished(connection: Connection, known: Mapping[Subject, int]) -> Suppressions:
     """Those of the table that the topic lacks, or holds with an older date: it was lost, or cut short."""
     held = await connection.fetch("SELECT kind, hash, erased_at FROM ingest.suppressions")
-    table = {Subject(row["kind"], row["hash"]): us_of(row["erased_at"]) for row in held}
+    table = {Subject(row["kind"], row["hash"]): to_microseconds(row["erased_at"]) for row in held}
     return {subject: erased_at for subject, erased_at in table.items() if known.get(subject, -1) < erased_at}
 
 
@@ -73,7 +73,7 @@ async def among(connection: Connection, subjects: Callable[[], Collection[Subjec
         [subject.hash for subject in wanted if subject.kind == "user"],
         [subject.hash for subject in wanted if subject.kind == "organization"],
     )
-    return {Subject(row["kind"], row["hash"]): us_of(row["erased_at"]) for row in found}
+    return {Subject(row["kind"], row["hash"]): to_microseconds(row["erased_at"]) for row in found}
 
 
 def is_suppressed(event: OfSubjects, record_time_ms: int, suppressions: Mapping[Subject, int]) -> bool:
@@ -112,6 +112,6 @@ async def suppressed_letters(connection: Connection, records: Sequence[ConsumerR
         [record.partition for record in records],
         [record.offset for record in records],
         [record.value for record in records],
-        [at(record.timestamp * 1000) if record.timestamp >= 0 else None for record in records],
+        [from_microseconds(record.timestamp * 1000) if record.timestamp >= 0 else None for record in records],
     )
     return {(row["partition"], row["offset"]) for row in found}
