@@ -49,7 +49,7 @@ async def postgres(settings: ConsumerSettings) -> AsyncIterator[Diagnosis]:
         return
     connection = await connect(settings.database_url, application_name="telemetry-doctor")
     try:
-        for check in (_revision, _grants, _partitions, _writable, _locks, _timeouts, _disk, _clock):
+        for check in (_revision, _grants, _partitions, _writable, _locks, _timeouts, _disk, _clock, _endpoints):
             for diagnosis in await check(connection):
                 yield diagnosis
         for diagnosis in await _connections(connection, settings):
@@ -113,6 +113,32 @@ async def _partitions(connection: asyncpg.Connection) -> list[Diagnosis]:
                 )
             )
     return found
+
+
+async def _endpoints(connection: asyncpg.Connection) -> list[Diagnosis]:
+    """Services of which the receiver's bound on endpoints replaced segments within the last day."""
+    try:
+        rows = await connection.fetch(
+            """
+            SELECT coalesce(service_name, '(no service.name)') AS service, min(endpoint) AS example
+            FROM public.endpoint_usage
+            WHERE timestamp > now() - interval '1 day' AND endpoint LIKE '%{other}%'
+            GROUP BY 1 ORDER BY count(*) DESC LIMIT 5
+            """
+        )
+    except (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError, asyncpg.InsufficientPrivilegeError):
+        return []  # the revision and the grants tell
+    if not rows:
+        return []
+    services = ", ".join(f"{row['service']} (as {row['example']})" for row in rows)
+    return [
+        Diagnosis(
+            "endpoints",
+            "warning",
+            f"these services send paths where templates belong, and too many distinct ones: {services}",
+            "set http.route in them, as their framework's instrumentation does; or raise ENDPOINTS_PER_SERVICE",
+        )
+    ]
 
 
 async def _writable(connection: asyncpg.Connection) -> list[Diagnosis]:

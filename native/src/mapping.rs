@@ -179,6 +179,8 @@ pub struct Mapping {
     pub fields_max: usize,
     /// Columns whose paths are counted, each with the column that they are counted by: both as `"name":`.
     pub counted: Vec<(Vec<u8>, Vec<u8>)>,
+    /// The segment that stands for any, in what is stored in the place of a path.
+    pub wildcard: Vec<u8>,
     /// A span of which neither bytes nor resource hold one of these is no event.
     pub deciding: Finder,
     pub shared: Arc<SharedKeys>,

@@ -17,7 +17,7 @@ use crate::mapping::{
 use crate::otlp::Refused;
 use crate::python_rows::{Chunk, Rows, TableRows};
 use crate::record_batch::{self, encode_headers};
-use crate::request::{self, Known, Leftover};
+use crate::request::{self, Answer, Known, Leftover};
 use crate::translate::{Classify, Declined, Translator};
 
 create_exception!(telemetry_native, Odd, PyException, "A spelling of the request that only protobuf reads.");
@@ -83,6 +83,7 @@ struct MappingSpec {
     spans_max: usize,
     fields_max: usize,
     counted: Vec<(Vec<u8>, Vec<u8>)>,
+    wildcard: Vec<u8>,
     deciding_keys: Vec<Vec<u8>>,
     suspicious: Vec<(Vec<u8>, bool)>,
 }
@@ -157,6 +158,7 @@ impl MappingSpec {
             spans_max: self.spans_max,
             fields_max: self.fields_max,
             counted: self.counted,
+            wildcard: self.wildcard,
             deciding: Finder::new(&self.deciding_keys).map_err(wrong)?,
             shared: Arc::new(SharedKeys { searcher: searcher(&shared.1).map_err(wrong)?, columns: shared.0 }),
             suspicious: Finder::new(&suspicious).map_err(wrong)?,
@@ -227,7 +229,8 @@ impl Engine {
     #[allow(clippy::needless_pass_by_value)] // pyo3 hands arguments over
     fn new(mapping: MappingSpec, role_of: Py<PyAny>) -> PyResult<Self> {
         let mapping = mapping.mapping()?;
-        let (translator, known) = (Mutex::new(Translator::new(mapping.clone())), Mutex::new(Known::default()));
+        let translator = Mutex::new(Translator::new(mapping.clone()));
+        let known = Mutex::new(Known::new(mapping.wildcard.clone()));
         Ok(Self { translator, mapping: Arc::new(mapping), known, role_of })
     }
 
@@ -258,10 +261,10 @@ impl Engine {
     }
 
     /// Ask what is stored in the place of each path that no template gave, in the order of the spans; some thousand
-    /// a call. Whether all were asked for. `ask(owner, path)` in JSON gives the other path or None, and whether older
-    /// answers are void.
+    /// a call. Whether all were asked for. `ask(owner, path)` in JSON gives the other path or None, whether older
+    /// answers are void, and whether the answer is a pattern.
     fn bound(&self, request: &Request, ask: &Bound<'_, PyAny>) -> PyResult<bool> {
-        let mut ask = |owner: &[u8], path: &[u8]| -> PyResult<(Option<Vec<u8>>, bool)> {
+        let mut ask = |owner: &[u8], path: &[u8]| -> PyResult<Answer> {
             ask.call1((PyBytes::new(ask.py(), owner), PyBytes::new(ask.py(), path)))?.extract()
         };
         locked(&request.inner).bound(&self.mapping.counted, &mut locked(&self.known), &mut ask)
@@ -285,6 +288,12 @@ impl Request {
     #[getter]
     fn spans(&self) -> usize {
         locked(&self.inner).spans
+    }
+
+    /// Paths in whose place another is stored.
+    #[getter]
+    fn replaced(&self) -> usize {
+        locked(&self.inner).replaced
     }
 
     /// Bytes held beside the body.

@@ -56,6 +56,8 @@ pub struct Request<B> {
     places: Vec<Vec<u32>>,
     /// So many entries were asked for what is stored in the place of their paths.
     bounded: usize,
+    /// Paths in whose place another is stored.
+    pub replaced: usize,
     pub spans: usize,
     pub counts: Counts,
     pub leftovers: Vec<Leftover>,
@@ -69,6 +71,7 @@ const BYTES_A_TRACE: usize = 128;
 const BOUND_SLICE: Duration = Duration::from_millis(2);
 const KNOWN_BYTES_MAX: usize = 4 * 1024 * 1024;
 const BYTES_A_PATH: usize = 64;
+const PATTERNS_MAX: usize = 64;
 const VALUES_STEP: usize = 256 * 1024;
 /// A slice ends early when the reference has so many spans to do.
 const LEFTOVERS_MAX: usize = 64;
@@ -92,6 +95,7 @@ impl<B: AsRef<[u8]>> Request<B> {
             spans_by_trace: None,
             places: Vec::new(),
             bounded: 0,
+            replaced: 0,
             counts: Counts { published: vec![0; mapping.tables.len()], ..Counts::default() },
             leftovers: Vec::new(),
         })
@@ -190,7 +194,7 @@ impl<B: AsRef<[u8]>> Request<B> {
         &mut self,
         counted: &[(Vec<u8>, Vec<u8>)],
         known: &mut Known,
-        ask: &mut impl FnMut(&[u8], &[u8]) -> Result<(Option<Vec<u8>>, bool), E>,
+        ask: &mut impl FnMut(&[u8], &[u8]) -> Result<Answer, E>,
     ) -> Result<bool, E> {
         let ends_at = Instant::now() + BOUND_SLICE;
         while self.bounded < self.entries.len() {
@@ -210,7 +214,7 @@ impl<B: AsRef<[u8]>> Request<B> {
         number: usize,
         counted: &[(Vec<u8>, Vec<u8>)],
         known: &mut Known,
-        ask: &mut impl FnMut(&[u8], &[u8]) -> Result<(Option<Vec<u8>>, bool), E>,
+        ask: &mut impl FnMut(&[u8], &[u8]) -> Result<Answer, E>,
     ) -> Result<(), E> {
         if !self.entries[number].is_raw_path {
             return Ok(());
@@ -224,13 +228,25 @@ impl<B: AsRef<[u8]>> Request<B> {
             if known.holds(owner, &value[place.clone()]) {
                 continue;
             }
-            let (other, is_void) = ask(owner, &value[place.clone()])?;
-            if is_void {
-                known.clear();
-            }
+            let other = match known.pattern_of(owner, &value[place.clone()]) {
+                Some(pattern) => Some(pattern.to_vec()),
+                None => {
+                    let (other, is_void, is_pattern) = ask(owner, &value[place.clone()])?;
+                    if is_void {
+                        known.clear();
+                    }
+                    match &other {
+                        None => known.insert(owner, &value[place.clone()]),
+                        Some(pattern) if is_pattern => known.insert_pattern(owner, pattern),
+                        Some(_) => {}
+                    }
+                    other
+                }
+            };
             match other {
-                None => known.insert(owner, &value[place]),
+                None => {}
                 Some(other) => {
+                    self.replaced += 1;
                     let made = [&value[..place.start], &other, &value[place.end..]].concat();
                     make_room(&mut self.values, made.len());
                     let start = self.values.len();
@@ -301,14 +317,41 @@ fn text_behind(value: &[u8], prefix: &[u8]) -> Option<Range<usize>> {
     None
 }
 
-/// Paths that are stored as they are, by owner: the same answer would be given again.
+/// The path that is stored in the place of another, in JSON, or None; whether older answers are void; and whether the
+/// same answer would be given for each path that differs only where the answer has the wildcard.
+pub type Answer = (Option<Vec<u8>>, bool, bool);
+
+/// Answers that would be given again, by owner: paths that are stored as they are, and patterns.
 #[derive(Default)]
 pub struct Known {
+    wildcard: Vec<u8>,
     by_owner: HashMap<Box<[u8]>, HashSet<Box<[u8]>>>,
+    patterns: HashMap<Box<[u8]>, Vec<Box<[u8]>>>,
     pub bytes: usize,
 }
 
 impl Known {
+    #[must_use]
+    pub fn new(wildcard: Vec<u8>) -> Self {
+        Self { wildcard, ..Self::default() }
+    }
+
+    fn pattern_of(&self, owner: &[u8], path: &[u8]) -> Option<&[u8]> {
+        let fits = |pattern: &&Box<[u8]>| is_like(path, pattern, &self.wildcard);
+        self.patterns.get(owner)?.iter().find(fits).map(AsRef::as_ref)
+    }
+
+    fn insert_pattern(&mut self, owner: &[u8], pattern: &[u8]) {
+        let patterns = self.patterns.entry(owner.into()).or_default();
+        if patterns.len() < PATTERNS_MAX {
+            self.bytes += BYTES_A_PATH + owner.len() + pattern.len();
+            patterns.push(pattern.into());
+        }
+        if self.bytes > KNOWN_BYTES_MAX {
+            self.clear();
+        }
+    }
+
     fn holds(&self, owner: &[u8], path: &[u8]) -> bool {
         self.by_owner.get(owner).is_some_and(|paths| paths.contains(path))
     }
@@ -323,8 +366,23 @@ impl Known {
 
     fn clear(&mut self) {
         self.by_owner.clear();
+        self.patterns.clear();
         self.bytes = 0;
     }
+}
+
+/// Whether path and pattern, both in quotes, have the same segments but for the pattern's wildcards.
+fn is_like(path: &[u8], pattern: &[u8], wildcard: &[u8]) -> bool {
+    let bare = |text: &[u8]| -> Range<usize> { 1..text.len().saturating_sub(1).max(1) };
+    let (path, pattern) = (&path[bare(path)], &pattern[bare(pattern)]);
+    let mut segments = path.split(|&byte| byte == b'/');
+    for expected in pattern.split(|&byte| byte == b'/') {
+        match segments.next() {
+            Some(segment) if segment == expected || expected == wildcard => {}
+            _ => return false,
+        }
+    }
+    segments.next().is_none()
 }
 
 /// Which traces of the request name which inherited columns. Made when first asked for.

@@ -125,3 +125,10 @@ class Guard:
         if service not in self._trees and len(self._trees) >= SERVICES_MAX:
             service = ""
         return self._trees.setdefault(service, _Tree())
+
+
+def is_pattern(sent: str, stored: str) -> bool:
+    """Whether each path that differs from `sent` only where `stored` has `{other}` is stored alike, until the next
+    narrowing: those segments stand at places that vary, and the others are known.
+    """
+    return stored != sent and OTHER not in sent and sent.count("/") < DEPTH_MAX and len(stored) < COLUMN_CHARS

@@ -16,8 +16,8 @@ import orjson
 from receiver.decode.spans import ResourceSpans, TooManySpans, fields_max, read_request, written_plainly
 from receiver.translate import mapping
 from receiver.translate.attributes import Notes
-from receiver.translate.cardinality import Guard
-from receiver.translate.identity import Named, Trace, Traces
+from receiver.translate.cardinality import Guard, is_pattern
+from receiver.translate.identity import SPANS_MAX, Named, Trace, Traces
 from receiver.translate.native import mapping_spec, role_of
 from receiver.translate.outcome import NOT_PRODUCT_EVENT, Ignored, Outcome, Rejected
 from receiver.translate.reference import Resource, read_resource, translate
@@ -281,6 +281,7 @@ class ByNative(_Fates):
             elif self._is_read:
                 self._is_bounded = self._is_bounded or self._native.engine.bound(self._request, self._stored)
                 if self._is_bounded:
+                    self.replaced = self._request.replaced
                     return True
             else:
                 self._is_read = self._native.engine.step(self._request, max(0.0, ends_at - time.monotonic()))
@@ -291,13 +292,15 @@ class ByNative(_Fates):
                     self.declined.update(declined)
         return self._is_read and not self._leftovers and self._is_bounded
 
-    def _stored(self, owner: bytes, path: bytes) -> tuple[bytes | None, bool]:
-        """What is stored in the place of a path, None for itself; and whether older answers are void. All in JSON."""
+    def _stored(self, owner: bytes, path: bytes) -> tuple[bytes | None, bool, bool]:
+        """What is stored in the place of a path, None for itself; whether older answers are void, and whether this one
+        is a pattern. All in JSON.
+        """
         guard = self._native.guard
         sent, narrowings = orjson.loads(path), guard.narrowings
         stored = guard.stored(orjson.loads(owner) if owner else "", sent)
-        self.replaced += stored != sent
-        return None if stored == sent else orjson.dumps(stored), guard.narrowings != narrowings
+        other = None if stored == sent else orjson.dumps(stored)
+        return other, guard.narrowings != narrowings, is_pattern(sent, stored)
 
     def _translate_one(self, place: int, raw_resource: bytes, span: bytes) -> None:
         rules = self._native.rules
@@ -338,8 +341,9 @@ class _TracesOnDemand(Traces):
         if known is None:
             traces = Traces(self._rules)
             groups = [ResourceSpans(resource, spans) for resource, spans in self._request.spans_of(trace_id)]
-            for _ in traces.read(groups):
-                pass
+            if sum(len(group.spans) for group in groups) <= SPANS_MAX:
+                for _ in traces.read(groups):
+                    pass
             known = self._known[trace_id] = traces.of(trace_id)
             self.held_bytes += traces.held_bytes
         return known

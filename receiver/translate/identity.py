@@ -1,7 +1,8 @@
 """the spans of a request -> whose trace it is: ids that a span of the trace names count for those that name none. Pure.
 
 Each shared column by itself: the value of the nearest ancestor in the request that has one, else the only value that
-the trace's spans in the request have. What arrives in another request is out of reach.
+the trace's spans in the request have. What arrives in another request is out of reach, and so is a trace of more than
+SPANS_MAX spans in one request.
 """
 
 from collections import Counter
@@ -16,6 +17,7 @@ from receiver.translate.attributes import AttributeMap, Attributes, BadId, Found
 from receiver.translate.mapping import SHARED_COLUMNS, Column, HashedId
 from receiver.translate.rules import Rules
 
+SPANS_MAX = 2_000  # of a trace in one request: more are not looked through, as nobody may wait for that
 _SPANS_A_STEP = 64
 _PLACE_BYTES = 512  # a span in its trace: two ids, a tuple, an entry, now and then a value
 _COUNT_BYTES = 128  # a trace id and its count
@@ -116,7 +118,7 @@ class Traces:
             resource = self._resource(group.resource) if self._rules.has_shared_key(group.resource) else {}
             for spans in _steps([group]):
                 for raw in spans:
-                    if (resource or self._rules.has_shared_key(raw)) and spans_of[_trace_id_of(raw)] > 1:
+                    if (resource or self._rules.has_shared_key(raw)) and 1 < spans_of[_trace_id_of(raw)] <= SPANS_MAX:
                         self._name(raw, resource, named)
                 yield
         self._traces = {trace_id: Trace() for trace_id, _ in named}

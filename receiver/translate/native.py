@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 
 from receiver.translate import mapping, privacy
+from receiver.translate.cardinality import OTHER
 from receiver.translate.endpoint import ID
 from receiver.translate.mapping import Column, Form, Key, Setting, Table, When
 from receiver.translate.metadata import KEYS_MAX, TEXT_CHARS_MAX, Named
@@ -68,6 +69,7 @@ def mapping_spec(rules: Rules, *, spans_max: int, fields_max: int) -> dict[str, 
         "spans_max": spans_max,
         "fields_max": fields_max,
         "counted": [(_prefix(column), _prefix(owner)) for column, owner in mapping.COUNTED.items()],
+        "wildcard": OTHER.encode(),
         "deciding_keys": list(mapping.deciding_keys(infer_events=rules.infer_events)),
         "suspicious": [
             (literal.encode(), literal in privacy.BOUNDED_LITERALS)

@@ -7,6 +7,7 @@ from typing import cast
 import pytest
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
+from consumer import metrics
 from consumer.pipeline.batch import engine_of
 from consumer.pipeline.fetching import Fetching, Limits, Moved
 from consumer.pipeline.parts import Engine
@@ -92,6 +93,21 @@ async def test_a_damaged_record_batch_is_fetched_again(engine: Engine) -> None:
     backlog.getmany = damaged  # type: ignore[method-assign]
     with pytest.raises(BrokerUnavailable):
         await fetching_of(backlog, engine).batch(LINES, limits(10))
+
+
+@by_engine
+async def test_records_that_the_engine_left_to_the_reference_are_told(engine: Engine) -> None:
+    """An operator sees in the metric why a consumer is slow. It had stood at 0 since it was made."""
+    backlog = Backlog(100)
+
+    async def odd(place: TopicPartition, **_: int) -> dict[TopicPartition, list[Fetched]]:
+        return {place: [Fetched(place, batch_of([b"{}"] * 3, first_offset=100), 100)]}
+
+    backlog.getmany = odd  # type: ignore[method-assign]
+    counter = metrics.records_declined.labels("table")
+    before = counter._value.get()
+    assert (await fetching_of(backlog, engine).batch(LINES, limits(3))).count == 3
+    assert counter._value.get() - before == (3 if engine.name == "native" else 0)
 
 
 def tombstone(offset: int) -> ConsumerRecord[bytes, bytes]:

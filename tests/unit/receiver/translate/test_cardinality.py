@@ -67,8 +67,8 @@ def test_memory_and_time_are_bounded_whatever_is_asked(path: str) -> None:
     guard = Guard(200)
     started_at = time.process_time()
     found = {
-        service: {guard.stored(service, path.format(f"v{number}")) for number in range(300)}
-        for service in (f"service {number}" for number in range(150))
+        service: {guard.stored(service, path.format(f"v{number}")) for number in range(260)}
+        for service in (f"service {number}" for number in range(40))
     }
     assert guard.held_bytes < BYTES_MAX + 1024 * 1024
     assert max(map(len, found.values())) <= 400  # those before the bound was reached, and those after

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from receiver.decode.spans import ResourceSpans
+from receiver.translate import identity
 from receiver.translate.explain import explain_file
+from receiver.translate.identity import SPANS_MAX
 from receiver.translate.outcome import Ignored, Rejected
 from receiver.translate.reference import read_resource, translate
 from receiver.translate.rules import Rules
@@ -172,8 +174,9 @@ def test_odd_traces_end() -> None:
     assert translate(served(1), read_resource(b"", PLAIN), PLAIN, traces=traces_of([read], PLAIN)).user_id is None  # type: ignore[union-attr]
 
 
-def test_a_deep_trace_costs_no_more_than_a_wide_one() -> None:
+def test_a_deep_trace_costs_no_more_than_a_wide_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """20,000 spans in one line, each of them an event: walked once. Quadratic, it would be minutes."""
+    monkeypatch.setattr(identity, "SPANS_MAX", 20_000)
     spans = [span(1, {"user.id": "anna"})] + [span(n, {}, parent=n - 1) for n in range(2, 20_000)]
     random.Random(1).shuffle(spans)
     started = time.process_time()
@@ -191,3 +194,11 @@ def test_what_a_span_of_a_bomb_names_is_not_read() -> None:
     bomb = span(2, {"user.id": "anna"}, parent=1, more=field(9, b"\x0a\x00" * 100) * 4000)
     assert user_of(({}, [served(1), bomb])) is None
     assert user_of(({}, [served(1, LOGIN), bomb])) == hash_id("42")
+
+
+def test_a_trace_of_too_many_spans_names_nobody() -> None:
+    """Looking through it would make everybody wait: a second for each ten thousand spans."""
+    named = span(2, {"user.id": "anna"}, parent=1)
+    for count, expected in ((SPANS_MAX - 2, hash_id("anna")), (SPANS_MAX - 1, None)):
+        others = [span(number) for number in range(3, count + 3)]
+        assert user_of(({}, [served(1), named, *others])) == expected
