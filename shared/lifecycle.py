@@ -1,4 +1,4 @@
-"""How a process lives: one stop event set by SIGTERM or SIGINT, tasks that are owned, loops that are watched."""
+"""The life of a process: a stop event that SIGTERM and SIGINT set, background tasks, deadlines, backoff."""
 
 import asyncio
 import gc

@@ -1,4 +1,4 @@
-"""What both programs' commands have in common: text on standard output, `--version`, and the layout of their help."""
+"""For the commands of both programs: text on standard output, `--version`, and the layout of help."""
 
 import inspect
 import os

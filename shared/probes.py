@@ -148,7 +148,7 @@ class _Server:
 
 
 def _head(connection: socket.socket, ends_at: float) -> bytes | None:
-    """Request line and headers; None for a caller who sends more than they may be, or leaves."""
+    """Request line and headers; None when they are too long, or the caller leaves."""
     head = b""
     while b"\r\n\r\n" not in head:
         connection.settimeout(max(0.01, ends_at - time.monotonic()))

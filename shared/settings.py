@@ -66,7 +66,7 @@ class ProcessSettings(BaseSettings):
 
 
 class KafkaSettings(ProcessSettings):
-    """How to reach the brokers, and what the topics are made like."""
+    """How to reach the brokers, and the settings of topics that are created."""
 
     kafka_bootstrap_servers: Addresses = Field("127.0.0.1:9092", description="comma-separated host:port")
     kafka_topic: TopicName = Field("telemetry.events", description="topic of the events")

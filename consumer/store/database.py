@@ -81,7 +81,7 @@ async def refuse_transaction_pooling(url: str) -> None:
 
 
 class TransactionPooling(asyncpg.InterfaceError):
-    """Between us and Postgres is a pooler in transaction or statement mode."""
+    """A pooler in transaction or statement mode stands between this process and Postgres."""
 
 
 def _time_encoded(time: datetime | int) -> tuple[int]:
@@ -106,7 +106,7 @@ DATABASE_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.Intern
 
 
 async def why_not_writable(connection: asyncpg.Connection) -> str:
-    """In words, "" when rows can be written as far as the server's own settings tell."""
+    """Why the server's settings forbid writing, in words; "" when they do not."""
     if await connection.fetchval("SELECT pg_is_in_recovery()"):
         return f"a standby: {explained('25006')}"
     if await connection.fetchval("SELECT current_setting('transaction_read_only')::bool"):
@@ -115,7 +115,7 @@ async def why_not_writable(connection: asyncpg.Connection) -> str:
 
 
 async def clock_skew_s(connection: asyncpg.Connection) -> float:
-    """How far the server's clock is ahead of this host's, to within the time of a round trip."""
+    """Seconds by which the server's clock is ahead of this host's, to within the time of a round trip."""
     before = datetime.now(UTC)
     theirs: datetime = await connection.fetchval("SELECT clock_timestamp()")
     after = datetime.now(UTC)
@@ -207,7 +207,7 @@ def explained(name: str) -> str:
 
 
 def is_out_of_reach(error: BaseException) -> bool:
-    """Whether there is no working connection, rather than a server that refused a statement."""
+    """Whether the connection failed. False when the server was reached and refused a statement."""
     if isinstance(error, asyncpg.PostgresError):
         return (error.sqlstate or "").startswith(_OUT_OF_REACH)
     return not isinstance(error, (*ENCODER_ERRORS, ClocksDiffer, TransactionPooling))

@@ -154,7 +154,7 @@ async def _in_batches(connection: Connection, erasure: Erasure, table: str, sql:
 
 
 async def finish(connection: Connection, erasure: Erasure) -> None:
-    """Nothing is left to delete; unless the subject was erased again meanwhile."""
+    """Mark the erasure as done, unless the subject was erased again meanwhile."""
     await connection.execute(
         "UPDATE ingest.erasures SET done_at = now() WHERE kind = $1 AND hash = $2 AND erased_at = $3",
         *erasure.subject,

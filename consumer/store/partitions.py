@@ -39,7 +39,7 @@ Span = tuple[datetime, datetime]  # from, to
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """`back`: how many before now are made when rows of them come; older rows go to the default partition.
+    """`back`: how many past intervals get a partition when a row needs it; older rows go to the default partition.
 
     None is made for a time that is past `retention_days`; 0 is for ever.
     """
@@ -61,7 +61,7 @@ class Interval:
         return first, (first + timedelta(days=31)).replace(day=1)
 
     def reach(self, now: datetime) -> Span:
-        """From where to where partitions are made on demand."""
+        """The earliest and the latest time whose partitions are made on demand."""
         days = {"day": 1, "week": 7, "month": 30}[self.name] * self.back
         return now - timedelta(days=min(days, self.retention_days or days)), ahead(now, self)[-1][1]
 
@@ -82,7 +82,7 @@ def ahead(now: datetime, interval: Interval) -> list[Span]:
 
 
 class Partition(NamedTuple):
-    """One that is not the default; microseconds since 1970, `lower` included, `upper` not."""
+    """A partition that is not the default. Bounds in microseconds since 1970, `lower` included, `upper` not."""
 
     lower: int
     upper: int
@@ -120,7 +120,7 @@ def _bound(text: str, unbounded: int) -> int:
 
 
 class Known:
-    """The partitions of one schema's tables as one writer knows them; it makes those that its rows need."""
+    """The partitions of one schema's tables, as one writer knows them. Makes missing ones for its rows."""
 
     def __init__(self, schema: str, interval: Interval) -> None:
         self._schema = schema
@@ -171,7 +171,7 @@ class Known:
         return partitions[index] if index >= 0 and time_us < partitions[index].upper else None
 
     async def keep_ahead(self, connection: Connection) -> None:
-        """Make the partitions of the time to come, and empty the default one of what has come within reach."""
+        """Make the coming partitions, and move rows out of the default partition that now have one of their own."""
         now = datetime.now(UTC)
         lowest, highest = self._interval.reach(now)
         for table in ANALYTICS_TABLES:
@@ -212,7 +212,7 @@ def _free(partitions: Iterable[Partition], span: Span) -> list[Span]:
 
 
 async def drop_expired(connection: Connection, table: str, until: datetime) -> int:
-    """Drop the live partitions that end at or before `until`; how many rows went, above a million by estimate.
+    """Drop the live partitions that end at or before `until`; how many rows they held, above a million an estimate.
 
     Raises:
         asyncpg.LockNotAvailableError: the table was busy at every attempt; writers waited for 150 ms at each.

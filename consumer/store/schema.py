@@ -289,7 +289,7 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def _row_maker(table: Table) -> Callable[[Any], Row]:
-    """The values of an event in the order of the table's columns, some of them as their columns take them fastest."""
+    """Makes a function from an event to its values, in column order and in the form that asyncpg encodes fastest."""
     names = [column.name for column in table.columns]
     values_of = itemgetter(*("timestamp_us" if name == "timestamp" else name for name in names))
     uuids_at = [at for at, column in enumerate(table.columns) if isinstance(column.type, UUID)]

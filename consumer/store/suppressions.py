@@ -30,7 +30,7 @@ Suppressions = dict[Subject, int]  # erased at, in microseconds since 1970 UTC
 
 
 class OfSubjects(Protocol):
-    """An event, or the row of one."""
+    """An event or its row."""
 
     @property
     def user_id(self) -> str | None: ...
@@ -41,7 +41,7 @@ class OfSubjects(Protocol):
 
 
 async def unpublished(connection: Connection, known: Mapping[Subject, int]) -> Suppressions:
-    """Those of the table that the topic lacks, or holds with an older date: it was lost, or cut short."""
+    """Erasures of the table that the topic lacks or has with an older date: it was lost or truncated."""
     held = await connection.fetch("SELECT kind, hash, erased_at FROM ingest.suppressions")
     table = {Subject(row["kind"], row["hash"]): to_microseconds(row["erased_at"]) for row in held}
     return {subject: erased_at for subject, erased_at in table.items() if known.get(subject, -1) < erased_at}
@@ -56,12 +56,12 @@ async def lock(connection: Connection) -> None:
 
 
 async def share(connection: Connection) -> None:
-    """Until the end of the transaction no erasure comes in between what it reads here and what it stores."""
+    """Hold back erasures until the end of the transaction, so that none falls between its reading and its writing."""
     await connection.execute("LOCK TABLE ingest.suppressions IN ROW SHARE MODE")
 
 
 async def among(connection: Connection, subjects: Callable[[], Collection[Subject]]) -> Suppressions:
-    """The suppressions of any of these subjects, who are asked for only when there are suppressions."""
+    """The suppressions of these subjects. `subjects` is called only when there are suppressions."""
     if not await connection.fetchval("SELECT EXISTS (SELECT 1 FROM ingest.suppressions)"):
         return {}
     wanted = subjects()
@@ -95,7 +95,7 @@ def subjects_of(event: OfSubjects) -> list[Subject]:
 
 
 async def suppressed_letters(connection: Connection, records: Sequence[ConsumerRecord]) -> set[tuple[int, int]]:
-    """Places of those records that no row can be made of, but that hold the hash of somebody erased since.
+    """Places of the dead letters that hold the hash of an erased subject.
 
     A record without a time counts as received now.
     """

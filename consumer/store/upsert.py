@@ -83,7 +83,7 @@ class Upsert:
         return refused
 
     async def _copy_fresh(self, connection: asyncpg.Connection, table: str, rows: TableRows) -> Counter[int] | None:
-        """How many rows are new, by partition: all. None, and nothing written, when they must go the other way."""
+        """Copy the rows directly; returns new rows by partition. None, and nothing written, when a row exists."""
         if self._staged_left[table]:
             self._staged_left[table] -= 1
             return None
