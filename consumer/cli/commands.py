@@ -7,11 +7,11 @@ import sys
 
 import typer
 
-from consumer.cli import letters, look, replay, subjects
+from consumer.cli import dead_letters, look, replay, subjects
 from consumer.cli.common import WRONG, app
 from shared.errors import WrongSetting
 
-__all__ = ["app", "letters", "look", "main", "replay", "subjects"]
+__all__ = ["app", "dead_letters", "look", "main", "replay", "subjects"]
 
 
 def main() -> None:
