@@ -158,7 +158,7 @@ async def _consume(settings: ConsumerSettings, state: probes.Health, stop: async
             log.info("consumer_stopping")
             await _wound_up(tasks, pipelines)
     finally:
-        leaving = lifecycle.ended(consumer.stop(), STOP_TIMEOUT_S)
+        leaving = lifecycle.stop_within(consumer.stop(), STOP_TIMEOUT_S)
         has_left, *_ = await asyncio.gather(leaving, erasures.close(), *(pipeline.close() for pipeline in pipelines))
         if not has_left:
             log.warning("group_left_uncleanly")
@@ -193,8 +193,8 @@ async def _joined(
         except (BrokerUnavailable, WrongTopic, KafkaError, OSError, TimeoutError) as error:
             state.block("group", f"not joined: {error if isinstance(error, WrongTopic) else type(error).__name__}")
             log.warning("broker_awaited", attempt=attempt, **error_facts(error))
-            await lifecycle.ended(consumer.stop(), STOP_TIMEOUT_S)
-            await lifecycle.wait_for(stop, lifecycle.backoff_s(attempt, first_s=0.5))
+            await lifecycle.stop_within(consumer.stop(), STOP_TIMEOUT_S)
+            await lifecycle.sleep_or_stop(stop, lifecycle.backoff_s(attempt, first_s=0.5))
             attempt += 1
             continue
         take_record_batches(consumer)

@@ -41,7 +41,7 @@ group_commit_failures = Counter(
     "consumer_group_commit_failures", "Commits to the group that failed; only lag tools miss them"
 )
 
-interruptions = Counter("consumer_loop_interruptions", "Times that the watchdog began a stalled loop anew")
+interruptions = Counter("consumer_loop_interruptions", "Stalled loops that the watchdog restarted")
 newest_row_age_seconds = Gauge(
     "consumer_newest_row_age_seconds",
     "Since the newest stored event was received, to within a batch; since this process began while there is none",

@@ -1,4 +1,4 @@
-"""Kafka clients with every option spelled out on which delivery, order or size depends; topics and their settings."""
+"""Kafka clients, with every option that delivery, order or size depends on; topics and their settings."""
 
 import asyncio
 import ssl
@@ -97,7 +97,7 @@ def new_consumer(settings: KafkaSettings, *, group: str | None, fetch_wait_ms: i
 
 
 class RebalanceCount(ConsumerRebalanceListener):
-    """Counts and nothing else: nothing waits for a listener, and its errors are only logged."""
+    """Counts rebalances and does nothing else: aiokafka does not wait for a listener, and only logs its errors."""
 
     def __init__(self, counted: Callable[[], None]) -> None:
         self.generation = 0
@@ -199,7 +199,7 @@ async def _create(admin: Any, topics: dict[str, tuple[int, dict[str, str]]], rep
 
 
 async def _until(is_there: Callable[[], Awaitable[bool]]) -> None:
-    """Wait for a cluster to know what it was just told to make. After some seconds the caller meets what is wrong."""
+    """Wait until the cluster knows a new topic. After some seconds the caller goes on and sees the error."""
     ends_at = time.monotonic() + SETTLE_S
     while not await is_there() and time.monotonic() < ends_at:  # noqa: ASYNC110  a server tells nobody
         await asyncio.sleep(SETTLE_POLL_S)

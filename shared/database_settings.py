@@ -1,4 +1,4 @@
-"""Where Postgres is: the one rule for database addresses that the consumer, the page and migrations share."""
+"""The address of Postgres: one rule for the consumer, the page and the migrations."""
 
 import re
 from typing import Literal, Self
@@ -66,7 +66,7 @@ class DatabaseSettings(ProcessSettings):
 
 
 def address_of(url: SecretStr, name: str) -> str:
-    """A given URL as asyncpg reads it.
+    """The URL in asyncpg's form.
 
     Raises:
         ValueError: it is none; the message names the variable `name` and not its value.
@@ -90,7 +90,7 @@ def _encoded(address: str) -> str:
 
 
 def _is_readable(url: str) -> bool:
-    """Whether asyncpg (0.32) can make anything of it; its own reading, as there is no public way to ask."""
+    """Whether asyncpg (0.32) can parse it, by its private parser: there is no public one."""
     names = ("host", "port", "user", "password", "passfile", "database", "ssl", "service", "servicefile", "direct_tls")
     more = ("server_settings", "target_session_attrs", "krbsrvname", "gsslib")
     try:

@@ -1,4 +1,4 @@
-"""The fates of a failure. What is in neither branch is a bug: it crashes, is restarted and alerts.
+"""The kinds of failure. An error outside of both branches is a bug: the process crashes, is restarted, and alerts.
 
 TelemetryError
 ├── Transient              the same input may work later: retry, or ask the caller to
@@ -16,7 +16,7 @@ DeadLetterReason = Literal["empty", "not_json", "unknown_type", "newer_schema", 
 
 
 class TelemetryError(Exception):
-    """The root. Texts of foreign errors stay out of it, because they repeat the data they choked on."""
+    """The root. It never holds the text of a library's error, because such texts repeat data."""
 
 
 class Transient(TelemetryError):  # noqa: N818  the fate is the name

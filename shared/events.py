@@ -1,4 +1,4 @@
-"""The typed events, one class a table: what a record carries and what a row holds. Pure.
+"""The typed events, one class a table: the fields of a record and of its row. Pure.
 
 Field order is column order is the order on the wire. Limits are the columns' own, in code points.
 """

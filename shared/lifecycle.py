@@ -1,4 +1,4 @@
-"""How a process lives: one stop event set by SIGTERM or SIGINT, tasks that are owned, loops that are watched."""
+"""The life of a process: a stop event that SIGTERM and SIGINT set, background tasks, deadlines, backoff."""
 
 import asyncio
 import gc
@@ -12,9 +12,9 @@ T = TypeVar("T")
 
 
 def spare_garbage_collector(*, young_objects: int = 100_000) -> None:
-    """To be called once all is constructed: what is there stays, and need not be looked at again and again.
+    """Call once everything is constructed: these objects stay, so the collector need not visit them again.
 
-    Records and requests go with their last reference. What cycles there are may wait for so many objects more.
+    Records and requests are freed with their last reference. Cycles wait until there are `young_objects` more.
     """
     gc.collect()
     gc.freeze()
@@ -30,7 +30,7 @@ def stop_event() -> asyncio.Event:
     return event
 
 
-async def wait_for(event: asyncio.Event, timeout_s: float) -> bool:
+async def sleep_or_stop(event: asyncio.Event, timeout_s: float) -> bool:
     """Sleep that ends early when the event is set: True when it was."""
     try:
         await asyncio.wait_for(event.wait(), timeout_s)
@@ -46,11 +46,11 @@ async def heartbeat(beat: Callable[[], None], every_s: float = 1.0) -> None:
         await asyncio.sleep(every_s)
 
 
-async def ended(awaitable: Awaitable[T], timeout_s: float) -> bool:
+async def stop_within(awaitable: Awaitable[T], timeout_s: float) -> bool:
     """Await a foreign stop() or commit() under a deadline; False when it did not end well in time.
 
-    aiokafka raises CancelledError of its own from stop() when the broker is down, and never returns from
-    commit(): a cancellation counts as ours only when this task was asked to cancel.
+    aiokafka raises CancelledError of its own from stop() when the broker is down, and its commit()
+    never returns. So a cancellation counts as ours only when this task was asked to cancel.
     """
     task = asyncio.current_task()
     asked = task.cancelling() if task else 0
@@ -61,14 +61,14 @@ async def ended(awaitable: Awaitable[T], timeout_s: float) -> bool:
         if task and task.cancelling() > asked:
             raise
         return False
-    except Exception:  # noqa: BLE001  whatever a dying client raises, it is gone
+    except Exception:  # noqa: BLE001  the client is given up, whatever it raises
         return False
     return True
 
 
 @asynccontextmanager
 async def background(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[asyncio.Task[None]]:
-    """A task that lives as long as the block and is awaited at its end."""
+    """Run a task for as long as the block. At its end the task is cancelled and awaited, and its error is raised."""
     task = asyncio.create_task(work, name=name)
     try:
         yield task

@@ -37,7 +37,7 @@ def error_facts(error: BaseException) -> dict[str, str]:
 
 
 def crash(kind: type[BaseException], error: BaseException, _: TracebackType | None) -> None:
-    """What an unexpected end leaves behind: every frame, and no text of any exception."""
+    """Log an unexpected end: every frame, and no text of any exception."""
     if issubclass(kind, KeyboardInterrupt):
         return
     structlog.get_logger("shared.logs").error("process_crashed", **error_facts(error), trace=_trace(error))
@@ -53,7 +53,7 @@ def _trace(error: BaseException) -> list[str]:
 
 
 class RateLimit(logging.Filter):
-    """Lets LINES_MAX lines of a name pass in WINDOW_S; the next line that passes says how many were held back.
+    """Passes LINES_MAX lines of a name in WINDOW_S. The next line that passes says how many were dropped.
 
     The name is the event's for our own lines, of which there is a closed set, and the logger's for a library's.
     """
@@ -85,7 +85,7 @@ def _thread_crash(args: threading.ExceptHookArgs) -> None:
 
 
 def _ignored(unraisable: Any) -> None:
-    """Errors that Python can raise nowhere, as in a finaliser."""
+    """Log errors that Python cannot raise anywhere, such as those of a finaliser."""
     if unraisable.exc_value is not None:
         structlog.get_logger("shared.logs").warning("error_ignored", **error_facts(unraisable.exc_value))
 
@@ -95,7 +95,7 @@ def _is_told_as_it_is(logger: str) -> bool:
 
 
 def _told(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    """What was held back before this line; and a library's line shrinks to logger and place, its error to type."""
+    """Add how many lines were dropped before, and reduce a library's line to logger, place and error type."""
     record = event.get("_record")
     if isinstance(record, logging.LogRecord):
         if not event.get("_from_structlog") and not _is_told_as_it_is(record.name):

@@ -1,4 +1,4 @@
-"""What both programs' commands have in common: text on standard output, `--version`, and the layout of their help."""
+"""For the commands of both programs: text on standard output, `--version`, and the layout of help."""
 
 import inspect
 import os
@@ -16,7 +16,7 @@ def write_out(text: str) -> None:
     """Print the text as lines, at once.
 
     Raises:
-        typer.Exit: nobody reads any more. Ends the command without a word, with READER_LEFT.
+        typer.Exit: the reader has left. Ends the command silently, with READER_LEFT.
     """
     try:
         sys.stdout.write(text + "\n")

@@ -148,7 +148,7 @@ class _Server:
 
 
 def _head(connection: socket.socket, ends_at: float) -> bytes | None:
-    """Request line and headers; None for a caller who sends more than they may be, or leaves."""
+    """Request line and headers; None when they are too long, or the caller leaves."""
     head = b""
     while b"\r\n\r\n" not in head:
         connection.settimeout(max(0.01, ends_at - time.monotonic()))
@@ -201,7 +201,7 @@ def metrics_of(url: str) -> str:
     """What a process serves at /metrics.
 
     Raises:
-        OSError: nobody answered, or not with 200.
+        OSError: no answer, or another status than 200.
         ValueError: that is no URL.
     """
     with urllib.request.urlopen(url, timeout=3) as reply:  # noqa: S310  the operator's own address

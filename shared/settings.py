@@ -56,7 +56,7 @@ class ProcessSettings(BaseSettings):
     )
 
     log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_upper)] = Field(
-        "INFO", description="least severe line that is logged"
+        "INFO", description="minimum log level"
     )
     log_format: LogFormat = Field("auto", description="`json` or `console`; `auto`: console on a terminal, else json")
     metrics_host: str = Field("127.0.0.1", description="address of /livez, /readyz and /metrics; 0.0.0.0 in containers")
@@ -66,7 +66,7 @@ class ProcessSettings(BaseSettings):
 
 
 class KafkaSettings(ProcessSettings):
-    """How to reach the brokers, and what the topics are made like."""
+    """How to reach the brokers, and the settings of topics that are created."""
 
     kafka_bootstrap_servers: Addresses = Field("127.0.0.1:9092", description="comma-separated host:port")
     kafka_topic: TopicName = Field("telemetry.events", description="topic of the events")

@@ -64,7 +64,7 @@ _BEGINNINGS = tuple(f'{{"schema_version":{version},'.encode() for version in ran
 
 
 def _names_version(value: bytes) -> bool:
-    """Whether the field is there, and a whole number: pydantic takes the default for none, and true and 1.0 for 1."""
+    """Whether the field is present and a whole number: pydantic takes true for 1, and fills in a missing one."""
     try:
         return type(orjson.loads(value).get("schema_version")) is int
     except orjson.JSONDecodeError:

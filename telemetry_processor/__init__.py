@@ -1,7 +1,7 @@
 """The distribution's one package: an installed wheel holds receiver, consumer, shared, viewer and alembic in it.
 
 They import each other by their own names, as in a clone. `FOLDER` holds them, and `first_on_the_path` puts it before
-everything else that is installed, so that another package called `shared` is in nobody's way.
+everything else that is installed, so that another package called `shared` does no harm.
 """
 
 import os

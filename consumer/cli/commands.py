@@ -1,17 +1,17 @@
 """The operator's commands. Exit: 0 done, 1 found a problem, 2 wrong use or setting, 3 could not reach a server.
 
-And 141 when whoever reads the output has left, as in `export | head`.
+And 141 when the reader of the output has left, as in `export | head`.
 """
 
 import sys
 
 import typer
 
-from consumer.cli import letters, look, replay, subjects
+from consumer.cli import dead_letters, look, replay, subjects
 from consumer.cli.common import WRONG, app
 from shared.errors import WrongSetting
 
-__all__ = ["app", "letters", "look", "main", "replay", "subjects"]
+__all__ = ["app", "dead_letters", "look", "main", "replay", "subjects"]
 
 
 def main() -> None:

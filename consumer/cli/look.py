@@ -91,7 +91,7 @@ def _status_text(found: reporting.Status, pace: reporting.Pace | None = None) ->
 
 @app.command()
 def audit(*, as_json: AsJson = False) -> None:
-    """Do the books balance, and is it the same topic, with the tables we know? Exit 1 with findings.
+    """Does the ledger balance, is it the same topic, are the tables as the models say? Exit 1 with findings.
 
     Example: python -m consumer audit
     """
@@ -101,7 +101,7 @@ def audit(*, as_json: AsJson = False) -> None:
         for each in found
     )
     findings = [asdict(finding) for finding in found]
-    answer({"ok": not found, "findings": findings}, as_json=as_json, text=text or "the books balance")
+    answer({"ok": not found, "findings": findings}, as_json=as_json, text=text or "the ledger balances")
     raise typer.Exit(PROBLEM if found else DONE)
 
 
@@ -113,7 +113,7 @@ def doctor(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Connect to everything; say what is wrong, and how to mend it. Exit 1 with errors; warnings alone are 0.
+    """Connect to everything; say what is wrong, and how to repair it. Exit 1 with errors; warnings alone are 0.
 
     Example: python -m consumer doctor --receiver-metrics http://telemetry-receiver:9464/metrics
     """
@@ -122,7 +122,7 @@ def doctor(
     is_ok = not any(diagnosis.severity == "error" for diagnosis in found)
     text = "\n".join(f"{each.severity}: {each.check}: {each.detail}\n    {each.remedy}" for each in found)
     findings = [asdict(diagnosis) for diagnosis in found]
-    answer({"ok": is_ok, "findings": findings}, as_json=as_json, text=text or "all is well")
+    answer({"ok": is_ok, "findings": findings}, as_json=as_json, text=text or "no fault found")
     raise typer.Exit(DONE if is_ok else PROBLEM)
 
 

@@ -143,7 +143,8 @@ def _rebuilt_text(done: rebuilding.Rebuilt, *, is_stopped: bool) -> str:
     lines += [f"not explained by the topic: {count} of {table}" for table, count in done.unexplained.items() if count]
     if is_stopped:
         lines.append(
-            "stopped before the swap: --resume --accept-unexplained goes on without those rows, --abort drops it"
+            "stopped before the swap: --resume --accept-unexplained continues without those rows,"
+            " --abort drops the shadow tables"
         )
     if done.swapped:
         lines.append(f"swapped; writers stood still for {done.blocked_ms:.0f} ms. --drop-old drops the old tables")

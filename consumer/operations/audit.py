@@ -1,4 +1,4 @@
-"""Do the books balance, and is it still the same topic, with the tables that we know?"""
+"""Does the ledger balance, is it still the same topic, and are the tables as the models say?"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -36,7 +36,7 @@ class AuditFinding:
 
 
 async def audit(settings: ConsumerSettings) -> list[AuditFinding]:
-    """Everything that is not as it must be; empty when all is well. A server out of reach is a finding too."""
+    """Everything that is not as it must be; empty when there is none. A server out of reach is a finding too."""
     try:
         async with operation(settings, "audit") as reached:
             found = [

@@ -1,4 +1,4 @@
-"""Connects to everything, and says in words what is wrong and how to mend it."""
+"""Connects to everything, and says what is wrong and how to repair it."""
 
 import asyncio
 import http.client
@@ -23,12 +23,12 @@ from shared.broker import (
     suppressions_config,
     topic_config,
 )
-from shared.lifecycle import ended
+from shared.lifecycle import stop_within
 from shared.wire import BATCH_BYTES_MAX
 
 
 async def doctor(settings: DoctorSettings, *, receiver_metrics: str | None = None) -> list[Diagnosis]:
-    """Everything that is wrong, or would be under load or after a fault; empty when all is well.
+    """Everything that is wrong, or would be under load or after a fault; empty when there is none.
 
     Also what senders do wrong, by the metrics of one receiver: the one at the URL `receiver_metrics`, else the
     one on this machine when there is one.
@@ -110,7 +110,7 @@ async def _kafka(settings: ConsumerSettings) -> AsyncIterator[Diagnosis]:
         for diagnosis in await _members(admin, settings):
             yield diagnosis
     finally:
-        await ended(admin.close(), 5)
+        await stop_within(admin.close(), 5)
 
 
 async def _topic(admin: Any, settings: ConsumerSettings, topic: str, config: dict[str, str]) -> list[Diagnosis]:

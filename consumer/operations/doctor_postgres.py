@@ -22,8 +22,8 @@ from consumer.store.database import (
     why_not_writable,
 )
 from consumer.store.partitions import partitions_of
-from consumer.store.schema import ANALYTICS_TABLES, SCHEMA_REVISION, us_of
-from shared.lifecycle import ended
+from consumer.store.schema import ANALYTICS_TABLES, SCHEMA_REVISION, to_microseconds
+from shared.lifecycle import stop_within
 
 DISK_FREE_SHARE_MIN = 0.1
 PARTITION_FUNCTIONS = (
@@ -55,7 +55,7 @@ async def postgres(settings: ConsumerSettings) -> AsyncIterator[Diagnosis]:
         for diagnosis in await _connections(connection, settings):
             yield diagnosis
     finally:
-        await ended(connection.close(), 5)
+        await stop_within(connection.close(), 5)
 
 
 async def _revision(connection: asyncpg.Connection) -> list[Diagnosis]:
@@ -100,7 +100,7 @@ async def _partitions(connection: asyncpg.Connection) -> list[Diagnosis]:
         if await connection.fetchval("SELECT has_function_privilege(to_regprocedure($1)::oid, 'EXECUTE')", function)
         is False
     ]
-    tomorrow_us = us_of(datetime.now(UTC) + timedelta(days=1))
+    tomorrow_us = to_microseconds(datetime.now(UTC) + timedelta(days=1))
     for table in ANALYTICS_TABLES:
         partitions = await partitions_of(connection, "public", table)
         if partitions and partitions[-1].upper <= tomorrow_us:

@@ -1,4 +1,4 @@
-"""A subject's rights: erase what is stored and keep it so, export what is stored."""
+"""Erase a person or organization for good, or export what is stored of them."""
 
 import asyncio
 import json
@@ -18,12 +18,12 @@ from consumer.store import erasures, suppressions, suppressions_topic
 from consumer.store.copies import Copy, copies
 from consumer.store.database import check_clock
 from consumer.store.erasures import Erasure
-from consumer.store.schema import ANALYTICS_TABLES, at, us_of
+from consumer.store.schema import ANALYTICS_TABLES, from_microseconds, to_microseconds
 from consumer.store.suppressions import COLUMN, Kind, Subject
 from shared.broker import KAFKA_ERRORS, ensure_topics, new_producer, topic_settings
 from shared.errors import BrokerUnavailable, WrongTopic
 from shared.identity import hashes_of
-from shared.lifecycle import ended
+from shared.lifecycle import stop_within
 
 START_TIMEOUT_S = 10.0
 READER_PAUSE_MAX = "1h"  # of who pages through an export, in Postgres's words
@@ -50,7 +50,7 @@ def subjects_of(settings: ConsumerSettings, kind: Kind, *, raw: str | None, hash
             raise WrongUse("a hash is 16 lower-case hex digits, as the tables have it; give a raw id with --user-id")
         return [Subject(kind, hashed)]
     if not raw or not raw.strip():
-        raise WrongUse("an empty id is nobody's")
+        raise WrongUse("the id is empty: give the person's or organization's id")
     previous = [key.get_secret_value().encode() for key in settings.id_hash_keys_previous]
     keys = [key for key in (settings.hash_key, *previous) if key]
     return [Subject(kind, found) for found in hashes_of(raw, mode=settings.id_hashing, keys=[*keys, b""])]
@@ -74,18 +74,18 @@ class Receipt:
 async def erase(
     operation: Operation, subjects: Sequence[Subject], *, dry_run: bool, progress: Progress = lambda *_: None
 ) -> Receipt:
-    """Delete the subjects' rows and dead letters, and see to it that no replay brings them back.
+    """Delete the subjects' rows and dead letters, and keep replays from bringing them back.
 
-    One short transaction, which waits for batches in flight and holds back others, publishes the suppression to Kafka,
-    so that it is there should the database be restored from a backup, and writes it to the table. From then on nothing
-    of before is stored. The deletion follows in batches, in every schema with copies of the tables; whoever ends it,
-    this command or a consumer. Idempotent: a second erasure keeps the later date.
+    One short transaction publishes the suppression to Kafka, so that it survives a restored backup of the database, and
+    writes it to the table. It waits for batches in flight and holds back later ones. After it, no older event of the
+    subject is stored. The deletion follows in batches, in every schema with copies of the tables. This command or a
+    consumer ends it. Idempotent: a second erasure keeps the later date.
 
     Raises:
         Refused: this role cannot erase everywhere; nothing was done.
         BrokerUnavailable: nothing was deleted.
-        DatabaseUnavailable, DatabaseRefused: the suppression may be published; a consumer carries it out then. Do it
-            again to be sure.
+        DatabaseUnavailable, DatabaseRefused: the suppression may be published; a consumer then carries it out. Run
+            the command again to be sure.
     """
     expires_at = await _topic_expires_at(operation)
     tables = await _tables(operation)
@@ -137,7 +137,9 @@ async def _suppressed(
                     # Under the lock, so that all that is stored came before, and what comes after is stored.
                     erased_at = {subject: await _erased_at_us(operation, subject) for subject in subjects}
                     await publish(erased_at)
-                    begun = [Erasure(subject, at(erased_at_us)) for subject, erased_at_us in erased_at.items()]
+                    begun = [
+                        Erasure(subject, from_microseconds(erased_at_us)) for subject, erased_at_us in erased_at.items()
+                    ]
                     for erasure in begun:
                         await erasures.suppress(operation.database, erasure)
                         await erasures.delete_ahead(operation.database, erasure, tables, deleted)
@@ -183,7 +185,7 @@ async def _erased_at_us(operation: Operation, subject: Subject) -> int:
         "SELECT erased_at FROM ingest.suppressions WHERE kind = $1 AND hash = $2", *subject
     )
     now_us = time.time_ns() // 1000
-    return now_us if held is None else max(now_us, us_of(held))
+    return now_us if held is None else max(now_us, to_microseconds(held))
 
 
 Publish = Callable[[suppressions.Suppressions], Awaitable[None]]
@@ -209,7 +211,7 @@ async def _publisher(settings: ConsumerSettings) -> AsyncIterator[Publish]:
 
         yield publish
     finally:
-        await ended(producer.stop(), STOP_TIMEOUT_S)
+        await stop_within(producer.stop(), STOP_TIMEOUT_S)
 
 
 async def _ensure_topic(settings: ConsumerSettings) -> None:

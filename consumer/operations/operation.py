@@ -25,7 +25,7 @@ from consumer.store.database import (
 from consumer.store.ledger import Ledger
 from shared.broker import KAFKA_ERRORS, new_consumer
 from shared.errors import BrokerUnavailable, DatabaseUnavailable, Permanent
-from shared.lifecycle import background, ended
+from shared.lifecycle import background, stop_within
 from shared.output import write_out
 
 CONNECT_TIMEOUT_S = 10.0
@@ -90,7 +90,7 @@ async def operation(settings: ConsumerSettings, name: str) -> AsyncIterator[Oper
         async with _kafka_errors(), database_alone(settings, name) as database:
             yield Operation(settings, database, kafka, Ledger(settings.kafka_topic))
     finally:
-        await ended(kafka.stop(), STOP_TIMEOUT_S)
+        await stop_within(kafka.stop(), STOP_TIMEOUT_S)
 
 
 @asynccontextmanager
@@ -112,7 +112,7 @@ async def database_alone(settings: ConsumerSettings, name: str) -> AsyncIterator
                 raise DatabaseUnavailable(f"Postgres: no answer to {SILENT_PROBES} attempts to connect") from error
             raise
         finally:
-            await ended(database.close(), STOP_TIMEOUT_S)
+            await stop_within(database.close(), STOP_TIMEOUT_S)
 
 
 async def _cut_off_when_silent(database: asyncpg.Connection, database_url: str) -> None:
@@ -131,7 +131,7 @@ async def _answers(database_url: str) -> bool:
         return True
     except DATABASE_ERRORS:
         return False
-    await ended(probe.close(), STOP_TIMEOUT_S)
+    await stop_within(probe.close(), STOP_TIMEOUT_S)
     return True
 
 

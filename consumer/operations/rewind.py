@@ -39,7 +39,7 @@ class Rewound:
 
 
 async def rewind(operation: Operation, target: Target, *, accept_new_topic: bool, dry_run: bool) -> list[Rewound]:
-    """Start the lines anew at the target; the old lines go to ledger_history. All of them or none.
+    """Start new lines at the target; the old lines go to ledger_history. All of them or none.
 
     Raises:
         Refused: the topic was recreated, or an offset lies outside the topic or ahead of the line.

@@ -1,6 +1,6 @@
 """a receiver's metrics -> what its senders do wrong. Pure: for doctor, which reads them over HTTP.
 
-Counts are since the receiver's start, and each finding says so in numbers: an old one may be mended already.
+Counts are since the receiver's start, and each finding gives them: its cause may be gone already.
 """
 
 from collections import Counter
@@ -111,7 +111,7 @@ def _of_requests(counted: Callable[[str, str], Counter[str]]) -> Iterator[Mistak
         [(cause, _)] = counted("receiver_refusals_total", "cause").most_common(1) or [("", 0)]
         yield Mistake(
             "senders_put_off",
-            f"{requests['UNAVAILABLE']} of {total} requests were told to come again, mostly for {cause}",
+            f"{requests['UNAVAILABLE']} of {total} requests were refused with UNAVAILABLE, mostly for {cause}",
             "see TelemetryReceiverRefusing in docs/operations.md",
         )
     if requests["CANCELLED"] > REFUSED_SHARE_MAX * total:

@@ -14,7 +14,7 @@ from consumer.settings import ConsumerSettings
 from consumer.store.ledger import LIVE
 from shared import probes
 from shared.broker import KAFKA_ERRORS, connection_options, topic_settings
-from shared.lifecycle import ended
+from shared.lifecycle import stop_within
 
 WATCH_EVERY_S = 2.0
 
@@ -140,7 +140,7 @@ async def _owners(operation: Operation) -> dict[int, str]:
     except KAFKA_ERRORS:  # no group yet, or no answer: the positions are worth showing all the same
         return {}
     finally:
-        await ended(admin.close(), 5)
+        await stop_within(admin.close(), 5)
     owners = {}
     for _, _, host, _, assignment in answer.groups[0][5]:
         if assignment:

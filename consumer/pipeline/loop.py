@@ -28,7 +28,7 @@ from consumer.store.suppressions_topic import Topic as SuppressionsTopic
 from consumer.store.written import Written
 from shared.broker import RebalanceCount
 from shared.errors import BrokerUnavailable, DatabaseUnavailable, WrongTopic
-from shared.lifecycle import background, backoff_s, ended, wait_for
+from shared.lifecycle import background, backoff_s, sleep_or_stop, stop_within
 from shared.logs import error_facts
 from shared.probes import Health
 
@@ -129,14 +129,14 @@ class Pipeline:
                 metrics.retries.labels("topic").inc()
                 self._health.block("topic", str(error))
                 log.error("topic_refused", why=str(error))  # noqa: TRY400  the text is ours, the trace says nothing
-                await wait_for(stop, HALTED_RETRY_S)
+                await sleep_or_stop(stop, HALTED_RETRY_S)
             except (BrokerUnavailable, DatabaseUnavailable) as error:
                 cause = "broker" if isinstance(error, BrokerUnavailable) else "database"
                 if isinstance(error, DatabaseUnavailable):
                     self._health.block(self._write_need, f"the last write failed: {explained(str(error))}")
                 metrics.retries.labels(cause).inc()
                 log.warning("loop_restarted", cause=cause, why=str(error), attempt=attempt, **error_facts(error))
-                await wait_for(stop, backoff_s(attempt))
+                await sleep_or_stop(stop, backoff_s(attempt))
                 attempt += 1
             finally:
                 self.attempts += 1
@@ -160,7 +160,7 @@ class Pipeline:
         """One cycle, from the ledger on; True when the breaker has opened."""
         lines = await self._load()
         if not lines:
-            await wait_for(stop, 0.2)
+            await sleep_or_stop(stop, 0.2)
             return False
         self._health.unblock("topic")
         return await self._consume(lines, stop)
@@ -303,7 +303,7 @@ class Pipeline:
 
         async def commit() -> None:
             with metrics.stage_seconds.labels("commit").time():
-                if not await ended(self._consumer.commit(offsets), GROUP_COMMIT_TIMEOUT_S):
+                if not await stop_within(self._consumer.commit(offsets), GROUP_COMMIT_TIMEOUT_S):
                     metrics.group_commit_failures.inc()
 
         self._group_commit = asyncio.create_task(commit(), name="group-commit")

@@ -25,7 +25,7 @@ from consumer.store.schema import SCHEMA_REVISION
 from consumer.store.suppressions_topic import Topic as SuppressionsTopic
 from shared.broker import KAFKA_ERRORS
 from shared.errors import BrokerUnavailable, WrongTopic
-from shared.lifecycle import wait_for
+from shared.lifecycle import sleep_or_stop
 from shared.probes import Health
 
 EVERY_S = 2.0
@@ -74,7 +74,7 @@ class Watch:
             metrics.database_connections.set(open_connections())
             await self._lag.measure(self._next_offsets(), self._ends, self._record_times())
             self._interrupt_stalled(is_ready=not why_not)
-            await wait_for(stop, EVERY_S)
+            await sleep_or_stop(stop, EVERY_S)
         if self._connection:
             self._connection.terminate()
 

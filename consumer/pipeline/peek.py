@@ -7,7 +7,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
 from shared.broker import KAFKA_ERRORS, new_consumer
 from shared.errors import BrokerUnavailable
-from shared.lifecycle import ended
+from shared.lifecycle import stop_within
 from shared.settings import KafkaSettings
 
 PEEK_TIMEOUT_S = 5.0
@@ -33,7 +33,7 @@ def peek_with(settings: KafkaSettings) -> Peek:
         except KAFKA_ERRORS as error:
             raise BrokerUnavailable(f"record: {type(error).__name__}") from error
         finally:
-            await ended(consumer.stop(), STOP_TIMEOUT_S)
+            await stop_within(consumer.stop(), STOP_TIMEOUT_S)
 
     return peek
 

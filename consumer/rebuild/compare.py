@@ -7,7 +7,7 @@ from consumer.operations.operation import Operation, Refused
 from consumer.pipeline.peek import peek_with
 from consumer.rebuild.shadow import SHADOW, STALLED, lines, reached
 from consumer.store.ledger import LIVE
-from consumer.store.schema import ANALYTICS_TABLES, KEPT_COLUMNS, KEY, at
+from consumer.store.schema import ANALYTICS_TABLES, KEPT_COLUMNS, KEY, from_microseconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,10 @@ async def _first_times(operation: Operation) -> dict[int, datetime]:
     found = await peek_with(operation.settings)({place: first[place] for place in places if first[place] < end[place]})
     never = datetime.max.replace(tzinfo=UTC)
     records = {place.partition: found.get(place) for place in places}
-    return {partition: at(record.timestamp * 1000) if record else never for partition, record in records.items()}
+    return {
+        partition: from_microseconds(record.timestamp * 1000) if record else never
+        for partition, record in records.items()
+    }
 
 
 async def carry_over(operation: Operation) -> dict[str, int]:

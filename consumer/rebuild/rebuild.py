@@ -1,4 +1,4 @@
-"""Replay beside the live tables: shadow tables are filled from the topic, compared, and swapped in at one stroke.
+"""Replay beside the live tables: shadow tables are filled from the topic, compared, and swapped in by one transaction.
 
 Live consumers go on all the while, and across the swap. Until the swap commits nothing live is touched, so a
 rebuild may be killed at any moment; it is resumed or aborted later.
@@ -37,7 +37,7 @@ from consumer.store.partitions import interval_of
 from consumer.store.schema import ANALYTICS_TABLES
 from consumer.store.suppressions_topic import Topic as SuppressionsTopic
 from shared.broker import RebalanceCount, new_consumer
-from shared.lifecycle import ended
+from shared.lifecycle import stop_within
 from shared.probes import Health
 
 STALLED_S = 120.0
@@ -232,7 +232,7 @@ async def _feeding(operation: Operation, rate: float) -> AsyncIterator[None]:
         await asyncio.wait([feeding])
         await pipeline.close()
         await erasures.close()
-        await ended(consumer.stop(), 5)
+        await stop_within(consumer.stop(), 5)
 
 
 def _pace(rate: float) -> Callable[[int], Awaitable[None]]:

@@ -1,4 +1,4 @@
-"""Where rows of the analytics tables are: the live tables, those of a rebuild, and what a rebuild replaced.
+"""All tables that hold analytics rows: live, of a rebuild, and replaced by a rebuild.
 
 Statements that address rows by ctid need these: a ctid is unique within one table, and not within its parent.
 """

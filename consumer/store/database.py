@@ -6,7 +6,7 @@ from weakref import WeakSet
 
 import asyncpg
 
-from consumer.store.schema import at, us_of
+from consumer.store.schema import from_microseconds, to_microseconds
 
 CONNECT_TIMEOUT_S = 5.0
 STATEMENT_TIMEOUT_S = 30
@@ -81,15 +81,15 @@ async def refuse_transaction_pooling(url: str) -> None:
 
 
 class TransactionPooling(asyncpg.InterfaceError):
-    """Between us and Postgres is a pooler in transaction or statement mode."""
+    """A pooler in transaction or statement mode stands between this process and Postgres."""
 
 
 def _time_encoded(time: datetime | int) -> tuple[int]:
-    return ((time if isinstance(time, int) else us_of(time)) - _2000_US,)
+    return ((time if isinstance(time, int) else to_microseconds(time)) - _2000_US,)
 
 
 def _time_decoded(encoded: tuple[int]) -> datetime:
-    return at(encoded[0] + _2000_US)
+    return from_microseconds(encoded[0] + _2000_US)
 
 
 _made: WeakSet[asyncpg.Connection] = WeakSet()
@@ -106,7 +106,7 @@ DATABASE_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.Intern
 
 
 async def why_not_writable(connection: asyncpg.Connection) -> str:
-    """In words, "" when rows can be written as far as the server's own settings tell."""
+    """Why the server's settings forbid writing, in words; "" when they do not."""
     if await connection.fetchval("SELECT pg_is_in_recovery()"):
         return f"a standby: {explained('25006')}"
     if await connection.fetchval("SELECT current_setting('transaction_read_only')::bool"):
@@ -115,7 +115,7 @@ async def why_not_writable(connection: asyncpg.Connection) -> str:
 
 
 async def clock_skew_s(connection: asyncpg.Connection) -> float:
-    """How far the server's clock is ahead of this host's, to within the time of a round trip."""
+    """Seconds by which the server's clock is ahead of this host's, to within the time of a round trip."""
     before = datetime.now(UTC)
     theirs: datetime = await connection.fetchval("SELECT clock_timestamp()")
     after = datetime.now(UTC)
@@ -125,7 +125,7 @@ async def clock_skew_s(connection: asyncpg.Connection) -> float:
 
 
 async def check_clock(connection: asyncpg.Connection) -> None:
-    """Before rows are deleted or left out for their age: whoever of the two is wrong, nothing is.
+    """Call before rows are deleted or left out for their age. When the clocks differ, neither happens.
 
     Raises:
         ClocksDiffer
@@ -182,7 +182,7 @@ _EXPLAINED = {
     "57P01": ("shut down", "start the server"),
     "ClocksDiffer": (
         "the clocks of this host and of Postgres are more than a minute apart",
-        "run NTP on both; until then nothing expires and nobody is erased",
+        "run NTP on both; until then no row expires and no erasure is carried out",
     ),
     "TransactionPooling": (
         "ANALYTICS_DATABASE_URL leads to a connection pooler in transaction mode",
@@ -207,7 +207,7 @@ def explained(name: str) -> str:
 
 
 def is_out_of_reach(error: BaseException) -> bool:
-    """Whether there is no working connection, rather than a server that refused a statement."""
+    """Whether the connection failed. False when the server was reached and refused a statement."""
     if isinstance(error, asyncpg.PostgresError):
         return (error.sqlstate or "").startswith(_OUT_OF_REACH)
     return not isinstance(error, (*ENCODER_ERRORS, ClocksDiffer, TransactionPooling))

@@ -1,4 +1,4 @@
-"""Records that can be no row: kept whole, exactly once, and the breaker that stops before they become the rule."""
+"""Dead letters: kept whole, exactly once; and the breaker, which stops a consumer that makes too many of them."""
 
 import asyncio
 import json
@@ -30,7 +30,7 @@ class DeadLetter:
 
 
 async def unknown(connection: Connection, topic_id: UUID, letters: Sequence[DeadLetter]) -> dict[Place, DeadLetter]:
-    """Those of the letters that no earlier reading has written, by place."""
+    """The dead letters that are not in the table yet, by place."""
     if not letters:
         return {}
     found = await connection.fetch(
@@ -49,7 +49,7 @@ async def unknown(connection: Connection, topic_id: UUID, letters: Sequence[Dead
 
 
 async def insert(connection: Connection, topic_id: UUID, letters: Collection[DeadLetter]) -> None:
-    """Write the letters; one that a replay meets again stays as it was first seen."""
+    """Write the dead letters. One that exists stays as it is, so a replay changes none."""
     if not letters:
         return
     await connection.executemany(
@@ -116,7 +116,7 @@ def _headers_json(headers: Iterable[tuple[str, bytes | None]]) -> str:
 
 
 class Breaker:
-    """Stops the consumer when dead letters become the rule: one bad deploy must not empty a topic into them.
+    """Stops the consumer when too many records become dead letters: one bad deploy must not empty a topic into them.
 
     Only newly written dead letters count, so a replay over known ones does not open it. A restart closes
     it and forgets the window. Writers that share it take turns, from the judgement of dead letters to their

@@ -1,7 +1,7 @@
 """suppressions -> deletions: rows and dead letters of erased subjects, in every schema that has copies of the tables.
 
-A suppression is written under a short lock. The deletion follows in small batches that hold nobody up. Its progress is
-in `ingest.erasures`, so that a consumer finishes what a command or a crashed consumer has left.
+A suppression is written under a short lock. The deletion follows in small batches that hold up no writer. Its progress
+is in `ingest.erasures`, so that a consumer finishes what a command or a crashed consumer has left.
 """
 
 import asyncio
@@ -14,9 +14,9 @@ from asyncpg import Connection
 
 from consumer.store.copies import Copy, copies
 from consumer.store.database import DATABASE_ERRORS, connect
-from consumer.store.schema import at
+from consumer.store.schema import from_microseconds
 from consumer.store.suppressions import COLUMN, Subject, lock
-from shared.lifecycle import wait_for
+from shared.lifecycle import sleep_or_stop
 from shared.logs import error_facts
 
 log = structlog.get_logger("consumer.store.erasures")
@@ -68,7 +68,7 @@ async def lacking(connection: Connection, known: Mapping[Subject, int]) -> list[
         """,
         [subject.kind for subject in known],
         [subject.hash for subject in known],
-        [at(erased_at_us) for erased_at_us in known.values()],
+        [from_microseconds(erased_at_us) for erased_at_us in known.values()],
     )
     return [Erasure(Subject(row["kind"], row["hash"]), row["erased_at"]) for row in rows]
 
@@ -154,7 +154,7 @@ async def _in_batches(connection: Connection, erasure: Erasure, table: str, sql:
 
 
 async def finish(connection: Connection, erasure: Erasure) -> None:
-    """Nothing is left to delete; unless the subject was erased again meanwhile."""
+    """Mark the erasure as done, unless the subject was erased again meanwhile."""
     await connection.execute(
         "UPDATE ingest.erasures SET done_at = now() WHERE kind = $1 AND hash = $2 AND erased_at = $3",
         *erasure.subject,
@@ -184,7 +184,7 @@ async def _reachable(connection: Connection) -> Sequence[Copy]:
 
 
 async def carry_out_pending(database_url: str, stop: asyncio.Event) -> None:
-    """Finish erasures that were begun and not ended, on one consumer of all: whoever gets the advisory lock."""
+    """Finish erasures that were begun and not ended, on the one consumer that gets the advisory lock."""
     connection = None
     while not stop.is_set():
         pause_s = EVERY_S
@@ -198,7 +198,7 @@ async def carry_out_pending(database_url: str, stop: asyncio.Event) -> None:
             if connection is not None:
                 connection.terminate()
             pause_s = AFTER_ERROR_S
-        await wait_for(stop, pause_s)
+        await sleep_or_stop(stop, pause_s)
     if connection is not None:
         connection.terminate()
 

@@ -1,4 +1,4 @@
-"""What has been settled: one line a partition, moved only in the transaction of the rows that it covers.
+"""The ledger: one line a partition says how far it is settled. A line moves only in the transaction of its rows.
 
 A consumer's position is the line's next_offset and nothing else: not the group's offset, not aiokafka's.
 The statements that move a line name the offset and the epoch that the batch started from, so a consumer
@@ -50,7 +50,7 @@ class Move:
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(FATES, 0))
 
     def settle(self) -> int:
-        """Count the offsets that have no other fate as skipped; how many those are."""
+        """Count offsets without another fate as skipped; returns how many."""
         skipped = self.next_offset - self.line.next_offset - sum(self.counts.values())
         self.counts["skipped"] += skipped
         return skipped
@@ -60,7 +60,7 @@ class Move:
 class Ledger:
     """The lines of one topic and generation. `generation` is `live`, or the name of a rebuild.
 
-    A rebuild's lines are begun by its start alone: its writer, fenced by an abort, must not begin them anew.
+    Only the start of a rebuild begins its lines: a writer that an abort has fenced must not begin them again.
     """
 
     topic: str
@@ -130,7 +130,7 @@ class Ledger:
         )
 
     async def lock(self, connection: Connection, lines: Iterable[Line]) -> None:
-        """Lock the lines until the end of the transaction, which must be the first thing that it does.
+        """Lock the lines until the end of the transaction. Must be the transaction's first statement.
 
         Raises:
             Fenced: a line is no longer as it was loaded.
@@ -188,7 +188,7 @@ class Ledger:
             raise Fenced("the ledger has moved")
 
     async def identify(self, connection: Connection, topic_id: UUID) -> None:
-        """Give lines and dead letters that were written while the broker had no ids the topic's real one."""
+        """Set the topic's real id on lines and dead letters that were written while the broker gave none."""
         async with connection.transaction():
             for table in ("partition_offsets", "dead_letters"):
                 await connection.execute(
@@ -214,7 +214,7 @@ class Ledger:
     async def _note_gap(
         self, connection: Connection, partition: int, offsets: tuple[int, int], reason: GapReason
     ) -> None:
-        """`offsets`: the first that is gone, and the first that is there again."""
+        """`offsets`: the first that is lost, and the first that exists again."""
         await connection.execute(
             """
             INSERT INTO ingest.gaps (topic, partition, from_offset, to_offset, reason)
@@ -227,7 +227,7 @@ class Ledger:
         )
 
     async def turn_back(self, connection: Connection, line: Line, restart_at: int) -> None:
-        """Begin a line anew at `restart_at`, because the topic may have lost its records from there on.
+        """Begin a new line at `restart_at`, because the topic may have lost its records from there on.
 
         The old line goes to ledger_history. Dead letters from there on may be of records that are gone: they get a
         topic id of their own, so that the records now at these offsets can become dead letters too.
@@ -269,7 +269,7 @@ class Ledger:
         )
 
     async def restart(self, connection: Connection, topic_id: UUID, offsets: Mapping[int, int]) -> None:
-        """Begin the partitions' lines anew at these offsets: counts 0, epoch + 1. Makes lines that are missing."""
+        """Begin new lines at these offsets: counts 0, epoch + 1. Makes lines that are missing."""
         await connection.execute(
             f"""
             INSERT INTO ingest.partition_offsets AS line

@@ -1,4 +1,4 @@
-"""timestamps -> partitions: made before the rows that need them, so that none but outliers lie in the default one.
+"""timestamps -> partitions, made before the rows that need them. Only outliers lie in the default partition.
 
 A partition is a month, a week or a day in UTC, shortened where it would overlap one that is there. Two functions of the
 schema `ingest` make and drop them, with the rights of the tables' owner.
@@ -17,8 +17,8 @@ import structlog
 from asyncpg import Connection
 
 from consumer.store.database import DATABASE_ERRORS, connect
-from consumer.store.schema import ANALYTICS_TABLES, EPOCH, us_of
-from shared.lifecycle import wait_for
+from consumer.store.schema import ANALYTICS_TABLES, EPOCH, to_microseconds
+from shared.lifecycle import sleep_or_stop
 from shared.logs import error_facts
 
 log = structlog.get_logger("consumer.store.partitions")
@@ -39,7 +39,7 @@ Span = tuple[datetime, datetime]  # from, to
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """`back`: how many before now are made when rows of them come; older rows go to the default partition.
+    """`back`: how many past intervals get a partition when a row needs it; older rows go to the default partition.
 
     None is made for a time that is past `retention_days`; 0 is for ever.
     """
@@ -61,7 +61,7 @@ class Interval:
         return first, (first + timedelta(days=31)).replace(day=1)
 
     def reach(self, now: datetime) -> Span:
-        """From where to where partitions are made on demand."""
+        """The earliest and the latest time whose partitions are made on demand."""
         days = {"day": 1, "week": 7, "month": 30}[self.name] * self.back
         return now - timedelta(days=min(days, self.retention_days or days)), ahead(now, self)[-1][1]
 
@@ -82,7 +82,7 @@ def ahead(now: datetime, interval: Interval) -> list[Span]:
 
 
 class Partition(NamedTuple):
-    """One that is not the default; microseconds since 1970, `lower` included, `upper` not."""
+    """A partition that is not the default. Bounds in microseconds since 1970, `lower` included, `upper` not."""
 
     lower: int
     upper: int
@@ -116,11 +116,11 @@ def _bound(text: str, unbounded: int) -> int:
     """Our connections' time zone is UTC, so that bounds are told as '2026-11-01 00:00:00+00'."""
     if text in ("MINVALUE", "MAXVALUE", "'-infinity'", "'infinity'"):
         return unbounded
-    return us_of(datetime.fromisoformat(text.strip("'")))
+    return to_microseconds(datetime.fromisoformat(text.strip("'")))
 
 
 class Known:
-    """The partitions of one schema's tables as one writer knows them; it makes those that its rows need."""
+    """The partitions of one schema's tables, as one writer knows them. Makes missing ones for its rows."""
 
     def __init__(self, schema: str, interval: Interval) -> None:
         self._schema = schema
@@ -129,7 +129,7 @@ class Known:
         self._unmade: set[tuple[str, Span]] = set()
 
     async def load(self, connection: Connection) -> None:
-        """Look them up anew. Make the default partitions that are missing: without one an outlier would be refused."""
+        """Look the partitions up again; make missing default partitions, without which outliers would be refused."""
         self._unmade = set()
         for table in ANALYTICS_TABLES:
             await _attach(connection, self._schema, table, None)
@@ -139,12 +139,12 @@ class Known:
         """Make the partitions that rows of these times lack, within reach of now. Idempotent; not in a transaction.
 
         `times` are microseconds since 1970, one at least. While somebody reads the default partition none can be made:
-        then rows go there, so that a long query holds nobody up, and `keep_ahead` moves them later.
+        then rows go there, so that a long query holds up no writer, and `keep_ahead` moves them later.
         """
         first = self._at(table, min(times))
         if first is not None and max(times) < first.upper:
             return
-        lowest, highest = (us_of(bound) for bound in self._interval.reach(datetime.now(UTC)))
+        lowest, highest = (to_microseconds(bound) for bound in self._interval.reach(datetime.now(UTC)))
         missing = {
             self._interval.around(EPOCH + timedelta(days=day))
             for day in {time // DAY_US for time in times}  # every bound is a midnight in UTC
@@ -171,7 +171,7 @@ class Known:
         return partitions[index] if index >= 0 and time_us < partitions[index].upper else None
 
     async def keep_ahead(self, connection: Connection) -> None:
-        """Make the partitions of the time to come, and empty the default one of what has come within reach."""
+        """Make the coming partitions, and move rows out of the default partition that now have one of their own."""
         now = datetime.now(UTC)
         lowest, highest = self._interval.reach(now)
         for table in ANALYTICS_TABLES:
@@ -198,7 +198,7 @@ class Known:
 
 def _free(partitions: Iterable[Partition], span: Span) -> list[Span]:
     """The parts of the span that no partition covers."""
-    lower, upper = us_of(span[0]), us_of(span[1])
+    lower, upper = to_microseconds(span[0]), to_microseconds(span[1])
     free = []
     for partition in partitions:
         if partition.upper <= lower or partition.lower >= upper:
@@ -212,14 +212,14 @@ def _free(partitions: Iterable[Partition], span: Span) -> list[Span]:
 
 
 async def drop_expired(connection: Connection, table: str, until: datetime) -> int:
-    """Drop the live partitions that end at or before `until`; how many rows went, above a million by estimate.
+    """Drop the live partitions that end at or before `until`; how many rows they held, above a million an estimate.
 
     Raises:
         asyncpg.LockNotAvailableError: the table was busy at every attempt; writers waited for 150 ms at each.
     """
     rows = 0
     for partition in await partitions_of(connection, "public", table):
-        if partition.upper <= us_of(until):
+        if partition.upper <= to_microseconds(until):
             rows += await _count(connection, partition)
             await _drop(connection, partition, until)
             log.info("partition_dropped", table=table, partition=partition.name)
@@ -272,10 +272,10 @@ async def copy_bounds(connection: Connection, partition: Partition, parent: str)
 
 
 async def keep_partitions_ahead(database_url: str, *, interval: Interval, stop: asyncio.Event) -> None:
-    """At once and every hour, on one consumer of all: whoever gets the advisory lock."""
+    """At once and every hour, on the one consumer that gets the advisory lock."""
     while True:
         is_done = await _keep_ahead_once(database_url, interval)
-        if await wait_for(stop, EVERY_S if is_done else AFTER_ERROR_S):
+        if await sleep_or_stop(stop, EVERY_S if is_done else AFTER_ERROR_S):
             return
 
 

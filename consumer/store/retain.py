@@ -1,4 +1,4 @@
-"""Drop and delete what is past its retention, so that nobody is held up. A replay counts it as expired."""
+"""Drop partitions and delete rows past their retention, without holding up writers. A replay counts them as expired."""
 
 import asyncio
 from collections import Counter
@@ -12,7 +12,7 @@ from consumer.store.copies import copies
 from consumer.store.database import DATABASE_ERRORS, check_clock, connect
 from consumer.store.partitions import drop_expired
 from consumer.store.schema import ANALYTICS_TABLES
-from shared.lifecycle import wait_for
+from shared.lifecycle import sleep_or_stop
 from shared.logs import error_facts
 
 log = structlog.get_logger("consumer.store.retain")
@@ -25,15 +25,15 @@ PAUSE_S = 0.05  # between batches, so that the consumer's statements come in bet
 
 
 async def retain_now_and_then(database_url: str, *, days: int, stop: asyncio.Event) -> None:
-    """At once and every hour, on one consumer of all: whoever gets the advisory lock."""
+    """At once and every hour, on the one consumer that gets the advisory lock."""
     while True:
         is_done = await _retain_once(database_url, days=days)
-        if await wait_for(stop, EVERY_S if is_done else AFTER_TROUBLE_S):
+        if await sleep_or_stop(stop, EVERY_S if is_done else AFTER_TROUBLE_S):
             return
 
 
 async def _retain_once(database_url: str, *, days: int) -> bool:
-    """Whether it went well, or is another consumer's turn."""
+    """False when it failed. True also when another consumer has the lock."""
     connection = None
     try:
         connection = await connect(database_url, application_name="telemetry-retain")

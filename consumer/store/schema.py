@@ -289,7 +289,7 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def _row_maker(table: Table) -> Callable[[Any], Row]:
-    """The values of an event in the order of the table's columns, some of them as their columns take them fastest."""
+    """Makes a function from an event to its values, in column order and in the form that asyncpg encodes fastest."""
     names = [column.name for column in table.columns]
     values_of = itemgetter(*("timestamp_us" if name == "timestamp" else name for name in names))
     uuids_at = [at for at, column in enumerate(table.columns) if isinstance(column.type, UUID)]
@@ -313,12 +313,12 @@ def row_of(event: BaseEvent) -> Row:
     return _row_makers[event.table](event)
 
 
-def us_of(timestamp: datetime) -> int:
+def to_microseconds(timestamp: datetime) -> int:
     """Microseconds since 1970 UTC, as the event had them: exact."""
     return (timestamp - EPOCH) // timedelta(microseconds=1)
 
 
-def at(timestamp_us: int) -> datetime:
+def from_microseconds(timestamp_us: int) -> datetime:
     """Microseconds since 1970 as a time: exact, or the nearest that there is."""
     return EPOCH + timedelta(microseconds=min(max(timestamp_us, TIMESTAMP_US_MIN), TIMESTAMP_US_MAX))
 

@@ -1,4 +1,4 @@
-"""Erased subjects: what they had sent until then is not stored again, whoever reads it from where.
+"""Erased subjects: events from before the erasure are not stored again, by no consumer, command or rebuild.
 
 The topic of erasures is the truth, because it outlives a restored backup of the database; the table
 `ingest.suppressions` is what transactions read, and `erasures` deletes what they ask for.
@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 from aiokafka import ConsumerRecord
 from asyncpg import Connection
 
-from consumer.store.schema import at, us_of
+from consumer.store.schema import from_microseconds, to_microseconds
 
 Kind = Literal["user", "organization"]
 COLUMN: dict[Kind, str] = {"user": "user_id", "organization": "organization_id"}
@@ -30,7 +30,7 @@ Suppressions = dict[Subject, int]  # erased at, in microseconds since 1970 UTC
 
 
 class OfSubjects(Protocol):
-    """An event, or the row of one."""
+    """An event or its row."""
 
     @property
     def user_id(self) -> str | None: ...
@@ -41,9 +41,9 @@ class OfSubjects(Protocol):
 
 
 async def unpublished(connection: Connection, known: Mapping[Subject, int]) -> Suppressions:
-    """Those of the table that the topic lacks, or holds with an older date: it was lost, or cut short."""
+    """Erasures of the table that the topic lacks or has with an older date: it was lost or truncated."""
     held = await connection.fetch("SELECT kind, hash, erased_at FROM ingest.suppressions")
-    table = {Subject(row["kind"], row["hash"]): us_of(row["erased_at"]) for row in held}
+    table = {Subject(row["kind"], row["hash"]): to_microseconds(row["erased_at"]) for row in held}
     return {subject: erased_at for subject, erased_at in table.items() if known.get(subject, -1) < erased_at}
 
 
@@ -56,12 +56,12 @@ async def lock(connection: Connection) -> None:
 
 
 async def share(connection: Connection) -> None:
-    """Until the end of the transaction no erasure comes in between what it reads here and what it stores."""
+    """Hold back erasures until the end of the transaction, so that none falls between its reading and its writing."""
     await connection.execute("LOCK TABLE ingest.suppressions IN ROW SHARE MODE")
 
 
 async def among(connection: Connection, subjects: Callable[[], Collection[Subject]]) -> Suppressions:
-    """The suppressions of any of these subjects, who are asked for only when there are suppressions."""
+    """The suppressions of these subjects. `subjects` is called only when there are suppressions."""
     if not await connection.fetchval("SELECT EXISTS (SELECT 1 FROM ingest.suppressions)"):
         return {}
     wanted = subjects()
@@ -73,7 +73,7 @@ async def among(connection: Connection, subjects: Callable[[], Collection[Subjec
         [subject.hash for subject in wanted if subject.kind == "user"],
         [subject.hash for subject in wanted if subject.kind == "organization"],
     )
-    return {Subject(row["kind"], row["hash"]): us_of(row["erased_at"]) for row in found}
+    return {Subject(row["kind"], row["hash"]): to_microseconds(row["erased_at"]) for row in found}
 
 
 def is_suppressed(event: OfSubjects, record_time_ms: int, suppressions: Mapping[Subject, int]) -> bool:
@@ -95,7 +95,7 @@ def subjects_of(event: OfSubjects) -> list[Subject]:
 
 
 async def suppressed_letters(connection: Connection, records: Sequence[ConsumerRecord]) -> set[tuple[int, int]]:
-    """Places of those records that no row can be made of, but that hold the hash of somebody erased since.
+    """Places of the dead letters that hold the hash of an erased subject.
 
     A record without a time counts as received now.
     """
@@ -112,6 +112,6 @@ async def suppressed_letters(connection: Connection, records: Sequence[ConsumerR
         [record.partition for record in records],
         [record.offset for record in records],
         [record.value for record in records],
-        [at(record.timestamp * 1000) if record.timestamp >= 0 else None for record in records],
+        [from_microseconds(record.timestamp * 1000) if record.timestamp >= 0 else None for record in records],
     )
     return {(row["partition"], row["offset"]) for row in found}

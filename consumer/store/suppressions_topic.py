@@ -9,7 +9,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPa
 from consumer.store.suppressions import COLUMN, Subject, Suppressions
 from shared.broker import KAFKA_ERRORS, new_consumer, new_producer
 from shared.errors import BrokerUnavailable, WrongTopic
-from shared.lifecycle import ended
+from shared.lifecycle import stop_within
 from shared.settings import KafkaSettings
 from shared.topic_identity import topic_id
 
@@ -41,7 +41,7 @@ def decode(value: bytes) -> tuple[Subject, int]:
 
 _FOREIGN = (
     "the topic of erasures holds a record that is no erasure. Something else writes to it: stop that, delete "
-    "the topic, and restart a consumer, which makes it anew from ingest.suppressions"
+    "the topic, and restart a consumer, which writes it again from ingest.suppressions"
 )
 
 
@@ -133,14 +133,14 @@ class Topic:
         except KAFKA_ERRORS as error:
             raise BrokerUnavailable(f"suppressions, republished: {type(error).__name__}") from error
         finally:
-            await ended(producer.stop(), STOP_TIMEOUT_S)
+            await stop_within(producer.stop(), STOP_TIMEOUT_S)
 
     async def _forget(self) -> None:
         consumer, self._consumer = self._consumer, None
         self._known = {}
         self._identity = None
         if consumer is not None:
-            await ended(consumer.stop(), STOP_TIMEOUT_S)
+            await stop_within(consumer.stop(), STOP_TIMEOUT_S)
 
     async def close(self) -> None:
         await self._forget()

@@ -1,9 +1,9 @@
-"""rows -> a table, set by set: fresh ones are copied straight in, others by way of a temporary table.
+"""rows -> a table, set by set: fresh rows are copied directly, other rows through a temporary table.
 
-The straight way fails as a whole when one of the rows is there already. Then the set goes the other way,
-where it is inserted or updated: sorted by key, or concurrent writers deadlock; and guarded, so that a replay
-writes next to no WAL. So do the next sets, for where there was one such row there are more. What a failed copy
-has written until then is WAL for nothing, so a few ids of each set are looked up before: a replay shows in them.
+A direct copy fails as a whole when one of the rows exists. Then the set goes through the temporary table,
+which inserts or updates: sorted by key, or concurrent writers deadlock; and only where a column differs, so
+that a replay writes little WAL. The next sets go the same way, because existing rows come in groups. A failed copy
+has written WAL for nothing, so a few ids of each set are looked up first: in a replay they exist.
 """
 
 from collections import Counter
@@ -83,7 +83,7 @@ class Upsert:
         return refused
 
     async def _copy_fresh(self, connection: asyncpg.Connection, table: str, rows: TableRows) -> Counter[int] | None:
-        """How many rows are new, by partition: all. None, and nothing written, when they must go the other way."""
+        """Copy the rows directly; returns new rows by partition. None, and nothing written, when a row exists."""
         if self._staged_left[table]:
             self._staged_left[table] -= 1
             return None

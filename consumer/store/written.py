@@ -34,6 +34,6 @@ class Written:
         self.reasons.update(letter.reason for letter in new)
 
     def settle(self) -> None:
-        """Whatever is between the offsets and has no fate yet held no record, or a tombstone: skipped."""
+        """Count as skipped the offsets without a fate: they held no record, or a tombstone."""
         for move in self.moves.values():
             self.fates["skipped", ""] += move.settle()

@@ -21,7 +21,7 @@ from receiver.settings import ReceiverSettings
 from receiver.translate.engine import Builder, Engine, Translation
 from shared.broker import ensure_topics, new_producer
 from shared.errors import BrokerUnavailable, WrongTopic
-from shared.lifecycle import backoff_s, ended
+from shared.lifecycle import backoff_s, stop_within
 from shared.logs import error_facts
 from shared.probes import Health
 
@@ -222,7 +222,7 @@ class Publisher:
         finally:
             self._connection = None
             await self._flush(connection)
-            await ended(producer.stop(), STOP_TIMEOUT_S)
+            await stop_within(producer.stop(), STOP_TIMEOUT_S)
 
     async def _flush(self, connection: Connection | None) -> None:
         """Ship what is open, and wait for what is on its way."""

@@ -110,7 +110,7 @@ class Workers:
                 return code
             attempt = 0 if time.monotonic() - started_at > STEADY_S else attempt + 1
             log.error("worker_ended", worker=number, exit_code=code, attempt=attempt)
-            await lifecycle.wait_for(stop, lifecycle.backoff_s(attempt, first_s=0.25))
+            await lifecycle.sleep_or_stop(stop, lifecycle.backoff_s(attempt, first_s=0.25))
         return 0
 
     async def _listen(self, number: int, process: Process) -> None:

@@ -4,6 +4,7 @@ import importlib.resources
 import json
 import re
 import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -344,3 +345,20 @@ def test_the_workflow_deploys_from_main_only_and_only_where_it_is_set_up() -> No
         re.findall(r"\$\{([A-Z_]+)\}", "".join(path.read_text() for path in (DEPLOY / "cloudrun").glob("*.yaml")))
     )
     assert filled == deploy["env"].keys()
+
+
+def test_installing_says_how_far_it_is_and_what_failed(tmp_path: Path) -> None:
+    """Two silent minutes look like a hang; a failure without pip's words is a riddle."""
+    entry = re.search(
+        r"^packaging==.*?(?=^\S)", (DEPLOY / "lock/development.txt").read_text(), re.MULTILINE | re.DOTALL
+    )
+    assert entry
+    for lock, code, said in (
+        (entry[0], 0, "fetched 1 of 1 packages"),
+        (re.sub(r"packaging==\S+", "packaging==0.0.1", entry[0]), 1, "ERROR"),  # no such version
+    ):
+        (tmp_path / "lock.txt").write_text(lock)
+        command = [sys.executable, ROOT / "deploy/local/install.py", tmp_path / "lock.txt"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == code, done.stderr
+        assert said in done.stdout

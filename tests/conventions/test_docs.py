@@ -140,7 +140,7 @@ def test_every_file_of_ours_that_a_page_names_exists(page: Path) -> None:
         )
     )
     named |= {f"receiver/{name}" for name in re.findall(r"\[\"((?:serve|translate|publish)/\w+\.py)", text)}
-    named |= {f"consumer/{name}" for name in re.findall(r"\[\"((?:pipeline|store)/\w+\.py)", text)}
+    named |= {f"consumer/{name}" for name in re.findall(r"((?<![\w/])(?:pipeline|store)/\w+\.py)", text)}
     assert {name for name in named if not (ROOT / name).exists()} == set()
 
 

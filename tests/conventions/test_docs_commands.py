@@ -16,6 +16,7 @@ import consumer.cli.commands
 import consumer.metrics
 import receiver.__main__
 import receiver.metrics
+import telemetry_processor.__main__
 import viewer.metrics
 from consumer.settings import ConsumerSettings
 from receiver.settings import ReceiverSettings
@@ -92,6 +93,22 @@ def test_the_parser_of_command_lines_finds_them_and_can_say_no() -> None:
     for wrong in (["rewind", "--to-yesterday"], ["replay"], ["dead-letters", "drop"], ["retain", "--days"]):
         assert complaint("consumer", wrong), wrong
     assert sum(len(command_lines(text_of(name))) for name in NAMES) > 40
+
+
+def test_the_page_of_commands_names_every_command() -> None:
+    """A command that stands on no page is found by nobody."""
+    page = text_of("docs/commands.md")
+    telemetry = typer.main.get_command(telemetry_processor.__main__.app)
+    assert isinstance(telemetry, TyperGroup)
+    lines = [f"telemetry {name}" for name in telemetry.commands if name != "config"] + ["telemetry config check"]
+    for program, group in APPS.items():
+        assert isinstance(group, TyperGroup)
+        lines += [f"python -m {program} {name}" for name, command in group.commands.items() if not command.hidden]
+    named = set(re.findall(r"`((?:telemetry|python -m) [a-z -]+?)(?: [-A-Z].*?)?`", page))
+    runs = {"python -m receiver run", "python -m consumer run"}  # the default
+    groups = {f"python -m consumer {name} list" for name in ("dead-letters", "gaps")}
+    assert set(lines) - runs - {name.removesuffix(" list") for name in groups} <= named
+    assert groups <= named
 
 
 # ---- settings

@@ -1,4 +1,4 @@
-"""Tables of cases that are too long for each run: one case of six, and all of them in the long form."""
+"""Tables of cases that are too long for each run: one case of twelve, and all of them in the long form."""
 
 import zlib
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import pytest
 
-SHARES = [6, pytest.param(1, marks=pytest.mark.long)]
+SHARES = [12, pytest.param(1, marks=pytest.mark.long)]
 T = TypeVar("T")
 
 

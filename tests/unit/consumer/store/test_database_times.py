@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import pytest
 
 from consumer.store.database import _time_decoded, _time_encoded
-from consumer.store.schema import at, us_of
+from consumer.store.schema import from_microseconds, to_microseconds
 from shared.events import TIMESTAMP_US_MAX, TIMESTAMP_US_MIN
 
 
@@ -13,8 +13,8 @@ from shared.events import TIMESTAMP_US_MAX, TIMESTAMP_US_MIN
 def test_a_time_is_exact_to_the_microsecond(timestamp_us: int) -> None:
     """Floats are wrong in one of twelve random stamps."""
     encoded = _time_encoded(timestamp_us)
-    assert _time_encoded(at(timestamp_us)) == encoded
-    assert us_of(_time_decoded(encoded)) == timestamp_us
+    assert _time_encoded(from_microseconds(timestamp_us)) == encoded
+    assert to_microseconds(_time_decoded(encoded)) == timestamp_us
 
 
 def test_postgres_counts_from_2000() -> None:

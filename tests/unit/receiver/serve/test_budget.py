@@ -107,14 +107,14 @@ async def test_a_slow_sender_has_time_when_nobody_waits() -> None:
 
 async def test_of_too_many_bodies_the_connection_with_most_loses_one_that_stalls() -> None:
     """A thousand calls without a body are cheap to open; whoever comes then must be served."""
-    arrivals = Arrivals(Budget(0), 1000 * KIBIBYTE, arrivals_max=20, patience_s=0.01)
+    arrivals = Arrivals(Budget(0), 1000 * KIBIBYTE, arrivals_max=20, patience_s=0.5)
     greedy = [Sender(arrivals, "greedy") for _ in range(10)]
     with pytest.raises(BudgetFull):
         Sender(arrivals, "greedy")  # half of the places, and nobody stalls yet
     others = [Sender(arrivals, str(number)) for number in range(10)]
     with pytest.raises(BudgetFull):
         Sender(arrivals, "neighbour")
-    await asyncio.sleep(0.05)
+    await asyncio.sleep(0.6)
     neighbour = Sender(arrivals, "neighbour")
     again = Sender(arrivals, "greedy")  # queues behind itself
     assert [sender.error is None for sender in (*greedy[:3], *others, neighbour, again)] == [False, False, *[True] * 13]

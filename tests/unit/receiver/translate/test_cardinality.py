@@ -61,7 +61,13 @@ def test_an_answer_is_given_again() -> None:
     assert len(set(once)) <= 20
 
 
-@pytest.mark.parametrize("path", ["/{0}", "/a/{0}", "/{0}/{0}/{0}", "/x" * 100 + "{0}", "{0}" * 30, "/{0}" * 20])
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/{0}", "/a/{0}", "/{0}/{0}/{0}", "/x" * 100 + "{0}", "{0}" * 30),
+        pytest.param("/{0}" * 20, marks=pytest.mark.long),  # many seconds
+    ],
+)
 def test_memory_and_time_are_bounded_whatever_is_asked(path: str) -> None:
     """Paths and names of services are chosen by whoever sends."""
     guard = Guard(200)

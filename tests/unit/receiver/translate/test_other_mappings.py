@@ -27,7 +27,7 @@ async def told(seed: int, requests: int) -> dict[str, Any]:
 
 
 @pytest.mark.skipif(not is_native_built(), reason="without the native engine there are no two engines to compare")
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.long), pytest.param(3, marks=pytest.mark.long)])
 async def test_another_mapping_means_the_same_to_both_engines(seed: int) -> None:
     found = await told(seed, 15)
     assert (found["differ"], found["internal"]) == (0, 0)

@@ -642,7 +642,7 @@ def test_no_span_takes_long(kind: str) -> None:
         started = time.process_time()
         assert not isinstance(translate(raw, resource, PLAIN), Ignored | Rejected)
         took_s.append(time.process_time() - started)
-    assert min(took_s) < 0.3
+    assert min(took_s) < 0.4
 
 
 @pytest.mark.parametrize("where", ["clean", "event_metadata"])

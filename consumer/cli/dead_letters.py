@@ -22,13 +22,13 @@ from consumer.operations import redrive as redriving
 from consumer.operations.operation import answer, database_alone, told
 from shared.errors import DeadLetterReason
 
-letters = typer.Typer(
+commands = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     help="Records that could not become rows: look at them, try them again.\n\n"
     "Example:\n\n\b\n  python -m consumer dead-letters list --reason invalid_fields",
 )
-app.add_typer(letters, name="dead-letters")
+app.add_typer(commands, name="dead-letters")
 
 Reason = Annotated[DeadLetterReason | None, typer.Option(help="Only those of this reason.")]
 Since = Annotated[str | None, typer.Option(help="Only those received from then on, as 2026-11-24T08:00:00Z.")]
@@ -36,8 +36,8 @@ Until = Annotated[str | None, typer.Option(help="Only those received before then
 Place = Annotated[str | None, typer.Option(help="Only the one at PARTITION:OFFSET.")]
 
 
-@letters.command("list")
-def letters_list(
+@commands.command("list")
+def dead_letters_list(
     *,
     reason: Reason = None,
     since: Since = None,
@@ -66,8 +66,8 @@ def letters_list(
     answer({"dead_letters": found}, as_json=as_json, text=text or "none")
 
 
-@letters.command("show")
-def letters_show(place: str, *, as_json: AsJson = False) -> None:
+@commands.command("show")
+def dead_letters_show(place: str, *, as_json: AsJson = False) -> None:
     """One letter whole, at PARTITION:OFFSET. Exit 1 when there is none.
 
     Example: python -m consumer dead-letters show 3:1200
@@ -84,8 +84,8 @@ def letters_show(place: str, *, as_json: AsJson = False) -> None:
     raise typer.Exit(DONE if found else PROBLEM)
 
 
-@letters.command("redrive")
-def letters_redrive(
+@commands.command("redrive")
+def dead_letters_redrive(
     *,
     reason: Reason = None,
     since: Since = None,
@@ -95,7 +95,7 @@ def letters_redrive(
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Decode letters again with today's code; what is an event now becomes a row. Exit 1 when some stay bad.
+    """Decode dead letters again with today's code, and store those that are now events. Exit 1 when some still fail.
 
     Example: python -m consumer dead-letters redrive --reason newer_schema --dry-run
     """
@@ -104,7 +104,7 @@ def letters_redrive(
 
     async def work() -> redriving.Redriven:
         async with database_alone(settings, "dead-letters") as connection:
-            with progress_bar("letters") as progress:
+            with progress_bar("dead letters") as progress:
                 return await redriving.redrive(
                     connection,
                     chosen,
