@@ -12,11 +12,12 @@ setup: .venv/.ready  ## the virtual environment, .venv
 NATIVE := native/Cargo.toml native/Cargo.lock native/pyproject.toml $(wildcard native/src/*.rs)
 .venv/.ready: $(LOCK)/development.txt pyproject.toml $(NATIVE)
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed; this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.11 $(MAKECMDGOALS)" if sys.version_info < (3, 11) else 0)'
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(LOCK)/development.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@echo "Making the virtual environment .venv: about two minutes the first time, and 200 MB"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python deploy/local/install.py $(LOCK)/development.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@if command -v cargo >/dev/null; then \
-	  echo "Building the native engine with cargo"; \
+	  echo "Building the native engine with cargo: about a minute"; \
 	  PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation ./native; \
 	else \
 	  echo "cargo was not found: the Python reference will translate spans, at many times the CPU. Install Rust and run make setup again to change that."; \
@@ -45,6 +46,7 @@ test: check  ## everything, against a real Kafka and a real Postgres
 
 test-long: setup  ## the long forms of the fault tests
 	$(BIN)/pytest -q -m long tests
+	$(BIN)/pytest -q -n 2 --hypothesis-profile=thorough -m "not long" tests/unit
 
 MINUTES ?= 10
 SEED ?= 1

@@ -211,6 +211,16 @@ class Topics:
         found: dict[TopicPartition, int] = await self._reader.end_offsets(partitions)
         return found
 
+    async def complete(self, group: str, members: int) -> None:
+        """Wait until the group has so many members, and each of them its partitions."""
+        async with asyncio.timeout(ANSWER_TIMEOUT_S):
+            while True:
+                [answer] = await self._admin.describe_consumer_groups([group])
+                _, _, state, _, _, found, *_ = answer.groups[0]
+                if state == "Stable" and len(found) == members:
+                    return
+                await asyncio.sleep(0.1)
+
     async def quiet(self, topic: str) -> float:
         """Wait until no record has come for a while; when the last one came, by the monotonic clock."""
         last, changed_at = await self.ends(topic), time.monotonic()

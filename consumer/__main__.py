@@ -15,16 +15,17 @@ from aiokafka.errors import KafkaError
 
 from consumer import metrics
 from consumer.cli.commands import app, main
+from consumer.pipeline.batch import engine_of
 from consumer.pipeline.loop import Pipeline, Share
 from consumer.pipeline.monitor import Watch
 from consumer.pipeline.peek import peek_with
+from consumer.pipeline.record_batches import take_record_batches
 from consumer.pipeline.writer import Writer
 from consumer.settings import ConsumerSettings
 from consumer.store.dead_letters import Breaker
 from consumer.store.erasures import carry_out_pending
 from consumer.store.ledger import Ledger
 from consumer.store.partitions import interval_of, keep_partitions_ahead
-from consumer.store.plain_rows import PlainRows
 from consumer.store.retain import retain_now_and_then
 from consumer.store.suppressions_topic import Topic as SuppressionsTopic
 from shared import lifecycle, logs, probes
@@ -33,6 +34,8 @@ from shared.errors import BrokerUnavailable, WrongSetting, WrongTopic
 from shared.logs import error_facts
 from shared.output import Version, lay_out_help
 from shared.settings import described, load
+
+__all__ = ["app", "main"]
 
 log = structlog.get_logger("consumer")
 
@@ -55,7 +58,7 @@ def default(context: typer.Context, *, version: Version = False) -> None:  # noq
 
 @app.command()
 def run() -> None:
-    """Run the service, which is the default. Settings come from the environment: see the README.
+    """Run the service, which is the default. Settings come from the environment: see docs/settings.md.
 
     Example: KAFKA_BOOTSTRAP_SERVERS=kafka:9092 python -m consumer run
     """
@@ -100,15 +103,16 @@ async def _consume(settings: ConsumerSettings, state: probes.Health, stop: async
     interval = interval_of(settings.partition_interval, retention_days=settings.retention_days)
     erasures = SuppressionsTopic(settings)
     breaker = Breaker(max_ratio=settings.dead_letter_max_ratio, window=settings.dead_letter_window)
-    plain = PlainRows(settings.engine)
-    metrics.engine_info.labels(plain.name).set(1)
-    for table in plain.unknown:
+    engine = engine_of(settings.engine)
+    metrics.engine_info.labels(engine.name).set(1)
+    for table in engine.unknown_tables:
         log.warning("table_left_to_reference", table=table)
     pipelines = [
         Pipeline(
             consumer=consumer,
             rebalances=rebalances,
             ledger=ledger,
+            engine=engine,
             writer=Writer(
                 database_url=settings.database_url,
                 application_name="telemetry-consumer",
@@ -116,7 +120,7 @@ async def _consume(settings: ConsumerSettings, state: probes.Health, stop: async
                 breaker=breaker,
                 retention_days=settings.retention_days,
                 interval=interval,
-                plain=plain,
+                engine=engine,
             ),
             suppressions=erasures,
             peek=peek_with(settings),
@@ -138,7 +142,7 @@ async def _consume(settings: ConsumerSettings, state: probes.Health, stop: async
         retention_s=retention_ms / 1000 if retention_ms >= 0 else math.inf,
     )
     lifecycle.spare_garbage_collector(young_objects=YOUNG_OBJECTS)
-    log.info("consumer_started", topic=settings.kafka_topic, group=settings.kafka_consumer_group, engine=plain.name)
+    log.info("consumer_started", topic=settings.kafka_topic, group=settings.kafka_consumer_group, engine=engine.name)
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(watch.run(stop), name="watch")]
@@ -193,6 +197,7 @@ async def _joined(
             await lifecycle.wait_for(stop, lifecycle.backoff_s(attempt, first_s=0.5))
             attempt += 1
             continue
+        take_record_batches(consumer)
         state.unblock("group")
         return consumer, topics[settings.kafka_topic].retention_ms
     return None

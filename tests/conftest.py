@@ -14,12 +14,18 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from deploy.local.kafka import KafkaBroker
 from deploy.local.postgres import PostgresServer
 from support.stack import Stack
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# Generated cases: few in each run, and others in the next one; many with --hypothesis-profile=thorough.
+for name, examples in (("quick", 25), ("thorough", 1000)):
+    settings.register_profile(name, max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))
+settings.load_profile("quick")
 
 # grpc (1.85) hooks into every fork of a process that uses it, and such a child once died before it could exec.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"

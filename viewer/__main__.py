@@ -29,7 +29,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def run(*, version: Version = False) -> None:  # noqa: ARG001  its callback answers
     """Serve the page: who is active, what is used, what is slow, and how complete those numbers are.
 
-    Settings come from the environment: see the README.
+    Settings come from the environment: see docs/settings.md.
 
     Example: VIEWER_DATABASE_URL=postgresql://analytics_reader:...@host/analytics python -m viewer
     """

@@ -112,11 +112,12 @@ class Asker:
         if not rows or rows[0]["complete_until"] is None:
             return "The ledger holds no record yet."
         until = min(row["complete_until"] for row in rows if row["complete_until"] is not None)
-        lost, waiting = sum(row["lost"] for row in rows), sum(row["dead_letters_waiting"] for row in rows)
+        lost, letters = sum(row["lost"] for row in rows), sum(row["dead_letters_waiting"] for row in rows)
+        waiting = sum(row["waiting"] or 0 for row in rows)
         age_s = max(0, round((datetime.now(UTC) - until).total_seconds()))
         return (
             f"Complete for what was received until {until:%Y-%m-%d %H:%M:%S} UTC, {_age(age_s)} ago; "
-            f"{lost:,} lost, {waiting:,} dead letters waiting."
+            f"{waiting:,} records waiting, {lost:,} lost, {letters:,} dead letters waiting."
         )
 
 

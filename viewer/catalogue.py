@@ -228,6 +228,8 @@ QUESTIONS = {
                 Column("topic", "Topic", "text"),
                 Column("complete_until", "Complete until", "time"),
                 Column("newest_record", "Newest record", "time"),
+                Column("waiting", "Waiting in Kafka"),
+                Column("end_seen_at", "Waiting as of", "time"),
                 Column("settled", "Settled"),
                 Column("stored", "New rows"),
                 Column("duplicates", "Duplicates"),
@@ -240,7 +242,7 @@ QUESTIONS = {
                 Column("lost", "Lost"),
             ),
             "facts",
-            note="Every record that the receiver took up to the first time has its fate. Later ones may wait in Kafka.",
+            note="Every record that the receiver took up to the first time has its fate. Later ones wait in Kafka.",
             empty="No consumer has stored a record yet.",
         ),
         Question(

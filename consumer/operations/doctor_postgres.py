@@ -35,7 +35,7 @@ CONSUMER_GRANTS = {
     **{f"public.{table}": ("SELECT", "INSERT", "UPDATE", "DELETE") for table in ANALYTICS_TABLES},
     "ingest.dead_letters": ("SELECT", "INSERT", "UPDATE", "DELETE"),
     "ingest.partition_offsets": ("SELECT", "INSERT", "UPDATE"),
-    **{f"ingest.{table}": ("SELECT", "INSERT", "UPDATE") for table in ("suppressions", "erasures")},
+    **{f"ingest.{table}": ("SELECT", "INSERT", "UPDATE") for table in ("suppressions", "erasures", "topic_ends")},
     **{f"ingest.{table}": ("SELECT", "INSERT") for table in ("gaps", "ledger_history")},
 }
 

@@ -7,8 +7,8 @@ from typing import Any, Literal
 from aiokafka import ConsumerRecord
 
 from consumer.operations.operation import Operation, WrongUse
-from consumer.pipeline.batch import decoded
 from consumer.store import suppressions
+from consumer.store.decoded import decoded
 from consumer.store.schema import ANALYTICS_TABLES
 from shared.events import event_id, partition_of
 
@@ -61,7 +61,9 @@ async def find(operation: Operation, trace_id: str, span_id: str) -> Found:
     if partition not in lines or lines[partition].next_offset <= record.offset:
         return Found(str(id_), "waiting", place)
     found = decoded(record)
-    erased = await suppressions.among(operation.database, [found] if found.table else [])
+    erased = await suppressions.among(
+        operation.database, lambda: suppressions.subjects_of(found) if found.table else []
+    )
     if found.table and suppressions.is_suppressed(found, record.timestamp, erased):
         return Found(str(id_), "suppressed", place)
     return Found(str(id_), "gone", place)

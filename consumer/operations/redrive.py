@@ -175,7 +175,7 @@ async def _redrive_one(
         return
     record_time = letter["record_time"] or letter["first_seen_at"]
     await suppressions.share(connection)
-    erased = await suppressions.among(connection, [event])
+    erased = await suppressions.among(connection, lambda: suppressions.subjects_of(event))
     if suppressions.is_suppressed(event, int(record_time.timestamp() * 1000), erased):
         done.suppressed += 1
         return

@@ -41,7 +41,7 @@ REJECTED = {
     "internal": "a bug of the receiver: see spans_untranslatable in its log",
 }
 IGNORED = {
-    "not_product_event": "no span has event.category or an attribute that makes it an event: see the README",
+    "not_product_event": "no span has event.category or an attribute that makes it an event: see docs/mapping.md",
     "unknown_category": "event.category names no table of this release",
     "excluded_endpoint": "ENDPOINT_EXCLUDE names every endpoint that is called",
     "telemetry_disabled": "TELEMETRY_ENABLED is false",
@@ -54,9 +54,9 @@ def remedy_of(reason: str) -> str:
         return REJECTED[reason]
     kind, _, column = reason.partition("_")
     if kind == "missing":
-        return f"set an attribute that fills {column}: README, What becomes an event"
+        return f"set an attribute that fills {column}: see docs/mapping.md"
     if kind == "invalid":
-        return f"attributes that fill {column} are text or whole numbers, in UTF-8: README, What becomes an event"
+        return f"attributes that fill {column} are text or whole numbers, in UTF-8: see docs/mapping.md"
     return "see send-your-spans.md"
 
 

@@ -1,77 +1,27 @@
-"""records -> what each of them is, and the batch they are settled in. Pure."""
+"""The batch that records are settled in, and the engine that reads them. Pure."""
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
-from operator import attrgetter
-from typing import NamedTuple
+from itertools import chain
 from uuid import UUID
 
 from aiokafka import ConsumerRecord
 
-from consumer.store.dead_letters import DeadLetter, Place, time_of
+from consumer.pipeline.native import NativeEngine
+from consumer.pipeline.parts import Engine, Part, numbers_in, offsets_of
+from consumer.pipeline.reference import ReferenceEngine
+from consumer.store.dead_letters import Place, time_of
+from consumer.store.decoded import Decoded
 from consumer.store.ledger import Line, Move
-from consumer.store.plain_rows import PlainRows
-from consumer.store.schema import INDEX, Row, row_of
-from shared.errors import Undecodable
-from shared.wire import decode
+from consumer.store.suppressions import Subject
+from shared.engine import EngineSetting, native_library
 
 
-class Decoded(NamedTuple):
-    """A record and what it is: an event's row, a dead letter, or a tombstone (neither).
-
-    Of the event its row is kept and nothing else: three batches of models would be memory, and work for the
-    garbage collector.
-    """
-
-    record: ConsumerRecord
-    table: str = ""  # of its row; empty when it has none
-    row: Row = ()
-    dead_letter: DeadLetter | None = None
-
-    @property
-    def place(self) -> Place:
-        return self.record.partition, self.record.offset
-
-    @property
-    def user_id(self) -> str | None:
-        hashed: str | None = self.row[INDEX[self.table]["user_id"]]
-        return hashed
-
-    @property
-    def organization_id(self) -> str | None:
-        hashed: str | None = self.row[INDEX[self.table]["organization_id"]]
-        return hashed
-
-    @property
-    def timestamp_us(self) -> int:
-        happened_us: int = self.row[INDEX[self.table]["timestamp"]]
-        return happened_us
-
-
-def decoded(record: ConsumerRecord, plain: PlainRows | None = None) -> Decoded:
-    """One record -> one row, or why it is none. Never raises for any bytes. `plain` reads what needs no judgement."""
-    if record.value is None:
-        return Decoded(record)
-    if plain is not None and (found := plain.read(record.value)):
-        return Decoded(record, *found)
-    try:
-        event = decode(record.value)
-    except Undecodable as undecodable:
-        return Decoded(record, dead_letter=DeadLetter(record, undecodable.reason))
-    return Decoded(record, event.table, row_of(event))
-
-
-def memory_bytes(record: ConsumerRecord) -> int:
-    """About what a record takes once it is decoded: its bytes, and its row's text."""
-    value = record.value or b""
-    return len(value) * (ASCII_FACTOR if value.isascii() else OTHER_FACTOR)
-
-
-ASCII_FACTOR, OTHER_FACTOR = 2, 5  # the bytes, and text of them: one emoji makes a string take 4 bytes a character
-partition_of = attrgetter("record.partition")
-_partition_and_record = attrgetter("record.partition", "record")
+def engine_of(setting: EngineSetting = "auto") -> Engine:
+    """Raises WrongSetting: the native engine is asked for, and was not built."""
+    library = native_library(setting)
+    return ReferenceEngine() if library is None else NativeEngine(library)
 
 
 def record_hash(record: ConsumerRecord) -> bytes:
@@ -81,18 +31,28 @@ def record_hash(record: ConsumerRecord) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Records in the order of their offsets within each partition, and the lines that they start from."""
+    """Parts in the order of their offsets within each partition, and the lines that they start from."""
 
-    records: Sequence[Decoded]
-    lines: dict[int, Line]
+    parts: Sequence[Part]
+    lines: Mapping[int, Line]
+    count: int = field(init=False)  # of the records
     last: dict[int, ConsumerRecord] = field(init=False)  # of each partition that has records here
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "last", dict(map(_partition_and_record, self.records)))
+        last_parts = {part.partition: part for part in self.parts}
+        last = {partition: part.record(len(part) - 1) for partition, part in last_parts.items()}
+        object.__setattr__(self, "count", sum(map(len, self.parts)))
+        object.__setattr__(self, "last", last)
 
     def cut(self, length: int) -> "Batch":
-        """The first `length` records."""
-        return Batch(self.records[:length], self.lines)
+        """The first `length` records, of which there are more."""
+        kept: list[Part] = []
+        for part in self.parts:
+            if length < len(part):
+                return Batch([*kept, part.split(length)[0]] if length else kept, self.lines)
+            kept.append(part)
+            length -= len(part)
+        return self
 
     @property
     def topic_id(self) -> UUID:
@@ -117,35 +77,25 @@ class Batch:
             for partition, line in self.lines.items()
         }
 
+    def letters(self) -> list[Decoded]:
+        """The records of which no row can be made."""
+        return [*chain.from_iterable(part.letters() for part in self.parts)]
 
-def by_table(records: Iterable[Decoded]) -> dict[str, list[Decoded]]:
-    """Those that have a row, in their order."""
-    found: dict[str, list[Decoded]] = {}
-    for each in records:
-        if each.table:
-            found.setdefault(each.table, []).append(each)
-    return found
+    def subjects(self) -> set[Subject]:
+        """Whom the rows are about."""
+        return set().union(*(part.subjects() for part in self.parts))
 
+    def matching(self, subjects: Collection[Subject], before_us: int | None) -> Iterator[Decoded]:
+        """Records with rows: all of these subjects, all whose row happened before that, and perhaps others."""
+        return chain.from_iterable(part.matching(subjects, before_us) for part in self.parts)
 
-@dataclass(slots=True)
-class Written:
-    """What a transaction has settled: a fate for every offset that its moves pass."""
-
-    moves: dict[int, Move]
-    fates: Counter[tuple[str, str]] = field(default_factory=Counter)  # (fate, table)
-    reasons: Counter[str] = field(default_factory=Counter)  # of new dead letters
-    cut_at: int | None = None  # the breaker let only so many records pass
-
-    def count(self, fate: str, table: str, partition: int, records: int = 1) -> None:
-        self.moves[partition].counts[fate] += records
-        self.fates[fate, table] += records
-
-    def count_letters(self, letters: Iterable[DeadLetter], new: Iterable[DeadLetter]) -> None:
-        for letter in letters:
-            self.count("dead_lettered", "", letter.record.partition)
-        self.reasons.update(letter.reason for letter in new)
-
-    def settle(self) -> None:
-        """Whatever is between the offsets and has no fate yet held no record, or a tombstone: skipped."""
-        for move in self.moves.values():
-            self.fates["skipped", ""] += move.settle()
+    def are_at(self, places: Collection[Place]) -> list[bool]:
+        """Of each record, whether it is at one of the places, all of which are in the batch."""
+        found = [False] * self.count
+        offsets = offsets_of(places)
+        start = 0
+        for part in self.parts if places else ():
+            for number in numbers_in(part, offsets):
+                found[start + number] = True
+            start += len(part)
+        return found

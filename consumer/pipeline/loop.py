@@ -5,19 +5,19 @@ again at the ledger, so there is one way back and no state to mend.
 """
 
 import asyncio
-import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from itertools import chain
 
 import structlog
-from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
-from aiokafka.errors import IllegalStateError, NoOffsetForPartitionError, OffsetOutOfRangeError
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import IllegalStateError
 
 from consumer import metrics
 from consumer.pipeline import positions
-from consumer.pipeline.batch import Batch, Decoded, Written, decoded, memory_bytes
+from consumer.pipeline.batch import Batch
+from consumer.pipeline.fetching import BATCH_BYTES_MAX, Fetching, Limits, Moved
 from consumer.pipeline.measure import measure
+from consumer.pipeline.parts import Engine
 from consumer.pipeline.peek import Peek
 from consumer.pipeline.writer import Writer
 from consumer.store.database import explained
@@ -25,20 +25,15 @@ from consumer.store.erasures import adopt
 from consumer.store.ledger import Fenced, Ledger, Line
 from consumer.store.suppressions import Suppressions, unpublished
 from consumer.store.suppressions_topic import Topic as SuppressionsTopic
-from shared.broker import KAFKA_ERRORS, RebalanceCount
-from shared.errors import BrokerUnavailable, DatabaseUnavailable, Transient, WrongTopic
+from consumer.store.written import Written
+from shared.broker import RebalanceCount
+from shared.errors import BrokerUnavailable, DatabaseUnavailable, WrongTopic
 from shared.lifecycle import background, backoff_s, ended, wait_for
 from shared.logs import error_facts
 from shared.probes import Health
 
 log = structlog.get_logger("consumer.pipeline.loop")
 
-IDLE_MS = 500  # how long a fetch waits for the first record, and so how late a stop is seen
-FETCH_RECORDS = 500  # taken from aiokafka in one go, some ms: its own cost of a call is high
-SLICE_RECORDS = 100  # decoded in one go, while the writer waits for its turn: half a millisecond
-# What the records of a batch become in memory, over all writers of the process. Three such are there at once: one is
-# written, one waits, one is decoded.
-BATCH_BYTES_MAX = 128 * 1024 * 1024
 BATCHES_AHEAD = 1  # beside the one that is written and the one that is decoded
 GROUP_COMMIT_TIMEOUT_S = 5.0
 HALTED_RETRY_S = 5.0
@@ -47,10 +42,6 @@ INTERRUPTIONS_MAX = 3
 
 class Stuck(Exception):  # noqa: N818  a bug, of ours or a library's: the process ends, and is restarted
     """The loop makes no progress."""
-
-
-class Moved(Transient):
-    """Our partitions, or the ledger under us, have changed: begin again at the ledger."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +64,7 @@ class Pipeline:
         consumer: AIOKafkaConsumer,
         rebalances: RebalanceCount,
         ledger: Ledger,
+        engine: Engine,
         writer: Writer,
         suppressions: SuppressionsTopic,
         peek: Peek,
@@ -86,6 +78,7 @@ class Pipeline:
         self._consumer = consumer
         self._rebalances = rebalances
         self._ledger = ledger
+        self._engine = engine
         self._writer = writer
         self._suppressions = suppressions
         self._peek = peek
@@ -104,7 +97,6 @@ class Pipeline:
         self._cycle: asyncio.Task[bool] | None = None
         self._is_interrupted = False
         self._interruptions = 0
-        metrics.declined(self._writer.plain.declined)
         self._unwritten: set[int] = set()  # partitions of the batch whose write failed last
         self.attempts = 0  # that have ended, well or not: what the watchdog takes for progress
         self._write_need = "write" if share == WHOLE else f"write_{share.index}"
@@ -191,14 +183,15 @@ class Pipeline:
                     self._stop_at(written)
                     return True
                 if self._pace:
-                    await self._pace(len(batch.records))
+                    await self._pace(batch.count)
         return False
 
     async def _fetch_ahead(self, lines: dict[int, Line], fetched: asyncio.Queue[Batch]) -> None:
-        """Fetch and decode while the database works."""
+        """Fetch and read while the database works."""
+        fetching = Fetching(self._consumer, self._engine, self._ledger.topic, self._check_unmoved)
         while True:
-            batch = await self._fetch(lines)
-            if batch.records:
+            batch = await fetching.batch(lines, Limits(self._batch_rows, self._batch_bytes, self._linger_s))
+            if batch.count:
                 await self._check_leaders(lines)
             lines = batch.lines_after()
             await fetched.put(batch)
@@ -246,58 +239,14 @@ class Pipeline:
             await self._suppressions.republish(lost)
             log.warning("suppressions_republished", count=len(lost))
 
-    async def _fetch(self, lines: dict[int, Line]) -> Batch:
-        """The next records from `lines` on: full, or as many as came within the linger; none when idle."""
-        places = [TopicPartition(self._ledger.topic, partition) for partition in lines]
-        expected = {line.partition: line.next_offset for line in lines.values()}
-        records: list[Decoded] = []
-        size = 0
-        deadline: float | None = None
-        while len(records) < self._batch_rows and size < self._batch_bytes:
-            wait_s = IDLE_MS / 1000 if deadline is None else deadline - time.monotonic()
-            if wait_s <= 0:
-                break
-            room = min(FETCH_RECORDS, self._batch_rows - len(records))
-            found = await self._getmany(places, timeout_ms=max(1, int(wait_s * 1000)), max_records=room)
-            self._check_unmoved()
-            if not found:
-                break
-            deadline = deadline or time.monotonic() + self._linger_s
-            for place, fetched in found.items():  # offsets rise within an answer
-                if fetched[0].offset < expected[place.partition]:
-                    raise Moved("a record below the ledger")
-                expected[place.partition] = fetched[-1].offset + 1
-                size += sum(map(memory_bytes, fetched))
-            fetched_now = [*chain.from_iterable(found.values())]
-            for start in range(0, len(fetched_now), SLICE_RECORDS):
-                with metrics.stage_seconds.labels("decode").time():
-                    plain = self._writer.plain
-                    records += [decoded(record, plain) for record in fetched_now[start : start + SLICE_RECORDS]]
-                await asyncio.sleep(0)  # nothing here waits while records are there, and COPY would starve meanwhile
-        return Batch(records, lines)
-
     async def _check_leaders(self, lines: dict[int, Line]) -> None:
         """A log may have lost its tail whenever its leader changed: then begin again at the ledger, which compares."""
         epochs = await positions.leader_epochs(self._consumer, self._ledger.topic)
         if any(epochs.get(partition) != line.leader_epoch for partition, line in lines.items()):
             raise Moved("leader")
 
-    async def _getmany(
-        self, places: Sequence[TopicPartition], *, timeout_ms: int, max_records: int
-    ) -> dict[TopicPartition, list[ConsumerRecord]]:
-        try:
-            with metrics.stage_seconds.labels("fetch").time():
-                found: dict[TopicPartition, list[ConsumerRecord]] = await self._consumer.getmany(
-                    *places, timeout_ms=timeout_ms, max_records=max_records
-                )
-        except (OffsetOutOfRangeError, NoOffsetForPartitionError) as error:
-            raise Moved("no such offset") from error  # the ledger's loading finds out why
-        except (IllegalStateError, *KAFKA_ERRORS) as error:
-            raise BrokerUnavailable(f"fetch: {type(error).__name__}") from error
-        return found
-
     async def _write(self, batch: Batch) -> Written:
-        if not batch.records:
+        if not batch.count:
             return Written({})
         self._in_flight = batch.next_offsets()
         try:

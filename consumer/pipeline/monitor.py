@@ -8,6 +8,7 @@ import asyncio
 import re
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import asyncpg
@@ -29,6 +30,7 @@ from shared.probes import Health
 
 EVERY_S = 2.0
 ASK_TIMEOUT_S = 4.0
+ENDS_EVERY_S = 10.0  # how old `freshness` may be
 STALL_S = 90.0  # longer than any statement may take, with its lock, and a rebalance beside it
 
 
@@ -61,6 +63,8 @@ class Watch:
         self._stall_s = stall_s
         self._stood: dict[Pipeline, tuple[tuple[dict[int, int], int] | None, float]] = {}
         self._ends: dict[int, int] = {}
+        self._ends_seen_at: datetime | None = None
+        self._ends_noted_at: datetime | None = None
 
     async def run(self, stop: asyncio.Event) -> None:
         while not stop.is_set():
@@ -78,6 +82,7 @@ class Watch:
         """Is the topic the same, and where does it end?"""
         try:
             async with asyncio.timeout(ASK_TIMEOUT_S):
+                asked_at = datetime.now(UTC)
                 identity = await positions.identity_of(self._consumer, self._ledger.topic)
                 mine = [TopicPartition(self._ledger.topic, partition) for partition in self._next_offsets()]
                 ends = await self._consumer.end_offsets(mine) if mine else {}
@@ -95,6 +100,7 @@ class Watch:
             await asyncio.wait([self._consumer._client.force_metadata_update()], timeout=ASK_TIMEOUT_S)  # noqa: SLF001
         self._topic_id = identity
         self._ends = {place.partition: end for place, end in ends.items()}
+        self._ends_seen_at = asked_at
 
     async def _ask_database(self) -> None:
         """Is the schema ours or later, and where is the ledger?"""
@@ -113,6 +119,7 @@ class Watch:
                     if pipeline.next_offsets() == at:  # else it moves, and what was found is of its past
                         pipeline.notice(found)
                 metrics.ledger_balanced.set(await self._ledger.is_balanced(self._connection))
+                await self._note_ends(self._connection)
         except DATABASE_ERRORS as error:
             if self._connection:
                 self._connection.terminate()
@@ -121,6 +128,18 @@ class Watch:
             return
         self._health.unblock("schema")
         self._health.answered("database")
+
+    async def _note_ends(self, connection: asyncpg.Connection) -> None:
+        """For whoever sees the tables alone: how many records wait in the topic."""
+        seen_at, noted_at = self._ends_seen_at, self._ends_noted_at
+        if (
+            seen_at is None
+            or self._topic_id is None
+            or (noted_at and seen_at - noted_at < timedelta(seconds=ENDS_EVERY_S))
+        ):
+            return
+        await self._ledger.note_ends(connection, self._topic_id, self._ends, seen_at)
+        self._ends_noted_at = seen_at
 
     async def _ask_writable(self, connection: asyncpg.Connection) -> None:
         """A standby, or a server set to read-only, answers every question and takes no row."""

@@ -4,13 +4,14 @@ All of it commits or none of it does. One connection, one caller at a time.
 """
 
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import TypeVar
 
 import asyncpg
 
-from consumer.pipeline.batch import Batch, Decoded, Written, by_table
+from consumer.pipeline.batch import Batch
+from consumer.pipeline.parts import Engine
 from consumer.store import dead_letters, suppressions
 from consumer.store.database import (
     DATABASE_ERRORS,
@@ -21,12 +22,13 @@ from consumer.store.database import (
     fate_of,
     refuse_transaction_pooling,
 )
-from consumer.store.dead_letters import Breaker, DeadLetter, Place
+from consumer.store.dead_letters import Breaker, Place
+from consumer.store.decoded import Decoded
 from consumer.store.ledger import Ledger
 from consumer.store.partitions import Interval, Known
-from consumer.store.plain_rows import PlainRows
-from consumer.store.schema import INDEX
+from consumer.store.table_rows import TableRows
 from consumer.store.upsert import Upsert, make_stages
+from consumer.store.written import Written
 from shared.errors import DatabaseUnavailable
 
 T = TypeVar("T")
@@ -45,7 +47,7 @@ class Writer:
         breaker: Breaker,
         retention_days: int,
         interval: Interval,
-        plain: PlainRows,
+        engine: Engine,
         schema: str = "public",
         now_us: Callable[[], int] = lambda: time.time_ns() // 1000,
     ) -> None:
@@ -54,8 +56,8 @@ class Writer:
         self._ledger = ledger
         self._breaker = breaker
         self._retention_us = retention_days * DAY_US
-        self.plain = plain
-        self._upsert = Upsert(schema, plain)
+        self._engine = engine
+        self._upsert = Upsert(schema)
         self._partitions = Known(schema, interval)
         self._keeps_letters = schema == "public"  # a rebuild meets letters that the live consumer has kept
         self._now_us = now_us
@@ -119,31 +121,36 @@ class Writer:
 
     async def _write_whole(self, connection: asyncpg.Connection, batch: Batch) -> Written:
         """Make the partitions that the rows need, and write: a partition stays even if the transaction does not."""
-        for table, rows in by_table(batch.records).items():
-            timestamp_at = INDEX[table]["timestamp"]
-            await self._partitions.make_for(connection, table, [each.row[timestamp_at] for each in rows])
-        return await self._write(connection, batch)
+        tables = self._engine.tables(batch.parts, frozenset())
+        for table, rows in tables.items():
+            await self._partitions.make_for(connection, table, rows.times())
+        return await self._write(connection, batch, tables)
 
-    async def _write(self, connection: asyncpg.Connection, batch: Batch) -> Written:
+    async def _write(self, connection: asyncpg.Connection, batch: Batch, tables: dict[str, TableRows]) -> Written:
+        """`tables` has all rows of the batch."""
         written = Written(batch.moves())
         moves = written.moves.values()
         async with AsyncExitStack() as breaker_turn:
             async with connection.transaction():
                 await self._ledger.lock(connection, (move.line for move in moves))
-                kept = await self._kept(connection, batch.records, written)
-                letters = [decoded.dead_letter for decoded in kept if decoded.dead_letter]
-                for table, rows in sorted(by_table(kept).items()):  # in one order, or concurrent writers deadlock
+                left_out = await self._left_out(connection, batch, written)
+                if left_out:
+                    tables = self._engine.tables(batch.parts, left_out)
+                letters = [
+                    each.dead_letter for each in batch.letters() if each.dead_letter and each.place not in left_out
+                ]
+                for table, rows in sorted(tables.items()):  # in one order, or concurrent writers deadlock
                     letters += await self._upsert.store(connection, table, rows, written)
                 new = await dead_letters.unknown(connection, batch.topic_id, letters)
-                are_dead = [decoded.place in new for decoded in batch.records] if new else [False] * len(batch.records)
+                are_dead = batch.are_at(new)
                 if new:
                     await breaker_turn.enter_async_context(self._breaker.turn)
                 if (cut_at := self._breaker.judge(are_dead)) is not None:
                     raise _BreakerOpens(cut_at)
                 if self._keeps_letters:
                     await dead_letters.insert(connection, batch.topic_id, new.values())
-                    others = _rowless(batch.records, kept, letters)
-                    await dead_letters.mark_redriven(connection, moves, self._ledger.topic, others)
+                    rowless = left_out | {letter.place for letter in letters}
+                    await dead_letters.mark_redriven(connection, moves, self._ledger.topic, rowless)
                 written.count_letters(letters, new.values())
                 written.settle()
                 await self._ledger.move(connection, moves)
@@ -151,33 +158,24 @@ class Writer:
             self._breaker.settled(are_dead)
         return written
 
-    async def _kept(
-        self, connection: asyncpg.Connection, records: Sequence[Decoded], written: Written
-    ) -> Sequence[Decoded]:
-        """Without the records of erased subjects, and those past their retention, which are counted."""
+    async def _left_out(self, connection: asyncpg.Connection, batch: Batch, written: Written) -> set[Place]:
+        """Where the records of erased subjects are, and those past their retention, which are counted."""
         await suppressions.share(connection)
-        erased = await suppressions.among(connection, (decoded for decoded in records if decoded.table))
-        bad = [decoded.record for decoded in records if decoded.dead_letter]
-        erased_letters = await suppressions.suppressed_letters(connection, bad)
+        letters = batch.letters()
+        erased = await suppressions.among(connection, batch.subjects)
+        erased_letters = await suppressions.suppressed_letters(connection, [each.record for each in letters])
         expired_until_us = self._now_us() - self._retention_us if self._retention_us else None
         if not erased and not erased_letters and expired_until_us is None:
-            return records
-        kept = []
-        for decoded in records:
-            fate = _fate_unstored(decoded, erased, expired_until_us)
-            if fate is None and decoded.place in erased_letters:
+            return set()
+        left_out = set()
+        for each in (*batch.matching(erased, expired_until_us), *letters):
+            fate = _fate_unstored(each, erased, expired_until_us)
+            if fate is None and each.place in erased_letters:
                 fate = "suppressed"
-            if fate is None:
-                kept.append(decoded)
-            else:
-                written.count(fate, decoded.table, decoded.record.partition)
-        return kept
-
-
-def _rowless(records: Sequence[Decoded], kept: Sequence[Decoded], letters: Sequence[DeadLetter]) -> set[Place]:
-    """Where the records stand that are letters, suppressed or expired."""
-    left_out = {each.place for each in records} - {each.place for each in kept} if len(kept) < len(records) else set()
-    return left_out | {letter.place for letter in letters}
+            if fate is not None:
+                written.count(fate, each.table, each.record.partition)
+                left_out.add(each.place)
+        return left_out
 
 
 class _BreakerOpens(Exception):  # noqa: N818  rolls the transaction back, and is caught beside it
@@ -187,13 +185,11 @@ class _BreakerOpens(Exception):  # noqa: N818  rolls the transaction back, and i
 
 
 def _fate_unstored(decoded: Decoded, erased: suppressions.Suppressions, expired_until_us: int | None) -> str | None:
-    """`suppressed` or `expired`; None when the record is to be stored, or kept as a dead letter."""
+    """Of a row or a dead letter: `suppressed` or `expired`; None when it is to be stored or kept."""
     if decoded.table:
         if suppressions.is_suppressed(decoded, decoded.record.timestamp, erased):
             return "suppressed"
         happened_us = decoded.timestamp_us
-    elif decoded.dead_letter:
-        happened_us = decoded.record.timestamp * 1000
     else:
-        return None
+        happened_us = decoded.record.timestamp * 1000
     return "expired" if expired_until_us is not None and happened_us < expired_until_us else None

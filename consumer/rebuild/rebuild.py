@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 
 from consumer.operations.operation import REBUILD_LOCK, Operation, Refused, say
 from consumer.pipeline import positions
+from consumer.pipeline.batch import engine_of
 from consumer.pipeline.loop import Pipeline
 from consumer.pipeline.peek import peek_with
+from consumer.pipeline.record_batches import take_record_batches
 from consumer.pipeline.writer import Writer
 from consumer.rebuild.compare import Day, carry_over, compare, keep_known_ids, note_unseen, unexplained
 from consumer.rebuild.kept import dependants, refuse_what_would_be_lost
@@ -32,7 +34,6 @@ from consumer.rebuild.swap import swap
 from consumer.store.dead_letters import Breaker
 from consumer.store.ledger import LIVE, Ledger
 from consumer.store.partitions import interval_of
-from consumer.store.plain_rows import PlainRows
 from consumer.store.schema import ANALYTICS_TABLES
 from consumer.store.suppressions_topic import Topic as SuppressionsTopic
 from shared.broker import RebalanceCount, new_consumer
@@ -190,13 +191,16 @@ async def _feeding(operation: Operation, rate: float) -> AsyncIterator[None]:
     settings = operation.settings
     consumer = new_consumer(settings, group=None)
     await consumer.start()
+    take_record_batches(consumer)
     consumer.assign(operation.places(await operation.partitions()))
     ledger = Ledger(operation.topic, GENERATION)
     erasures = SuppressionsTopic(settings)
+    engine = engine_of(settings.engine)
     pipeline = Pipeline(
         consumer=consumer,
         rebalances=RebalanceCount(lambda: None),
         ledger=ledger,
+        engine=engine,
         writer=Writer(
             database_url=settings.database_url,
             application_name="telemetry-rebuild",
@@ -204,7 +208,7 @@ async def _feeding(operation: Operation, rate: float) -> AsyncIterator[None]:
             breaker=Breaker(max_ratio=1, window=1),
             retention_days=settings.retention_days,
             interval=interval_of(settings.partition_interval, retention_days=settings.retention_days),
-            plain=PlainRows(settings.engine),
+            engine=engine,
             schema=SHADOW,
         ),
         suppressions=erasures,

@@ -92,6 +92,26 @@ class Ledger:
         )
         return await connection.fetchval(sql, self.topic) is None
 
+    async def note_ends(
+        self, connection: Connection, topic_id: UUID, ends: Mapping[int, int], seen_at: datetime
+    ) -> None:
+        """Where the partitions ended, for `analytics.freshness`. A later look wins."""
+        await connection.execute(
+            """
+            INSERT INTO ingest.topic_ends AS known (topic, partition, topic_id, end_offset, seen_at)
+            SELECT $1, partition, $2, end_offset, $3
+            FROM unnest($4::int[], $5::bigint[]) AS found (partition, end_offset)
+            ON CONFLICT (topic, partition) DO UPDATE
+            SET topic_id = excluded.topic_id, end_offset = excluded.end_offset, seen_at = excluded.seen_at
+            WHERE known.seen_at < excluded.seen_at
+            """,
+            self.topic,
+            topic_id,
+            seen_at,
+            list(ends),
+            list(ends.values()),
+        )
+
     async def begin(self, connection: Connection, topic_id: UUID, first_offsets: Mapping[int, int]) -> None:
         """New lines, for partitions never seen. Idempotent: a line that another consumer began stays as it is."""
         await connection.execute(

@@ -1,4 +1,4 @@
-"""records just as our own encoder writes them -> rows, by the native engine, where it was built. Pure.
+"""record batches -> COPY data by the native engine, for records just as our own encoder writes them. Pure.
 
 `decode` and `row_of` are the reference, and say what a record means. The engine gives the same row or none: for another
 order of fields, escapes, nulls, and whatever else is not plain. Its layouts are made from the event models and the
@@ -6,8 +6,8 @@ tables, so a new field is taken in by itself; a table with a kind of field or co
 left to the reference as a whole.
 """
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
+from types import ModuleType
 from typing import Any, get_args
 from uuid import UUID
 
@@ -17,8 +17,8 @@ from pydantic.fields import FieldInfo
 from sqlalchemy import BigInteger, DateTime, Double, Integer, String, Table, Text
 from sqlalchemy.dialects import postgresql
 
-from consumer.store.schema import ANALYTICS_TABLES, INDEX, Row
-from shared.engine import EngineName, EngineSetting, native_library
+from consumer.store.schema import ANALYTICS_TABLES, INDEX, KEY
+from consumer.store.suppressions import COLUMN
 from shared.events import EVENT_MODELS, BaseEvent
 
 DECLINED = ("table", "field")  # another table, version or order of fields; a field that is written another way
@@ -42,48 +42,27 @@ class Unknown(Exception):  # noqa: N818  no error: the reference serves that tab
 
 
 class PlainRows:
-    """Reads plain records and writes COPY data; one a process."""
+    """The engine and the tables that it knows; one a process."""
 
-    def __init__(self, setting: EngineSetting = "auto") -> None:
-        """Raises WrongSetting: the native engine is asked for, and was not built."""
-        library = native_library(setting)
-        layouts, self.unknown = _layouts()
-        self.name: EngineName = "python" if library is None else "native"
-        self.declined: Counter[str] = Counter()  # since somebody looked
-        self._tables = [layout["name"] for layout in layouts]
-        self._rows = None if library is None else library.Rows(layouts)
-
-    def read(self, value: bytes) -> tuple[str, Row] | None:
-        """The table and the row of a plain record; None when only the reference can tell."""
-        if self._rows is None:
-            return None
-        found = self._rows.read(value)
-        if type(found) is tuple:
-            return found
-        self.declined[DECLINED[found]] += 1
-        return None
-
-    def copy_data(self, table: str, rows: Sequence[Row], partitions: Sequence[int] | None = None) -> bytes | None:
-        """Rows in Postgres' binary COPY format, sorted by id; None when asyncpg has to encode them.
-
-        `partitions` is one more column, of int4.
-        """
-        if self._rows is None or table not in self._tables:
-            return None
-        data: bytes | None = self._rows.copy_data(self._tables.index(table), rows, partitions)
-        return data
+    def __init__(self, library: ModuleType) -> None:
+        layouts = _layouts(library)
+        self.tables = [name for name, layout in layouts.items() if layout is not None]
+        self.unknown = [name for name, layout in layouts.items() if layout is None]
+        self.table_numbers = {name: number for number, name in enumerate(self.tables)}
+        self.engine = library.Rows([layouts[name] for name in self.tables])
 
 
-def _layouts() -> tuple[list[dict[str, Any]], list[str]]:
-    """Of each table, and the names of those that the engine does not know."""
-    layouts, unknown = [], []
+def _layouts(library: ModuleType) -> dict[str, dict[str, Any] | None]:
+    """By table; None where the engine does not know it."""
+    layouts: dict[str, dict[str, Any] | None] = {}
     for model in EVENT_MODELS:
         name = model.model_fields["table"].default
         try:
-            layouts.append(_layout(model, ANALYTICS_TABLES[name]))
-        except Unknown:
-            unknown.append(name)
-    return layouts, unknown
+            layouts[name] = _layout(model, ANALYTICS_TABLES[name])
+            library.Rows([layouts[name]])
+        except (Unknown, ValueError):
+            layouts[name] = None
+    return layouts
 
 
 def _layout(model: type[BaseEvent], table: Table) -> dict[str, Any]:
@@ -96,14 +75,14 @@ def _layout(model: type[BaseEvent], table: Table) -> dict[str, Any]:
     if {_column(name) for name in fields} != columns.keys():
         raise Unknown
     return {
-        "name": table.name,
         "beginnings": [
             f'{{"schema_version":{version},"table":"{table.name}",'.encode()
             for version in get_args(model.model_fields["schema_version"].annotation)
         ],
         "fields": [_field(name, field, columns[_column(name)]) for name, field in fields.items()],
         "types": [_type(column.type) for column in table.columns],
-        "id_at": columns["id"],
+        "key": tuple(columns[name] for name in KEY),
+        "subjects": [columns[name] for name in COLUMN.values()],
     }
 
 
@@ -132,6 +111,7 @@ def _field(name: str, field: FieldInfo, column: int) -> dict[str, Any]:
                 pass  # the engine reads no such number
             case _:
                 raise Unknown
+    default = None if field.is_required() else field.default
     if kind == "text" and chars_max is None:
         raise Unknown
     return {
@@ -142,7 +122,7 @@ def _field(name: str, field: FieldInfo, column: int) -> dict[str, Any]:
         "maximum": maximum,
         "is_required": field.is_required(),
         "column": column,
-        "default": None if field.is_required() else field.default,
+        "default": default,
     }
 
 

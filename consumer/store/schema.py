@@ -149,7 +149,7 @@ model_usage = _analytics(
     comment="Calls of language models, with tokens and duration",
 )
 
-SCHEMA_REVISION = "006_analytics_views"  # the newest migration; a later one is fine too: they only add
+SCHEMA_REVISION = "007_topic_ends"  # the newest migration; a later one is fine too: they only add
 FATES = ("stored", "duplicates", "dead_lettered", "suppressed", "expired", "skipped")
 
 
@@ -216,6 +216,18 @@ gaps = Table(
     Column("acknowledged_at", DateTime(timezone=True), comment="When an operator took note of it"),
     schema="ingest",
     comment="Offsets that retention took away before they were read, or that the topic lost after they were read",
+)
+
+topic_ends = Table(
+    "topic_ends",
+    metadata,
+    Column("topic", Text, primary_key=True, comment="Kafka topic"),
+    Column("partition", Integer, primary_key=True, comment="Kafka partition"),
+    Column("topic_id", UUID, nullable=False, comment="The broker's id of the topic; all zeros for none"),
+    Column("end_offset", BigInteger, nullable=False, comment="The offset that the next record will get"),
+    Column("seen_at", DateTime(timezone=True), nullable=False, comment="When a consumer asked for it"),
+    schema="ingest",
+    comment="Where each partition ended when it was last asked, every ten seconds",
 )
 
 dead_letters = Table(

@@ -7,7 +7,7 @@ Lock order: a writer's transaction shares the table's lock until the commit; an 
 while it writes the suppression. So it waits for the batches in flight, and every later batch sees it.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 from aiokafka import ConsumerRecord
@@ -60,18 +60,18 @@ async def share(connection: Connection) -> None:
     await connection.execute("LOCK TABLE ingest.suppressions IN ROW SHARE MODE")
 
 
-async def among(connection: Connection, events: Iterable[OfSubjects]) -> Suppressions:
-    """The suppressions that any of these events may fall under."""
+async def among(connection: Connection, subjects: Callable[[], Collection[Subject]]) -> Suppressions:
+    """The suppressions of any of these subjects, who are asked for only when there are suppressions."""
     if not await connection.fetchval("SELECT EXISTS (SELECT 1 FROM ingest.suppressions)"):
         return {}
-    subjects = {subject for event in events for subject in _subjects(event)}
+    wanted = subjects()
     found = await connection.fetch(
         """
         SELECT kind, hash, erased_at FROM ingest.suppressions
         WHERE kind = 'user' AND hash = ANY($1::text[]) OR kind = 'organization' AND hash = ANY($2::text[])
         """,
-        [subject.hash for subject in subjects if subject.kind == "user"],
-        [subject.hash for subject in subjects if subject.kind == "organization"],
+        [subject.hash for subject in wanted if subject.kind == "user"],
+        [subject.hash for subject in wanted if subject.kind == "organization"],
     )
     return {Subject(row["kind"], row["hash"]): us_of(row["erased_at"]) for row in found}
 
@@ -81,11 +81,11 @@ def is_suppressed(event: OfSubjects, record_time_ms: int, suppressions: Mapping[
     if not suppressions:
         return False
     earlier_us = min(event.timestamp_us, record_time_ms * 1000)
-    subjects = _subjects(event)
+    subjects = subjects_of(event)
     return any(earlier_us <= suppressions[subject] for subject in subjects if subject in suppressions)
 
 
-def _subjects(event: OfSubjects) -> list[Subject]:
+def subjects_of(event: OfSubjects) -> list[Subject]:
     subjects = []
     if event.user_id is not None:
         subjects.append(Subject("user", event.user_id))

@@ -9,17 +9,17 @@ has written until then is WAL for nothing, so a few ids of each set are looked u
 from collections import Counter
 from collections.abc import Sequence
 from io import BytesIO
-from operator import itemgetter
 from typing import Any
 
 import asyncpg
 from sqlalchemy import Table
 
-from consumer.pipeline.batch import Decoded, Written, partition_of
 from consumer.store.database import DATABASE_ERRORS, ENCODER_ERRORS, Fate, fate_of
 from consumer.store.dead_letters import DeadLetter
-from consumer.store.plain_rows import PlainRows
-from consumer.store.schema import ANALYTICS_TABLES, INDEX, KEPT_COLUMNS, KEY, Row
+from consumer.store.decoded import Decoded
+from consumer.store.schema import ANALYTICS_TABLES, KEPT_COLUMNS, KEY
+from consumer.store.table_rows import ReferenceRows, TableRows
+from consumer.store.written import Written
 
 STAGED_SETS = 20  # after a row that was there already, before the straight way is tried again
 SAMPLED_IDS = 16
@@ -28,9 +28,8 @@ SAMPLED_IDS = 16
 class Upsert:
     """The statements for the tables of one schema: `public`, or that of a rebuild. One connection's own."""
 
-    def __init__(self, schema: str, plain: PlainRows) -> None:
+    def __init__(self, schema: str) -> None:
         self._schema = schema
-        self._plain = plain
         self._staged_left = dict.fromkeys(ANALYTICS_TABLES, 0)
         self._sql = {name: _upsert_sql(schema, table) for name, table in ANALYTICS_TABLES.items()}
         self._is_any_there = {
@@ -43,117 +42,87 @@ class Upsert:
         }
 
     async def store(
-        self,
-        connection: asyncpg.Connection,
-        table: str,
-        rows: Sequence[Decoded],
-        written: Written,
-        *,
-        is_part: bool = False,
+        self, connection: asyncpg.Connection, table: str, rows: TableRows, written: Written
     ) -> list[DeadLetter]:
-        """Upsert the rows; halve and try again when the database refuses one, until those it refuses stand alone.
-
-        The halves keep their order, so of two versions of one row the later still wins. Gives what was refused.
-        """
+        """Upsert the rows, but for those that the database refuses, which are given back."""
         try:
-            new_rows = None if is_part else await self._copy_fresh(connection, table, rows)
+            new_rows = await self._copy_fresh(connection, table, rows)
             if new_rows is None:
                 async with connection.transaction():  # a savepoint
-                    if is_part:
-                        await connection.execute(f"DELETE FROM stage_{table}")  # noqa: S608  our own table name
                     new_rows = await self._upsert(connection, table, rows)
         except (*DATABASE_ERRORS, *ENCODER_ERRORS) as error:
             if fate_of(error) is not Fate.POISON:
                 raise
-            if len(rows) == 1:
-                return [DeadLetter(rows[0].record, "database_refused")]
-            middle = len(rows) // 2
-            refused = await self.store(connection, table, rows[:middle], written, is_part=True)
-            return refused + await self.store(connection, table, rows[middle:], written, is_part=True)
-        for partition, records in Counter(map(partition_of, rows)).items():
-            written.count("stored", table, partition, new_rows[partition])
-            written.count("duplicates", table, partition, records - new_rows[partition])
+            return await self._without_refused(connection, table, rows.decoded(), written)
+        written.count_rows(table, rows.counts, new_rows)
         return []
 
-    async def _copy_fresh(
-        self, connection: asyncpg.Connection, table: str, rows: Sequence[Decoded]
-    ) -> Counter[int] | None:
+    async def _without_refused(
+        self, connection: asyncpg.Connection, table: str, rows: Sequence[Decoded], written: Written
+    ) -> list[DeadLetter]:
+        """Halve the rows and upsert each half, until those that the database refuses stand alone.
+
+        The halves keep their order, so of two versions of one row the later still wins. Gives what was refused.
+        """
+        if len(rows) == 1:
+            return [DeadLetter(rows[0].record, "database_refused")]
+        refused: list[DeadLetter] = []
+        middle = len(rows) // 2
+        for half in (rows[:middle], rows[middle:]):
+            part = ReferenceRows(table, half)
+            try:
+                async with connection.transaction():  # a savepoint
+                    await connection.execute(f"DELETE FROM stage_{table}")  # noqa: S608  our own table name
+                    new_rows = await self._upsert(connection, table, part)
+            except (*DATABASE_ERRORS, *ENCODER_ERRORS) as error:
+                if fate_of(error) is not Fate.POISON:
+                    raise
+                refused += await self._without_refused(connection, table, half, written)
+            else:
+                written.count_rows(table, part.counts, new_rows)
+        return refused
+
+    async def _copy_fresh(self, connection: asyncpg.Connection, table: str, rows: TableRows) -> Counter[int] | None:
         """How many rows are new, by partition: all. None, and nothing written, when they must go the other way."""
         if self._staged_left[table]:
             self._staged_left[table] -= 1
             return None
-        latest = latest_rows(table, rows)
-        sample = list(latest)[:: len(latest) // SAMPLED_IDS + 1]
+        sample = rows.sample(SAMPLED_IDS)
         times = [timestamp_us for _, timestamp_us in sample]  # so that other partitions are not looked at
         if await connection.fetchval(self._is_any_there[table], [id_ for id_, _ in sample], min(times), max(times)):
             self._staged_left[table] = STAGED_SETS
             return None
         try:
             async with connection.transaction():  # a savepoint
-                await self._copy(connection, table, [row for row, _ in latest.values()])
+                await self._copy(connection, table, rows, is_staged=False)
         except (*DATABASE_ERRORS, *ENCODER_ERRORS) as error:
             if fate_of(error) is not Fate.POISON:  # a unique violation is one, here
                 raise
             self._staged_left[table] = STAGED_SETS
             return None
-        return Counter(partition for _, partition in latest.values())
+        return rows.latest_counts
 
-    async def _upsert(self, connection: asyncpg.Connection, table: str, rows: Sequence[Decoded]) -> Counter[int]:
-        """How many rows are new, by partition. Of two versions of a row in `rows` the later one is written."""
-        latest = latest_rows(table, rows)
-        await self._copy(
-            connection, table, [row for row, _ in latest.values()], [partition for _, partition in latest.values()]
-        )
-        times = [timestamp_us for _, timestamp_us in latest]  # so that other partitions are not looked at
+    async def _upsert(self, connection: asyncpg.Connection, table: str, rows: TableRows) -> Counter[int]:
+        """How many rows are new, by partition."""
+        await self._copy(connection, table, rows, is_staged=True)
+        times = rows.times()  # so that other partitions are not looked at
         found = await connection.fetch(self._sql[table], min(times), max(times))
         return Counter({row["kafka_partition"]: row["count"] for row in found})
 
-    async def _copy(
-        self, connection: asyncpg.Connection, table: str, rows: list[Row], partitions: list[int] | None = None
-    ) -> None:
-        """Into the table; with `partitions`, into its stage. Columns are named: a migration may have added others."""
-        is_staged = partitions is not None
+    async def _copy(self, connection: asyncpg.Connection, table: str, rows: TableRows, *, is_staged: bool) -> None:
+        """Into the table, or into its stage. Columns are named: a migration may have added others."""
         into: dict[str, Any] = {
             "table_name": f"stage_{table}" if is_staged else table,
             "schema_name": None if is_staged else self._schema,
             "columns": [*_COLUMNS[table], "kafka_partition"] if is_staged else _COLUMNS[table],
         }
-        data = self._plain.copy_data(table, rows, partitions)
-        if data is not None:
+        data = rows.copy_data(is_staged=is_staged)
+        if data is None:
+            await connection.copy_records_to_table(**into, records=rows.copy_records(is_staged=is_staged))
+        else:
             await connection.copy_to_table(**into, source=BytesIO(data), format="binary")
-            return
-        records = [(*row, partition) for row, partition in zip(rows, partitions, strict=True)] if partitions else rows
-        await connection.copy_records_to_table(**into, records=records)
 
 
-Key = tuple[Any, int]  # id, timestamp in microseconds since 1970
-
-
-def latest_rows(table: str, rows: Sequence[Decoded]) -> dict[Key, tuple[Row, int]]:
-    """By key, the last version of each row and its partition; an id that it lacks comes from an earlier version."""
-    key_of = _key_of[table]
-    latest: dict[Key, tuple[Row, int]] = {key_of(each.row): (each.row, each.record.partition) for each in rows}
-    if len(latest) == len(rows):
-        return latest
-    kept_at = _KEPT_AT[table]
-    merged: dict[Key, tuple[Row, int]] = {}
-    for each in rows:
-        row, key = each.row, key_of(each.row)
-        if earlier := merged.get(key):
-            values = list(row)
-            for at in kept_at:
-                if values[at] is None:
-                    values[at] = earlier[0][at]
-            row = tuple(values)
-        merged[key] = (row, each.record.partition)
-    return merged
-
-
-_key_of = {name: itemgetter(*(index[column] for column in KEY)) for name, index in INDEX.items()}
-_KEPT_AT = {
-    name: [index for index, column in enumerate(table.columns) if column.name in KEPT_COLUMNS]
-    for name, table in ANALYTICS_TABLES.items()
-}
 _COLUMNS = {name: [column.name for column in table.columns] for name, table in ANALYTICS_TABLES.items()}
 
 

@@ -22,7 +22,7 @@ GRANT SELECT ON public.alembic_version TO analytics_consumer, analytics_operator
 GRANT SELECT, INSERT, UPDATE, DELETE ON public.user_activity, public.endpoint_usage, public.feature_usage, public.model_usage
     TO analytics_consumer, analytics_operator;
 GRANT SELECT, INSERT, UPDATE, DELETE ON ingest.dead_letters TO analytics_consumer, analytics_operator;
-GRANT SELECT, INSERT, UPDATE ON ingest.partition_offsets, ingest.suppressions, ingest.erasures
+GRANT SELECT, INSERT, UPDATE ON ingest.partition_offsets, ingest.suppressions, ingest.erasures, ingest.topic_ends
     TO analytics_consumer, analytics_operator;
 GRANT SELECT, INSERT ON ingest.gaps, ingest.ledger_history TO analytics_consumer, analytics_operator;
 GRANT USAGE ON ALL SEQUENCES IN SCHEMA ingest TO analytics_consumer, analytics_operator;

@@ -34,6 +34,15 @@ pub fn write_text(out: &mut Vec<u8>, column: ColumnType, text: &str) -> Option<(
 
 /// As `write_text`.
 #[must_use]
+pub fn write_uuid(out: &mut Vec<u8>, column: ColumnType, id: [u8; 16]) -> Option<()> {
+    match column {
+        ColumnType::Uuid => write_bytes(out, &[], &id),
+        _ => None,
+    }
+}
+
+/// As `write_text`.
+#[must_use]
 pub fn write_integer(out: &mut Vec<u8>, column: ColumnType, number: i64) -> Option<()> {
     match column {
         ColumnType::Int4 => write_bytes(out, &[], &i32::try_from(number).ok()?.to_be_bytes()),
@@ -59,6 +68,31 @@ fn write_bytes(out: &mut Vec<u8>, before: &[u8], bytes: &[u8]) -> Option<()> {
     Some(())
 }
 
+/// A field of a row; None: null, or no such field.
+#[must_use]
+pub fn field(row: &[u8], column: usize) -> Option<&[u8]> {
+    let mut at = 2;
+    for _ in 0..column {
+        at += 4 + usize::try_from(length_at(row, at)?).unwrap_or(0);
+    }
+    let length = usize::try_from(length_at(row, at)?).ok()?;
+    row.get(at + 4..at + 4 + length)
+}
+
+fn length_at(row: &[u8], at: usize) -> Option<i32> {
+    Some(i32::from_be_bytes(row.get(at..at + 4)?.try_into().ok()?))
+}
+
+/// A row with one more column behind, an int4.
+pub fn write_with_one_more(out: &mut Vec<u8>, row: &[u8], number: i32) {
+    let (count, fields) = row.split_at(2);
+    let count = i16::from_be_bytes([count[0], count[1]]);
+    out.extend_from_slice(&(count + 1).to_be_bytes());
+    out.extend_from_slice(fields);
+    out.extend_from_slice(&4i32.to_be_bytes());
+    out.extend_from_slice(&number.to_be_bytes());
+}
+
 /// The bytes of a UUID's text, dashes anywhere.
 #[must_use]
 pub fn uuid(text: &str) -> Option<[u8; 16]> {
@@ -76,6 +110,21 @@ pub fn uuid(text: &str) -> Option<[u8; 16]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_field_is_found_behind_nulls_and_a_column_can_be_added() {
+        let mut row = 3i16.to_be_bytes().to_vec();
+        write_null(&mut row);
+        write_text(&mut row, ColumnType::Text, "ab").unwrap();
+        write_null(&mut row);
+        assert_eq!(
+            [field(&row, 0), field(&row, 1), field(&row, 2), field(&row, 3)],
+            [None, Some(&b"ab"[..]), None, None]
+        );
+        let mut more = Vec::new();
+        write_with_one_more(&mut more, &row, 7);
+        assert_eq!((&more[..2], field(&more, 3)), (&[0, 4][..], Some(&[0, 0, 0, 7][..])));
+    }
 
     #[test]
     fn values_are_written_with_their_length_before_them() {

@@ -15,7 +15,7 @@ use crate::mapping::{
     Source, Table, searcher,
 };
 use crate::otlp::Refused;
-use crate::python_rows::Rows;
+use crate::python_rows::{Chunk, Rows, TableRows};
 use crate::record_batch::{self, encode_headers};
 use crate::request::{self, Answer, Known, Leftover};
 use crate::translate::{Classify, Declined, Translator};
@@ -413,7 +413,9 @@ fn telemetry_native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Engine>()?;
     module.add_class::<Request>()?;
     module.add_class::<Batch>()?;
+    module.add_class::<Chunk>()?;
     module.add_class::<Rows>()?;
+    module.add_class::<TableRows>()?;
     module.add("Odd", module.py().get_type::<Odd>())?;
     module.add("TooMany", module.py().get_type::<TooMany>())?;
     module.add("DECLINED", Declined::ALL.map(|(_, reason)| reason).to_vec())

@@ -1,11 +1,18 @@
-//! What Python sees of rows: `Rows`, which reads records' values and writes COPY data.
+//! What Python sees of rows: `Rows` reads records, `Chunk` holds what they are, `TableRows` is what goes to Postgres.
 
-use pyo3::exceptions::PyValueError;
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use pyo3::exceptions::{PyIndexError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyFloat, PyInt, PyList, PyString, PyTuple};
+use pyo3::types::{PyBytes, PyDict, PyFloat, PyInt, PyString, PyTuple};
 
+use crate::chunk::{self, Layouts, Outcome, Table};
 use crate::copy::{self, ColumnType};
-use crate::rows::{self, FieldKind, NotPlain, Row, RowField, RowLayout, Value};
+use crate::fetched::{self, Record, Records, Span};
+use crate::rows::{FieldKind, NotPlain, RowField, RowLayout, Value};
+use crate::table;
+use crate::translate::uuid_text;
 
 #[derive(FromPyObject)]
 #[pyo3(from_item_all)]
@@ -23,22 +30,12 @@ struct RowFieldSpec {
 #[derive(FromPyObject)]
 #[pyo3(from_item_all)]
 struct RowLayoutSpec {
-    name: String,
     beginnings: Vec<Vec<u8>>,
     fields: Vec<RowFieldSpec>,
     /// The type of each column of the table.
     types: Vec<String>,
-    /// Where the key that rows are sorted by stands.
-    id_at: usize,
-}
-
-/// What Python objects a layout needs.
-struct Shown {
-    name: Py<PyString>,
-    /// Each column's value when its field is missing.
-    defaults: Vec<Option<Py<PyAny>>>,
-    types: Vec<ColumnType>,
-    id_at: usize,
+    key: (usize, usize),
+    subjects: Vec<usize>,
 }
 
 fn field_of(spec: &RowFieldSpec) -> PyResult<RowField> {
@@ -67,127 +64,328 @@ fn type_of(name: &str) -> PyResult<ColumnType> {
     })
 }
 
-/// Reads records' values by layouts that are handed over as data, and writes rows as COPY data.
+fn table_of(py: Python<'_>, spec: &RowLayoutSpec) -> PyResult<Table> {
+    let types = spec.types.iter().map(|name| type_of(name)).collect::<PyResult<Vec<_>>>()?;
+    let mut null = Vec::new();
+    copy::write_null(&mut null);
+    let mut defaults = vec![null; types.len()];
+    for field in &spec.fields {
+        let column = *types.get(field.column).ok_or_else(|| PyValueError::new_err("no such column"))?;
+        if let Some(default) = &field.default {
+            let mut written = Vec::new();
+            let default = Owned::of(default.bind(py))?;
+            let fits = default.and_then(|default| chunk::write_value(&mut written, column, default.value()));
+            fits.ok_or_else(|| PyValueError::new_err("a default that does not fit its column"))?;
+            defaults[field.column] = written;
+        }
+    }
+    if spec.key.0.max(spec.key.1) >= types.len() {
+        return Err(PyValueError::new_err("no such column of the key"));
+    }
+    Ok(Table { types, defaults, key: spec.key, subjects: spec.subjects.clone() })
+}
+
+/// A partition, a chunk, its first record, the record behind its last, and the numbers of those left out.
+type PartSpec<'py> = (i32, Bound<'py, Chunk>, usize, usize, Vec<usize>);
+type Headers<'py> = Bound<'py, PyTuple>;
+
+/// Reads records by layouts that are handed over as data.
 #[pyclass(frozen)]
 pub struct Rows {
-    layouts: Vec<RowLayout>,
-    shown: Vec<Shown>,
+    layouts: Arc<Layouts>,
 }
 
 #[pymethods]
 impl Rows {
     #[new]
     fn new(py: Python<'_>, layouts: Vec<RowLayoutSpec>) -> PyResult<Self> {
-        let (mut read, mut shown) = (Vec::new(), Vec::new());
-        for spec in layouts {
-            let mut defaults: Vec<Option<Py<PyAny>>> = spec.types.iter().map(|_| None).collect();
-            for field in &spec.fields {
-                let place = defaults.get_mut(field.column);
-                *place.ok_or_else(|| PyValueError::new_err("no such column"))? =
-                    field.default.as_ref().map(|default| default.clone_ref(py));
-            }
-            read.push(RowLayout {
-                beginnings: spec.beginnings,
+        let tables = layouts.iter().map(|spec| table_of(py, spec)).collect::<PyResult<_>>()?;
+        let read = layouts.into_iter().map(|spec| {
+            Ok(RowLayout {
                 fields: spec.fields.iter().map(field_of).collect::<PyResult<_>>()?,
+                beginnings: spec.beginnings,
                 columns: spec.types.len(),
-            });
-            shown.push(Shown {
-                name: PyString::intern(py, &spec.name).unbind(),
-                defaults,
-                types: spec.types.iter().map(|name| type_of(name)).collect::<PyResult<_>>()?,
-                id_at: spec.id_at,
-            });
-        }
-        Ok(Self { layouts: read, shown })
+            })
+        });
+        Ok(Self { layouts: Arc::new(Layouts { read: read.collect::<PyResult<_>>()?, tables }) })
     }
 
-    /// The table's name and the row of a value; 0 for another table, version or order, 1 for another way of writing.
-    fn read<'py>(&self, py: Python<'py>, value: &[u8]) -> PyResult<Bound<'py, PyAny>> {
-        let mut row = Row::new();
-        match rows::read(&self.layouts, value, &mut row) {
-            Ok(number) => {
-                let shown = &self.shown[number];
-                let values = row.iter().zip(&shown.defaults).map(|(value, default)| match value {
-                    Some(Value::Text(text)) => PyString::new(py, text).into_any(),
-                    Some(Value::Integer(number)) => PyInt::new(py, *number).into_any(),
-                    Some(Value::Double(number)) => PyFloat::new(py, *number).into_any(),
-                    None => default.as_ref().map_or_else(|| py.None().into_bound(py), |value| value.bind(py).clone()),
-                });
-                let row = PyTuple::new(py, values.collect::<Vec<_>>())?;
-                Ok(PyTuple::new(py, [shown.name.bind(py).as_any(), row.as_any()])?.into_any())
-            }
-            Err(NotPlain::Table) => Ok(PyInt::new(py, 0).into_any()),
-            Err(NotPlain::Field) => Ok(PyInt::new(py, 1).into_any()),
-        }
+    /// The records of a whole record batch from `from_offset` on; None when the client library must judge the bytes.
+    fn read(&self, batch: &[u8], from_offset: i64) -> Option<Chunk> {
+        fetched::read(batch, from_offset).map(|records| self.chunk(records))
     }
 
-    /// COPY data of rows, sorted by their id; with `partitions`, one more int4 column. None when a value does not fit.
-    #[allow(clippy::needless_pass_by_value)] // pyo3 hands arguments over
-    fn copy_data<'py>(
-        &self,
-        py: Python<'py>,
-        table: usize,
-        rows: Bound<'py, PyList>,
-        partitions: Option<Vec<i32>>,
-    ) -> PyResult<Option<Bound<'py, PyBytes>>> {
-        let shown = self.shown.get(table).ok_or_else(|| PyValueError::new_err("no such table"))?;
-        let mut order: Vec<([u8; 16], usize)> = Vec::with_capacity(rows.len());
-        for (number, row) in rows.iter().enumerate() {
-            let id = row.cast_into::<PyTuple>()?.get_item(shown.id_at)?;
-            let Some(id) = copy::uuid(&id.cast_into::<PyString>()?.to_cow()?) else {
-                return Ok(None);
-            };
-            order.push((id, number));
+    /// Records that were read by others, in the order of their offsets: offset, time in milliseconds and value.
+    fn read_values(&self, values: Vec<(i64, i64, Option<Vec<u8>>)>) -> PyResult<Chunk> {
+        let mut records = Records::default();
+        let place = |at: usize| u32::try_from(at).map_err(|_| PyValueError::new_err("more than 4 GiB of records"));
+        for (offset, time_ms, value) in values {
+            let start = place(records.bytes.len())?;
+            records.bytes.extend_from_slice(value.as_deref().unwrap_or_default());
+            let end = place(records.bytes.len())?;
+            let value = value.map(|_| Span { start, end });
+            records.records.push(Record { offset, time_ms, key: None, value, headers: Span { start: end, end } });
         }
-        order.sort_unstable();
-        let mut out = copy::SIGNATURE.to_vec();
-        for (_, number) in order {
-            let row = rows.get_item(number)?.cast_into::<PyTuple>()?;
-            let partition = partitions.as_ref().and_then(|partitions| partitions.get(number));
-            if write_row(&mut out, shown, &row, partition.copied())?.is_none() {
-                return Ok(None);
-            }
-        }
-        out.extend_from_slice(&copy::TRAILER);
-        Ok(Some(PyBytes::new(py, &out)))
+        Ok(self.chunk(records))
+    }
+
+    /// The rows of the parts, by table. The numbers of the records that are left out are sorted.
+    fn by_table(&self, parts: Vec<PartSpec<'_>>) -> Vec<TableRows> {
+        let parts = parts.into_iter().map(|(partition, chunk, start, stop, left_out)| {
+            let chunk = Arc::clone(&locked(&chunk.get().inner));
+            table::Part { partition, chunk, start, stop, left_out }
+        });
+        let found = table::by_table(&self.layouts, parts.collect());
+        found
+            .into_iter()
+            .map(|(_, rows)| TableRows { layouts: Arc::clone(&self.layouts), inner: Mutex::new(rows) })
+            .collect()
     }
 }
 
-fn write_row(
-    out: &mut Vec<u8>,
-    shown: &Shown,
-    row: &Bound<'_, PyTuple>,
-    partition: Option<i32>,
-) -> PyResult<Option<()>> {
-    if row.len() != shown.types.len() {
-        return Ok(None);
+impl Rows {
+    fn chunk(&self, records: Records) -> Chunk {
+        let inner = Mutex::new(Arc::new(chunk::Chunk::new(&self.layouts, records)));
+        Chunk { layouts: Arc::clone(&self.layouts), inner }
     }
-    let fields = shown.types.len() + usize::from(partition.is_some());
-    out.extend_from_slice(&i16::try_from(fields).unwrap_or(i16::MAX).to_be_bytes());
-    for (value, &column) in row.iter_borrowed().zip(&shown.types) {
-        let written = if value.is_none() {
-            copy::write_null(out);
-            Some(())
-        } else if let Ok(text) = value.cast::<PyString>() {
-            match text.to_cow() {
-                Ok(text) => copy::write_text(out, column, &text),
-                Err(_) => None, // a lone surrogate: the reference's encoder refuses it by name
+}
+
+/// Records of one partition in the order of their offsets, and what each is.
+#[pyclass(frozen)]
+pub struct Chunk {
+    layouts: Arc<Layouts>,
+    inner: Mutex<Arc<chunk::Chunk>>,
+}
+
+#[pymethods]
+impl Chunk {
+    fn __len__(&self) -> usize {
+        self.now().outcomes.len()
+    }
+
+    fn memory_bytes(&self) -> usize {
+        self.now().memory_bytes()
+    }
+
+    fn offset(&self, number: usize) -> PyResult<i64> {
+        Ok(known(&self.now(), number)?.offset)
+    }
+
+    /// The number of the record with this offset.
+    fn number_of(&self, offset: i64) -> PyResult<usize> {
+        let chunk = self.now();
+        let found = chunk.records.records.binary_search_by_key(&offset, |record| record.offset);
+        found.map_err(|_| PyIndexError::new_err("no such offset"))
+    }
+
+    /// The records that the reference has to read, and why: 0 for another table, version or order, 1 for another way of
+    /// writing.
+    fn declined(&self) -> Vec<(usize, u8)> {
+        let chunk = self.now();
+        let outcomes = chunk.outcomes.iter().enumerate();
+        let declined = outcomes.filter_map(|(number, outcome)| match outcome {
+            Outcome::Declined(why) => Some((number, u8::from(*why == NotPlain::Field))),
+            _ => None,
+        });
+        declined.collect()
+    }
+
+    /// A record: offset, time in milliseconds, who set it, key, value, headers.
+    #[allow(clippy::type_complexity)]
+    fn record<'py>(
+        &self,
+        py: Python<'py>,
+        number: usize,
+    ) -> PyResult<(i64, i64, i32, Option<Bound<'py, PyBytes>>, Option<Bound<'py, PyBytes>>, Headers<'py>)> {
+        let chunk = self.now();
+        let record = known(&chunk, number)?;
+        let bytes = |span: Option<Span>| span.map(|span| PyBytes::new(py, chunk.records.slice(span)));
+        let headers = chunk.records.headers(record).into_iter();
+        let headers = headers.map(|(name, value)| (name, value.map(|value| PyBytes::new(py, value))));
+        let headers = PyTuple::new(py, headers.collect::<Vec<_>>())?;
+        let type_ = chunk.records.timestamp_type;
+        Ok((record.offset, record.time_ms, type_, bytes(record.key), bytes(record.value), headers))
+    }
+
+    /// Take the row that the reference made of a record; False when a value does not fit.
+    fn put(&self, number: usize, table: usize, row: &Bound<'_, PyTuple>) -> PyResult<bool> {
+        let mut inner = locked(&self.inner);
+        let chunk = Arc::make_mut(&mut inner);
+        known(chunk, number)?;
+        let start = chunk.copy.len();
+        match write_row(&self.layouts, table, row, &mut chunk.copy)? {
+            Some((id, time)) => {
+                let end = chunk.copy.len();
+                chunk.outcomes[number] = Outcome::Row(chunk::RowAt { table, start, end, id, time });
+                Ok(true)
             }
+            None => {
+                chunk.copy.truncate(start);
+                Ok(false)
+            }
+        }
+    }
+
+    /// The different texts of each of the subjects of the rows of records `start..stop`.
+    fn subjects(&self, start: usize, stop: usize) -> Vec<Vec<String>> {
+        let chunk = self.now();
+        let subjects = self.layouts.tables.iter().map(|table| table.subjects.len()).max().unwrap_or(0);
+        let mut found: Vec<HashSet<&[u8]>> = vec![HashSet::new(); subjects];
+        for (_, at) in chunk.rows(start, stop) {
+            for (found, text) in found.iter_mut().zip(chunk.subjects(&self.layouts, at)) {
+                found.extend(text);
+            }
+        }
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        found.into_iter().map(|texts| texts.into_iter().map(text).collect()).collect()
+    }
+
+    /// Numbers of the records of `start..stop` whose row has one of the texts wanted of each subject, or a time before
+    /// `until`.
+    fn matching(&self, start: usize, stop: usize, wanted: Vec<HashSet<String>>, until: Option<i64>) -> Vec<usize> {
+        let bytes = |wanted: HashSet<String>| wanted.into_iter().map(String::into_bytes).collect();
+        let wanted: Vec<HashSet<Vec<u8>>> = wanted.into_iter().map(bytes).collect();
+        self.now().matching(&self.layouts, (start, stop), &wanted, until)
+    }
+}
+
+impl Chunk {
+    fn now(&self) -> Arc<chunk::Chunk> {
+        Arc::clone(&locked(&self.inner))
+    }
+}
+
+/// The rows of one table, each key once.
+#[pyclass(frozen)]
+pub struct TableRows {
+    layouts: Arc<Layouts>,
+    inner: Mutex<table::Rows>,
+}
+
+#[pymethods]
+impl TableRows {
+    fn table(&self) -> usize {
+        locked(&self.inner).table()
+    }
+
+    /// Rows by partition, all versions.
+    fn counts<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        counted(py, locked(&self.inner).counts())
+    }
+
+    /// Keys by partition.
+    fn latest_counts<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        counted(py, &locked(&self.inner).latest_counts())
+    }
+
+    /// At most so many keys, spread evenly: the id's text, and the time.
+    fn sample(&self, count: usize) -> Vec<(String, i64)> {
+        let rows = locked(&self.inner);
+        let step = rows.keys().len() / count.max(1) + 1;
+        let text = |id: &[u8; 16]| uuid_text(id).iter().map(|&byte| char::from(byte)).collect();
+        rows.keys().step_by(step).map(|(id, time)| (text(&id), time)).collect()
+    }
+
+    /// The different times, each rounded down to a multiple of `unit`, and the last time.
+    fn times(&self, unit: i64) -> (Vec<i64>, i64) {
+        let rows = locked(&self.inner);
+        let mut last = i64::MIN;
+        let mut found = HashSet::new();
+        for (_, time) in rows.keys() {
+            found.insert(time.div_euclid(unit) * unit);
+            last = last.max(time);
+        }
+        (found.into_iter().collect(), last)
+    }
+
+    /// Versions of one row that differ, the oldest first, each by its part and the record's number.
+    fn conflicts(&self) -> Vec<Vec<(usize, usize)>> {
+        locked(&self.inner).conflicts().map(<[_]>::to_vec).collect()
+    }
+
+    /// Take the row that a conflict came to; conflicts come in their order. False when a value does not fit.
+    fn resolve(&self, conflict: usize, row: &Bound<'_, PyTuple>) -> PyResult<bool> {
+        let mut rows = locked(&self.inner);
+        let mut written = Vec::new();
+        let is_written = write_row(&self.layouts, rows.table(), row, &mut written)?.is_some();
+        if is_written {
+            rows.resolve(conflict, written);
+        }
+        Ok(is_written)
+    }
+
+    /// COPY data, sorted by key; with the partition as one more int4 column when the rows are staged.
+    fn copy_data<'py>(&self, py: Python<'py>, is_staged: bool) -> Bound<'py, PyBytes> {
+        let data = py.detach(|| locked(&self.inner).copy_data(is_staged));
+        PyBytes::new(py, &data)
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn known(chunk: &chunk::Chunk, number: usize) -> PyResult<&Record> {
+    chunk.record(number).ok_or_else(|| PyIndexError::new_err("no such record"))
+}
+
+fn counted<'py>(py: Python<'py>, counts: &[(i32, usize)]) -> PyResult<Bound<'py, PyDict>> {
+    let found = PyDict::new(py);
+    for (partition, count) in counts {
+        found.set_item(partition, count)?;
+    }
+    Ok(found)
+}
+
+/// The row's key; None when a value does not fit its column.
+fn write_row(
+    layouts: &Layouts,
+    table: usize,
+    row: &Bound<'_, PyTuple>,
+    out: &mut Vec<u8>,
+) -> PyResult<Option<([u8; 16], i64)>> {
+    let table = layouts.tables.get(table).ok_or_else(|| PyValueError::new_err("no such table"))?;
+    let mut values = Vec::with_capacity(row.len());
+    for value in row.iter_borrowed() {
+        match Owned::of(&value)? {
+            Some(value) => values.push(value),
+            None => return Ok(None),
+        }
+    }
+    let values: Vec<_> = values.iter().map(|value| Some(value.value())).collect();
+    Ok(chunk::write_row(table, &values, out))
+}
+
+/// A value that Python handed over.
+enum Owned {
+    Null,
+    Text(String),
+    Integer(i64),
+    Double(f64),
+}
+
+impl Owned {
+    /// None: no column takes it.
+    fn of(value: &Bound<'_, PyAny>) -> PyResult<Option<Self>> {
+        Ok(if value.is_none() {
+            Some(Self::Null)
+        } else if let Ok(text) = value.cast::<PyString>() {
+            text.to_cow().ok().map(|text| Self::Text(text.into_owned())) // a lone surrogate is no text
         } else if let Ok(number) = value.cast_exact::<PyInt>() {
-            number.extract().ok().and_then(|number| copy::write_integer(out, column, number))
+            number.extract().ok().map(Self::Integer)
         } else if let Ok(number) = value.cast::<PyFloat>() {
-            copy::write_double(out, column, number.extract()?)
+            Some(Self::Double(number.extract()?))
         } else {
             None
-        };
-        if written.is_none() {
-            return Ok(None);
+        })
+    }
+
+    fn value(&self) -> Value<'_> {
+        match self {
+            Self::Null => Value::Null,
+            Self::Text(text) => Value::Text(text),
+            Self::Integer(number) => Value::Integer(*number),
+            Self::Double(number) => Value::Double(*number),
         }
     }
-    if let Some(partition) = partition {
-        if copy::write_integer(out, ColumnType::Int4, i64::from(partition)).is_none() {
-            return Ok(None);
-        }
-    }
-    Ok(Some(()))
 }

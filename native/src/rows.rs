@@ -5,7 +5,7 @@
 /// How a field's text becomes a column's value.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum FieldKind {
-    /// A UUID in canonical form, kept as text.
+    /// A UUID in canonical form.
     Uuid,
     /// Text of at most so many code points.
     Text(usize),
@@ -37,6 +37,9 @@ pub struct RowLayout {
 /// A column's value; None is the field's default.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Value<'a> {
+    /// Of rows that the reference made; a record that holds one is not plain.
+    Null,
+    Uuid([u8; 16]),
     Text(&'a str),
     Integer(i64),
     Double(f64),
@@ -70,6 +73,9 @@ pub fn read<'a>(layouts: &[RowLayout], value: &'a [u8], row: &mut Row<'a>) -> Re
     let layout = &layouts[number];
     row.clear();
     row.resize(layout.columns, None);
+    if value.iter().any(|&byte| byte < 0x20) {
+        return Err(NotPlain::Field); // in no string, and our encoder puts no white space between
+    }
     let text = std::str::from_utf8(value).map_err(|_| NotPlain::Field)?;
     fields(layout, text, start, row).ok_or(NotPlain::Field)?;
     Ok(number)
@@ -107,10 +113,7 @@ fn length_of(kind: FieldKind, bytes: &[u8]) -> Option<usize> {
 
 fn value_of(kind: FieldKind, text: &str) -> Option<Value<'_>> {
     match kind {
-        FieldKind::Uuid => {
-            let id = &text[1..text.len() - 1];
-            is_uuid(id.as_bytes()).then_some(Value::Text(id))
-        }
+        FieldKind::Uuid => Some(Value::Uuid(uuid(&text.as_bytes()[1..text.len() - 1])?)),
         FieldKind::Text(chars_max) => {
             let inside = &text[1..text.len() - 1];
             (inside.len() <= chars_max || inside.chars().count() <= chars_max).then_some(Value::Text(inside))
@@ -127,13 +130,33 @@ fn value_of(kind: FieldKind, text: &str) -> Option<Value<'_>> {
     }
 }
 
-fn is_uuid(id: &[u8]) -> bool {
-    id.len() == 36
-        && id.iter().enumerate().all(|(at, &byte)| match at {
-            8 | 13 | 18 | 23 => byte == b'-',
-            _ => matches!(byte, b'0'..=b'9' | b'a'..=b'f'),
-        })
+/// The bytes of a UUID in canonical form: lower case, with its dashes.
+fn uuid(text: &[u8]) -> Option<[u8; 16]> {
+    let text: &[u8; 36] = text.try_into().ok()?;
+    let mut id = [0; 16];
+    let mut wrong = 0;
+    for (byte, at) in id.iter_mut().zip(HEX_AT) {
+        let (high, low) = (DIGITS[usize::from(text[at])], DIGITS[usize::from(text[at + 1])]);
+        *byte = high << 4 | (low & 15);
+        wrong |= high | low;
+    }
+    let has_dashes = [8, 13, 18, 23].iter().all(|&at| text[at] == b'-');
+    (has_dashes && wrong & NO_DIGIT == 0).then_some(id)
 }
+
+/// Where in a UUID's text its bytes stand.
+const HEX_AT: [usize; 16] = [0, 2, 4, 6, 9, 11, 14, 16, 19, 21, 24, 26, 28, 30, 32, 34];
+const NO_DIGIT: u8 = 0x80;
+/// Of each byte the value as a lower-case hex digit.
+const DIGITS: [u8; 256] = {
+    let mut digits = [NO_DIGIT; 256];
+    let mut value = 0;
+    while value < 16 {
+        digits[b"0123456789abcdef"[value as usize] as usize] = value;
+        value += 1;
+    }
+    digits
+};
 
 /// Digits without a leading zero, perhaps behind a minus.
 fn integer(text: &str) -> Option<i64> {
@@ -154,18 +177,21 @@ fn number_length(bytes: &[u8]) -> usize {
 }
 
 /// A string with its quotes; with `may_escape`, quotes and backslashes in it may be escaped, as our encoder does.
+/// Control characters were looked for before.
 fn string_length(bytes: &[u8], may_escape: bool) -> Option<usize> {
     if bytes.first() != Some(&b'"') {
         return None;
     }
     let mut at = 1;
     loop {
-        match *bytes.get(at)? {
-            b'"' => return Some(at + 1),
-            b'\\' if may_escape && matches!(bytes.get(at + 1), Some(b'"' | b'\\')) => at += 2,
-            b'\\' | ..=0x1F => return None,
-            _ => at += 1,
+        at += memchr::memchr2(b'"', b'\\', bytes.get(at..)?)?;
+        if bytes[at] == b'"' {
+            return Some(at + 1);
         }
+        if !may_escape || !matches!(bytes.get(at + 1), Some(b'"' | b'\\')) {
+            return None;
+        }
+        at += 2;
     }
 }
 

@@ -3,7 +3,7 @@
 Protobuf refuses a whole message for one string of bad UTF-8, and senders do cut strings in the middle of
 a character. Bytes cost nothing to check, and each value is decoded where it is used, as strictly as it has
 to be. What is not read here (scopes, states, what span events and links hold) is not declared, so
-it is skipped; tests/unit/test_otlp.py compares every field with the published descriptors.
+it is skipped; its unit test compares every field with the published descriptors.
 """
 
 from collections.abc import Iterable, Sequence

@@ -4,6 +4,7 @@ import importlib.resources
 import json
 import re
 import subprocess
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,12 @@ from viewer.settings import ViewerSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
+WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
 WORKFLOW = ROOT / ".github/workflows/telemetry-processor.yml"
+RIGHTS = {  # to write, by job; every other job reads the repository and no more
+    "telemetry-processor.yml": {("deploy", "id-token")},
+    "release.yml": {("image", "packages"), ("publish", "contents"), ("publish", "packages"), ("publish", "id-token")},
+}
 PROCESSES = (ReceiverSettings, ConsumerSettings, ViewerSettings)
 SETTINGS = {name.upper() for process in PROCESSES for name in process.model_fields}
 
@@ -254,19 +260,66 @@ def test_a_setting_that_a_deployment_gives_exists(place: str) -> None:
     assert GIVEN[place] <= SETTINGS
 
 
-def test_the_workflow_fits_its_schema() -> None:
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_a_workflow_fits_its_schema(path: Path) -> None:
     """GitHub runs nothing of a file that it cannot read, and says so on a page that nobody opens."""
-    workflow: dict[Any, Any] = document(WORKFLOW)
+    workflow: dict[Any, Any] = document(path)
     workflow["on"] = workflow.pop(True)  # YAML 1.1 reads the key `on` as a truth value
     jsonschema.validate(workflow, schema("github-workflows"))
 
 
-def test_the_workflow_names_files_and_targets_that_exist_and_pins_its_actions() -> None:
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_a_workflow_runs_pinned_actions_with_the_least_rights(path: Path) -> None:
+    """A tag of an action can be moved by whoever takes its repository over; a right that is there is used."""
+    workflow = document(path)
+    assert workflow["permissions"] in ({}, {"contents": "read"})
+    steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
+    for step in steps:
+        assert re.search(r"@[0-9a-f]{40}$", step.get("uses", "@" + 40 * "0")), step
+        if step.get("uses", "").startswith("actions/checkout@"):
+            assert step["with"]["persist-credentials"] is False
+    for line in path.read_text().splitlines():
+        assert "uses:" not in line or re.search(r"@[0-9a-f]{40}  # v\d+\.\d+\.\d+$", line), line
+    written = {
+        (name, right)
+        for name, job in workflow["jobs"].items()
+        for right, way in job.get("permissions", {}).items()
+        if way == "write"
+    }
+    assert written == RIGHTS[path.name]
+    assert all(job["timeout-minutes"] <= 40 for job in workflow["jobs"].values())
+
+
+def test_a_release_is_of_a_commit_that_passed_and_of_one_version() -> None:
+    """What was never tested together must not carry a number."""
+    release = document(ROOT / ".github/workflows/release.yml")
+    jobs = release["jobs"]
+    assert release[True] == {"push": {"tags": ["v[0-9]+.[0-9]+.[0-9]+"]}}
+    assert {name for name, job in jobs.items() if "needs" not in job} == {"ready"}
+    assert set(jobs["publish"]["needs"]) == {"native", "package", "image"}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    versions = {
+        project["version"],
+        tomllib.loads((ROOT / "native/pyproject.toml").read_text())["project"]["version"],
+        tomllib.loads((ROOT / "native/Cargo.toml").read_text())["package"]["version"],
+        document(DEPLOY / "helm/telemetry-processor/Chart.yaml")["version"],
+        document(DEPLOY / "helm/telemetry-processor/Chart.yaml")["appVersion"],
+    }
+    assert len(versions) == 1, versions
+
+
+def test_the_workflow_tests_every_python_that_the_package_admits() -> None:
+    """A version that nobody runs is a version that fails at somebody else's."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    matrix = document(WORKFLOW)["jobs"]["test"]["strategy"]["matrix"]["python"]
+    assert project["requires-python"] == f">={matrix[0]}"
+    assert matrix == ["3.11", "3.12", "3.13", "3.14"]
+    assert matrix == [name.rpartition(" ")[2] for name in project["classifiers"] if re.search(r":: 3\.\d+$", name)]
+
+
+def test_the_workflow_names_files_and_targets_that_exist() -> None:
     """CI that breaks for a moved file is found out by the next pull request of somebody else."""
     text = WORKFLOW.read_text()
-    workflow = document(WORKFLOW)
-    steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
-    assert all(re.search(r"@v\d+|@[0-9a-f]{40}$", step["uses"]) for step in steps if "uses" in step)
     files = set(re.findall(r"\b(?:deploy|tests)/[\w./-]+\.\w+", text))
     assert files
     assert all((ROOT / name).is_file() for name in files), files
@@ -287,7 +340,6 @@ def test_the_workflow_deploys_from_main_only_and_only_where_it_is_set_up() -> No
     assert set(deploy["needs"]) == {"test", "smoke", "senders", "browser"}
     assert "refs/heads/main" in deploy["if"]
     assert "vars.GCP_WORKLOAD_IDENTITY_PROVIDER != ''" in deploy["if"]
-    assert workflow["permissions"] == {"contents": "read"}
     filled = set(
         re.findall(r"\$\{([A-Z_]+)\}", "".join(path.read_text() for path in (DEPLOY / "cloudrun").glob("*.yaml")))
     )

@@ -15,8 +15,16 @@ from shared.identity import hash_id
 from support.mapping_table import table
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "deploy").rglob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "SECURITY.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted((ROOT / "deploy").rglob("*.md")),
+]
 README = PAGES[0].read_text()
+GUARANTEES = (ROOT / "docs/guarantees.md").read_text()
+MAPPING = (ROOT / "docs/mapping.md").read_text()
 
 
 def anchors(page: Path) -> set[str]:
@@ -54,11 +62,12 @@ def test_every_picture_is_shown_somewhere_and_small() -> None:
 
 def test_every_promise_names_a_test_that_exists() -> None:
     """A guarantee without a test is a hope."""
-    table = README.split("## What is promised")[1].split("Known holes")[0]
-    rows = [line for line in table.splitlines() if line.startswith("| ") and "---" not in line][1:]
-    assert len(rows) >= 10
+    tables = GUARANTEES.split("Each link, its setting")[1].split("\n## ")[0]
+    heads = ("| link,", "| link ", "| promise ")
+    rows = [line for line in tables.splitlines() if line.startswith("| ") and not line.startswith(heads)]
+    assert len(rows) >= 20
     for row in rows:
-        path, names = re.search(r"\]\((tests/\S+\.py)\)", row), re.findall(r"`(test_\w+)`", row)
+        path, names = re.search(r"\]\(\.\./(tests/\S+\.py)\)", row), re.findall(r"`(test_\w+)`", row)
         assert path, row
         assert names, row
         tree = ast.parse((ROOT / path.group(1)).read_text())
@@ -66,13 +75,19 @@ def test_every_promise_names_a_test_that_exists() -> None:
         assert set(names) <= defined, row
 
 
-def test_the_readme_shows_the_mapping() -> None:
+def test_the_page_of_the_mapping_shows_it() -> None:
     """Senders set attributes by this table; a wrong name is an empty column."""
-    section = README.split("## What becomes an event")[1].split("\n## ")[0]
-    shown = [line for line in section.splitlines() if line.startswith("|")]
+    shown = [line for line in MAPPING.splitlines() if line.startswith("|")]
     assert shown == table(), "\n".join(table())
-    for name in {key.decode() for key in mapping.deciding_keys(infer_events=True)} - {"http.method"}:
-        assert name in section, name
+    for name in {key.decode() for key in mapping.deciding_keys(infer_events=True)}:
+        assert name in MAPPING, name
+
+
+def test_the_readme_names_every_table_and_stays_short() -> None:
+    """It is what a newcomer reads before anything runs."""
+    section = README.split("## What becomes an event")[1].split("\n## ")[0]
+    assert [each.name for each in mapping.TABLES if f"`{each.name}`" not in section] == []
+    assert len(README.splitlines()) <= 125
 
 
 def test_every_make_target_that_a_page_names_exists() -> None:
@@ -83,12 +98,12 @@ def test_every_make_target_that_a_page_names_exists() -> None:
     assert named <= targets
 
 
-def test_the_typescript_of_the_readme_gives_our_hash() -> None:
+def test_the_typescript_of_the_page_gives_our_hash() -> None:
     """Frontends hash by it; a person must be one person in both."""
     node = shutil.which("node")
     if node is None:
         pytest.skip("node is not installed, and a user needs it only to run this snippet")
-    [snippet] = re.findall(r"```typescript\n(.*?)```", README, re.DOTALL)
+    [snippet] = re.findall(r"```typescript\n(.*?)```", (ROOT / "docs/from-the-original.md").read_text(), re.DOTALL)
     plain = snippet.replace(": string", "").replace(": Promise<string>", "")
     script = plain + 'Promise.all(["42", "ä@b"].map(hashId)).then((all) => console.log(all.join(" ")));'
     done = subprocess.run([node, "-e", script], capture_output=True, text=True, timeout=60, check=True)
@@ -106,6 +121,27 @@ def test_nothing_tracked_names_this_machine_or_a_registry() -> None:
     tell_tales = re.compile(f"{options}|{address}|{home}".encode())
     found = [path for path in paths if tell_tales.search(path.read_bytes())]
     assert found == []
+
+
+def test_the_glossary_is_short_and_in_order() -> None:
+    """More words than forty are a language of one's own."""
+    words = re.findall(r"^\| ([a-z ]+) \|", (ROOT / "docs/glossary.md").read_text(), re.MULTILINE)[1:]
+    assert words == sorted(words)
+    assert 30 <= len(words) <= 40
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_file_of_ours_that_a_page_names_exists(page: Path) -> None:
+    """A reader looks for it at once; in a diff it may be new."""
+    text = re.sub(r"^```(diff|sh)\n.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    named = set(
+        re.findall(
+            r"\b((?:receiver|consumer|shared|viewer|native|bench|deploy|tests)/[\w/.-]+\.(?:py|rs|sh|sql))\b", text
+        )
+    )
+    named |= {f"receiver/{name}" for name in re.findall(r"\[\"((?:serve|translate|publish)/\w+\.py)", text)}
+    named |= {f"consumer/{name}" for name in re.findall(r"\[\"((?:pipeline|store)/\w+\.py)", text)}
+    assert {name for name in named if not (ROOT / name).exists()} == set()
 
 
 def test_the_readme_says_what_it_is_before_how_it_works() -> None:

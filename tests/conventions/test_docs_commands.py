@@ -43,6 +43,7 @@ def text_of(name: str) -> str:
 
 def command_lines(page: str) -> list[tuple[str, list[str]]]:
     """(program, arguments) of each command line, with lines that end in a backslash joined."""
+    page = re.sub(r"^```diff\n.*?^```", "", page, flags=re.DOTALL | re.MULTILINE)  # adds what is not there yet
     joined = re.sub(r"\\\n\s*", " ", page)
     joined = re.sub(r"python\n(?=-m (?:receiver|consumer))", "python ", joined)
     found = [(program, rest) for program, rest in COMMAND.findall(joined)] + SHORT.findall(joined)

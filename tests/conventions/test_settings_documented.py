@@ -1,4 +1,4 @@
-"""Every setting stands in deploy/env.txt and in the README's table, with its true default, and nothing else does."""
+"""Every setting stands in deploy/env.txt and in docs/settings.md, with its true default, and nothing else does."""
 
 import re
 from functools import cache
@@ -48,8 +48,8 @@ def default_of(field: FieldInfo) -> str:
             return str(value)
 
 
-def readme_rows() -> list[str]:
-    """The rows that README.md must have, to paste: python -c "import ...; print(*readme_rows(), sep='\\n')"."""
+def rows_of_the_page() -> list[str]:
+    """The rows that docs/settings.md must have, to paste."""
     return [
         f"| `{name}` | {default and f'`{default}`'} | {field.description} |"
         for name, field in settings().items()
@@ -84,8 +84,7 @@ def test_env_txt_copied_as_it_is_changes_nothing() -> None:
     assert active == []
 
 
-def test_the_readme_table_is_made_of_the_settings() -> None:
-    """The README is where people look first; a row that lags behind the code misleads them."""
-    section = (ROOT / "README.md").read_text().partition("\n## Settings\n")[2].partition("\n## ")[0]
-    rows = [line for line in section.splitlines() if line.startswith("| `")]
-    assert sorted(rows) == sorted(readme_rows())
+def test_the_page_of_settings_is_made_of_the_settings() -> None:
+    """A row that lags behind the code misleads whoever looks there first."""
+    rows = [line for line in (ROOT / "docs/settings.md").read_text().splitlines() if line.startswith("| `")]
+    assert sorted(rows) == sorted(rows_of_the_page()), "\n".join(rows_of_the_page())

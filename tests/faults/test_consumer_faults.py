@@ -23,10 +23,12 @@ from deploy.local.kafka import KafkaBroker
 from deploy.local.postgres import PostgresServer
 from deploy.local.stack import ModuleServer
 from support.command import answered
+from support.proxy import Proxy
 from support.records import Made, made
 from support.stack import TABLES, Stack, eventually
 
 Migrate = Callable[[PostgresServer], Awaitable[str]]
+CONSUMER = "telemetry-consumer"  # its writer's name at Postgres
 FATES = ("stored", "duplicates", "dead_lettered", "suppressed", "expired", "skipped")
 
 
@@ -125,26 +127,54 @@ async def test_a_consumer_killed_under_load_loses_and_doubles_nothing(stack: Sta
 
 
 async def test_a_zombie_that_wakes_after_losing_its_partitions_writes_nothing(stack: Stack) -> None:
-    """A paused virtual machine believes that it still owns its partitions; only the fence knows better."""
+    """A paused virtual machine believes that it still owns its partitions; only the fence knows better.
+
+    Its transaction is on the way when it is paused, and arrives when the partitions are another's: it has tried.
+    """
     await stack.create_topic()
-    zombie = stack.consumer(CONSUMER_BATCH_ROWS="50")
-    async with light_load(stack, 2) as acknowledged:
+    async with Proxy(stack.database_url).running() as proxy:
+        reaching = {"CONSUMER_BATCH_ROWS": "50", "ANALYTICS_DATABASE_URL": proxy.url}
+        zombie = await asyncio.to_thread(lambda: stack.consumer(**reaching))  # the proxy lives in this loop
+        async with light_load(stack, 2, pause_s=0.3) as acknowledged:
 
-        async def has_begun() -> bool:
-            return await stack.row_count() > 200
+            async def is_held_between_transactions() -> bool:
+                if await stack.row_count() <= 200:
+                    return False
+                proxy.stall()
+                await asyncio.sleep(0.2)  # for what was on its way
+                states = await stack.fetch("SELECT state FROM pg_stat_activity WHERE application_name = $1", CONSUMER)
+                if any(session["state"] != "idle" for session in states):
+                    proxy.flow()
+                return not proxy.is_flowing
 
-        await eventually(has_begun, 60, "the zombie at work")
-        zombie.pause()
-        stack.consumer()
-        count = len(acknowledged)
+            await eventually(is_held_between_transactions, 60, "the zombie at work, and held")
+            sent = len(acknowledged)
+            await eventually(lambda: more_than(sent + 200, acknowledged), 60, "records for its next transaction")
+            zombie.pause()
+            before = await positions(stack)
+            await asyncio.to_thread(stack.consumer)
 
-        async def is_taken_over() -> bool:
-            return await stack.row_count() > count
+            async def is_taken_over() -> bool:
+                now = await positions(stack)
+                return all(now[partition] > offset for partition, offset in before.items())
 
-        await eventually(is_taken_over, 60, "the other consumer at work")
-        zombie.resume()
-        await asyncio.sleep(3)  # bounded: the zombie's time to do harm
-    await assert_exactly_once(stack, acknowledged)
+            await eventually(is_taken_over, 60, "the other consumer at work on each partition")
+            proxy.flow()
+            zombie.resume()
+
+            async def is_refused() -> bool:
+                return await asyncio.to_thread(metric, zombie, "consumer_fenced_total") >= 1
+
+            await eventually(is_refused, 30, "the zombie's transaction refused")
+        await assert_exactly_once(stack, acknowledged)
+
+
+async def more_than(count: int, acknowledged: list[Made]) -> bool:
+    return len(acknowledged) > count
+
+
+async def positions(stack: Stack) -> dict[int, int]:
+    return {line["partition"]: line["next_offset"] for line in await stack.ledger()}
 
 
 async def test_consumers_come_and_go_under_load(stack: Stack) -> None:

@@ -196,7 +196,15 @@ async def test_freshness_is_the_ledgers_word(database: asyncpg.Connection) -> No
         """,
         uuid.UUID(int=1),
     )
-    assert await ask(database, "freshness()") == [("t", 2, BASE, BASE + DAY, 20, 14, 4, 0, 0, 0, 2, 1, 2, 1, 5)]
+    counts = (20, 14, 4, 0, 0, 0, 2, 1, 2, 1, 5)
+    assert await ask(database, "freshness()") == [("t", 2, BASE, BASE + DAY, *counts, None, None)]
+    end = "INSERT INTO ingest.topic_ends (topic, partition, topic_id, end_offset, seen_at) VALUES ('t', $1, $2, $3, $4)"
+    await database.execute(end, 0, uuid.UUID(int=1), 10, BASE + 2 * DAY)  # nothing waits: complete until it was seen
+    await database.execute(end, 1, uuid.UUID(int=1), 13, BASE + 3 * DAY)
+    seen = (3, BASE + 2 * DAY)
+    assert await ask(database, "freshness()") == [("t", 2, BASE + DAY, BASE + DAY, *counts, *seen)]
+    await database.execute("UPDATE ingest.topic_ends SET end_offset = 9, topic_id = $1", uuid.UUID(int=2))
+    assert await ask(database, "freshness()") == [("t", 2, BASE, BASE + DAY, *counts, None, None)]  # of another topic
     [(reason, waiting, redriven, *_)] = await ask(database, "dead_letter_reasons()")
     assert (reason, waiting, redriven) == ("empty", 1, 1)
     assert [row[:4] for row in await ask(database, "gaps()")] == [("t", 0, "truncated", 2), ("t", 0, "retention", 5)]

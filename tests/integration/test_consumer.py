@@ -1,6 +1,7 @@
 """Records -> rows, on a real Kafka and a real Postgres: every record one fate, every row exactly once."""
 
 import random
+from datetime import UTC, datetime
 from typing import Any
 
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
@@ -244,3 +245,28 @@ async def test_a_database_that_was_emptied_refills_itself_from_the_topic(stack: 
     await stack.fetch("TRUNCATE user_activity, endpoint_usage, feature_usage, ingest.partition_offsets")
     await stack.settled(300)
     await assert_rows_are(stack, expected)
+
+
+async def test_whoever_sees_the_tables_alone_is_told_how_many_records_wait(stack: Stack) -> None:
+    """A quiet topic is complete until now, and a consumer that cannot write leaves its records waiting."""
+    await stack.create_topic(partitions=2)
+    stack.consumer()
+    await stack.send([(index % 2, made(random.Random(index)).value) for index in range(20)])
+    await stack.settled(20)
+    settled_at = datetime.now(UTC)
+
+    async def freshness() -> dict[str, Any]:
+        return (await stack.fetch("SELECT waiting, complete_until FROM analytics.freshness()"))[0]
+
+    async def is_complete() -> bool:
+        found = await freshness()
+        return bool(found["waiting"] == 0 and found["complete_until"] > settled_at)
+
+    await eventually(is_complete, 40, "complete until later than the last record")
+    await stack.fetch("ALTER TABLE user_activity RENAME TO away")
+    await stack.send([(index % 2, made(random.Random(index)).value) for index in range(40)])
+
+    async def waits() -> bool:
+        return bool((await freshness())["waiting"])
+
+    await eventually(waits, 40, "records that wait")

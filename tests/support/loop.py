@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
+from consumer.pipeline.batch import engine_of
 from consumer.pipeline.loop import Pipeline
 from consumer.pipeline.peek import peek_with
+from consumer.pipeline.record_batches import take_record_batches
 from consumer.pipeline.writer import Writer
 from consumer.settings import ConsumerSettings
 from consumer.store.dead_letters import Breaker
 from consumer.store.ledger import Ledger
 from consumer.store.partitions import interval_of
-from consumer.store.plain_rows import PlainRows
 from consumer.store.suppressions_topic import Topic as SuppressionsTopic
 from shared.broker import RebalanceCount, ensure_topics, new_consumer
 from shared.errors import BrokerUnavailable
@@ -54,9 +55,11 @@ async def consumer_loop(stack: Stack, monkeypatch: pytest.MonkeyPatch, *, in_gro
     if in_group:
         client.subscribe([settings.kafka_topic], listener=rebalances)
     await client.start()
+    take_record_batches(client)
     if not in_group:
         client.assign([TopicPartition(settings.kafka_topic, 0)])
     ledger, erasures, health = Ledger(settings.kafka_topic), SuppressionsTopic(settings), Health("broker", "database")
+    engine = engine_of()
     writer = Writer(
         database_url=settings.database_url,
         application_name="test",
@@ -64,12 +67,13 @@ async def consumer_loop(stack: Stack, monkeypatch: pytest.MonkeyPatch, *, in_gro
         breaker=Breaker(max_ratio=1, window=1),
         retention_days=0,
         interval=interval_of("month"),
-        plain=PlainRows(),
+        engine=engine,
     )
     pipeline = Pipeline(
         consumer=client,
         rebalances=rebalances,
         ledger=ledger,
+        engine=engine,
         writer=writer,
         suppressions=erasures,
         peek=peek_with(settings),

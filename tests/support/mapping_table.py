@@ -1,4 +1,4 @@
-"""The mapping as the README shows it: a table, one row a column."""
+"""The mapping as docs/mapping.md shows it: a table, one row a column."""
 
 from receiver.translate import mapping
 from receiver.translate.mapping import Column, Constant, Form, Key, Setting

@@ -44,7 +44,7 @@ class Copy:
         return await self.run(sys.executable, "-m", *arguments, code=code)
 
 
-def sections(page: str) -> dict[str, str]:
-    """A page of the docs by its headings of the first two levels."""
-    parts = re.split(r"^##? (.+)$", (ROOT / "docs" / page).read_text(), flags=re.MULTILINE)
+def sections(page: str, *, levels: int = 2) -> dict[str, str]:
+    """A page of the docs by its headings of so many levels."""
+    parts = re.split(rf"^#{{1,{levels}}} (.+)$", (ROOT / "docs" / page).read_text(), flags=re.MULTILINE)
     return dict(zip(parts[1::2], parts[2::2], strict=True))

@@ -40,6 +40,10 @@ class Proxy:
     def connections(self) -> int:
         return len(self._writers) // 2
 
+    @property
+    def is_flowing(self) -> bool:
+        return self._flowing.is_set()
+
     def lead_to(self, url: str) -> None:
         """From now on to another server; connections to the old one are closed."""
         parts = urlsplit(url)

@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
@@ -32,6 +32,7 @@ from support.encoding import (
     translated,
 )
 from support.mutation import KEYS, Mutator
+from support.shares import SHARES, one_in
 
 REQUEST = {"http.request.method": "GET", "http.route": "/a/{id}", "http.response.status_code": 200}
 SEEDS = [
@@ -42,7 +43,6 @@ SEEDS = [
     span_bytes({"feature.name": "export", "metadata.x": [1, {"a": [b"x", 1.5, None]}], "user.id": 7}),
     span_bytes({**LOGIN, "metadata.url": "https://a.example/?b", "session.id": "s", "organization.id": "acme"}),
 ]
-QUICK = settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 def checked(span: bytes, resource: bytes = b"") -> Outcome:
@@ -62,7 +62,6 @@ def checked(span: bytes, resource: bytes = b"") -> Outcome:
     return found
 
 
-@QUICK
 @given(st.binary(max_size=200), st.sampled_from([b"", b"event.category", b"feature.name", b"http.method"]))
 def test_any_bytes_have_an_outcome(raw: bytes, key: bytes) -> None:
     """Anybody who has a key may send anything."""
@@ -74,7 +73,6 @@ def test_any_bytes_have_an_outcome(raw: bytes, key: bytes) -> None:
 DAMAGED = st.builds(lambda raw, seed: Mutator(random.Random(seed)).span(raw), st.sampled_from(SEEDS), st.integers(0))
 
 
-@QUICK
 @given(DAMAGED)
 def test_a_damaged_span_has_an_outcome(raw: bytes) -> None:
     """Real spans with a few bytes or fields wrong come further into the code than random ones."""
@@ -99,14 +97,12 @@ VALUES = st.recursive(
 ATTRIBUTES = st.tuples(st.sampled_from(KEYS), VALUES)
 
 
-@QUICK
 @given(st.lists(ATTRIBUTES, max_size=8), st.lists(ATTRIBUTES, max_size=3), st.integers(0, 5))
 def test_any_attributes_have_an_outcome(span: list[Any], resource: list[Any], kind: int) -> None:
     """All types, all keys, in all places: typed JSON that the consumer reads back as it was."""
     checked(span_bytes(span, kind=kind), resource_bytes(resource))
 
 
-@settings(QUICK, max_examples=50)
 @given(st.binary(max_size=100), st.lists(DAMAGED, max_size=3))
 @example(b"", [b""])
 def test_any_request_is_read_or_refused(tail: bytes, spans: list[bytes]) -> None:
@@ -178,13 +174,14 @@ def hidden_in(value: bytes, canary: str) -> bool:
     return any(form.lower() in text for form in forms)
 
 
+@pytest.mark.parametrize("share", SHARES)
 @pytest.mark.parametrize("canary", CANARIES)
-def test_no_canary_comes_out_of_any_place(canary: str) -> None:
+def test_no_canary_comes_out_of_any_place(canary: str, share: int) -> None:
     """The promise that the product makes: not in the topic, so not behind it. Explained, neither."""
     events = 0
     for table in (LOGIN, *OTHER_TABLES):
         for place in [*PLACES, canary, f"metadata.{canary}"]:
-            for shape in shapes(canary):
+            for shape in one_in(share, shapes(canary), place):
                 if place == VERSION_KEY and canary == "203.0.113.77":
                     continue  # what looks like an address is a version there
                 ways: list[tuple[dict[str, Any], dict[str, Any]]] = [({**table, place: shape}, {})]
@@ -201,10 +198,9 @@ def test_no_canary_comes_out_of_any_place(canary: str) -> None:
                     explained = explain_file(request_bytes((raw_resource, [raw])), PLAIN)
                     text = json.dumps([one.as_json() for one in explained]).encode()
                     assert not hidden_in(text, canary), (place, shape)
-    assert events > 900
+    assert events > 900 / share / 2
 
 
-@QUICK
 @given(st.sampled_from(CANARIES), VALUES, st.sampled_from(PLACES), st.integers(0, 3))
 def test_no_canary_comes_out_of_any_structure(canary: str, inner: Any, place: str, depth: int) -> None:
     """Wherever it is nested, and whatever stands beside it."""
@@ -216,7 +212,6 @@ def test_no_canary_comes_out_of_any_structure(canary: str, inner: Any, place: st
         assert not hidden_in(encode(found).value, canary)
 
 
-@settings(QUICK, max_examples=50)
 @given(st.text(min_size=4, max_size=30).filter(str.strip))
 def test_an_own_id_of_any_form_never_comes_out(raw: str) -> None:
     """Ids that look like nothing in particular: known, because the span says whose it is."""

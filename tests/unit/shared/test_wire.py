@@ -20,7 +20,7 @@ from shared.events import (
 )
 from shared.wire import HEADERS, decode, encode
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parents[2] / "golden"
 
 EVENTS = {
     "feature_usage": FeatureUsage(
