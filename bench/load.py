@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, field
-from typing import Self
+from typing import Any, Self
 
 import grpc
 import numpy as np
@@ -45,6 +45,7 @@ class Command:
     callers: int = 16
     connections: int = 8
     is_gzipped: bool = False
+    is_http: bool = False  # OTLP/HTTP, protobuf; a connection serves one caller at a time
     seconds: float | None = None
     total_spans: int | None = None
     spans_per_second: float | None = None
@@ -126,6 +127,9 @@ class Load:
         except grpc.aio.AioRpcError as error:
             self._failed[error.code().name] += 1
             return
+        except HttpRefused as error:
+            self._failed[str(error)] += 1
+            return
         if reply:  # partial success: some were rejected, and none should be
             self._failed["PARTIAL"] += 1
             return
@@ -136,14 +140,50 @@ class Load:
 
 async def carry_out(command: Command) -> Sent:
     async with AsyncExitStack() as stack:
-        channels = [await stack.enter_async_context(_channel(command.target)) for _ in range(command.connections)]
-        await asyncio.gather(*(channel.channel_ready() for channel in channels))
-        load = Load(command, [call_of(channel) for channel in channels])
+        if command.is_http:
+            made = [HttpConnection(command.target) for _ in range(command.callers)]
+            calls: list[Any] = [await stack.enter_async_context(each) for each in made]
+        else:
+            channels = [await stack.enter_async_context(_channel(command.target)) for _ in range(command.connections)]
+            await asyncio.gather(*(channel.channel_ready() for channel in channels))
+            calls = [call_of(channel) for channel in channels]
+        load = Load(command, calls)
         probe = await stack.enter_async_context(_Probe(command)) if command.probe_brokers else None
         sent = await load.run()
         if probe:
             sent.broker_p50_ms, sent.broker_p99_ms = percentiles_ms(probe.latencies_s)
         return sent
+
+
+class HttpRefused(Exception):  # noqa: N818  what the request is
+    """A status other than 200."""
+
+
+class HttpConnection:
+    """POST /v1/traces over one connection, as cheap as a sender can be."""
+
+    def __init__(self, target: str) -> None:
+        host, _, port = target.rpartition(":")
+        self._host, self._port = host, int(port)
+
+    async def __aenter__(self) -> Self:
+        self._reader, self._writer = await asyncio.open_connection(self._host, self._port)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._writer.close()
+
+    async def __call__(self, raw: bytes, *, timeout: float, compression: object) -> bytes:  # noqa: ASYNC109, ARG002
+        """The reply's body. Raises HttpRefused."""
+        kind = b"host: x\r\ncontent-type: application/x-protobuf\r\n"
+        self._writer.write(b"POST /v1/traces HTTP/1.1\r\n%bcontent-length: %d\r\n\r\n%b" % (kind, len(raw), raw))
+        async with asyncio.timeout(timeout):
+            told = await self._reader.readuntil(b"\r\n\r\n")
+            size = int(told.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+            body = await self._reader.readexactly(size)
+        if not told.startswith(b"HTTP/1.1 200"):
+            raise HttpRefused(told[9:12].decode())
+        return body
 
 
 def call_of(channel: grpc.aio.Channel) -> Call:

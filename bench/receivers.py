@@ -26,12 +26,13 @@ class Case:
     mix: Mix
     spans: int
     is_gzipped: bool = False
+    is_http: bool = False  # ours alone
 
     @property
     def name(self) -> str:
         share = {"traces": "10 % events", "new": "100 % events, every value new"}.get(self.mix, "100 % events")
         spans = "1 span" if self.spans == 1 else f"{self.spans:,} spans"
-        return f"{spans}, {share}" + (", gzip" if self.is_gzipped else "")
+        return f"{spans}, {share}" + (", gzip" if self.is_gzipped else "") + (", HTTP" if self.is_http else "")
 
     @property
     def callers(self) -> int:
@@ -39,11 +40,14 @@ class Case:
 
 
 MAIN, NEW, MOSTLY_OTHERS = Case("events", 512), Case("new", 512), Case("traces", 512)
-QUICK = (MAIN, NEW, MOSTLY_OTHERS)
+ONE, MAIN_HTTP, ONE_HTTP = Case("events", 1), Case("events", 512, is_http=True), Case("events", 1, is_http=True)
+QUICK = (MAIN, NEW, MOSTLY_OTHERS, MAIN_HTTP, ONE, ONE_HTTP)
 FULL = (
     *(Case(mix, spans) for mix in ("events", "new", "traces") for spans in (512, 1, 64, 8192)),
     Case("events", 512, is_gzipped=True),
     Case("traces", 512, is_gzipped=True),
+    MAIN_HTTP,
+    ONE_HTTP,
 )
 
 
@@ -68,6 +72,15 @@ GOALS = (
         against=_key(MAIN, OURS, "us/span"),
     ),
     _goal("receiver, 10 % events: CPU, ours / rotel", MOSTLY_OTHERS, "us/span", ROTEL, 0.65),
+    Goal(
+        "receiver, 512 spans: CPU, HTTP / gRPC",
+        _key(MAIN_HTTP, OURS, "us/span"),
+        1.0,
+        against=_key(MAIN, OURS, "us/span"),
+    ),
+    Goal(
+        "receiver, one span: CPU, HTTP / gRPC", _key(ONE_HTTP, OURS, "us/span"), 0.5, against=_key(ONE, OURS, "us/span")
+    ),
     Goal(
         "receiver, half load: p99 over the broker's own, ms",
         Key(LATENCY, MAIN.name, OURS, "p99 ms"),
@@ -126,11 +139,12 @@ class Peer:
 
     async def load(self, case: Case, **more: float | str | None) -> Sent:
         command = Command(
-            self.target,
+            self._process.http_target if case.is_http else self.target,
             case.mix,
             case.spans,
             callers=case.callers,
             is_gzipped=case.is_gzipped,
+            is_http=case.is_http,
             **more,  # type: ignore[arg-type]
         )
         return await self._servers.load(command)
@@ -154,7 +168,7 @@ async def measure(servers: Servers, report: Report, *, is_quick: bool, repetitio
         for case in cases:
             report.say(f"receiver: {case.name}")
             for turn in range(repetitions):
-                for peer in _rotated(peers, turn):
+                for peer in _rotated([peers[0]] if case.is_http else peers, turn):
                     report.add(SUITE, case.name, peer.name, **await peer.measure(case, seconds))
         for case in () if is_quick else (MAIN, MOSTLY_OTHERS):
             await _measure_latency(servers, report, case, peers, repetitions=repetitions)

@@ -52,6 +52,10 @@ class Started:
     def target(self) -> str:
         return f"127.0.0.1:{self.server.port_of('PORT')}"
 
+    @property
+    def http_target(self) -> str:
+        return f"127.0.0.1:{self.server.port_of('HTTP_PORT')}"
+
 
 class Servers:
     """One Kafka, one Postgres and one load generator, for a whole run."""

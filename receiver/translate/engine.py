@@ -6,7 +6,7 @@ leaves the others, one by one, to the reference.
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Any, Protocol
 from uuid import UUID
@@ -17,11 +17,12 @@ from receiver.decode.spans import ResourceSpans, TooManySpans, fields_max, read_
 from receiver.translate import mapping
 from receiver.translate.attributes import Notes
 from receiver.translate.cardinality import Guard, is_pattern
-from receiver.translate.identity import SPANS_MAX, Named, Trace, Traces
+from receiver.translate.identity import Traces
 from receiver.translate.native import mapping_spec, role_of
 from receiver.translate.outcome import NOT_PRODUCT_EVENT, Ignored, Outcome, Rejected
 from receiver.translate.reference import Resource, read_resource, translate
 from receiver.translate.rules import Rules
+from receiver.translate.traces import TracesOnDemand
 from shared import wire
 from shared.engine import EngineName, EngineSetting, native_library
 from shared.events import BaseEvent
@@ -77,7 +78,7 @@ class Engine(Protocol):
 
     @property
     def remembered_bytes(self) -> int:
-        """Memory of what is remembered from request to request: keys and resources, never values."""
+        """Memory of what is remembered from request to request: keys, resources and counted endpoints."""
 
     def open(self, body: bytes) -> Translation:
         """Split a request into spans.
@@ -263,7 +264,7 @@ class ByNative(_Fates):
         self._native = native
         self._request = request
         self._leftovers: deque[tuple[int, bytes, bytes]] = deque()
-        self._traces = _TracesOnDemand(request, native.rules)
+        self._traces = TracesOnDemand(request, native.rules)
         self._resource: tuple[bytes, Resource] | None = None
         self._is_read = False
         self._is_bounded = not native.guard.is_on
@@ -323,38 +324,3 @@ class ByNative(_Fates):
     def add(self, builder: Any, partition: int, start: int, now_ms: int) -> int:
         added: int = self._native.engine.add(self._request, builder, partition, start, now_ms)
         return added
-
-
-class _TracesOnDemand(Traces):
-    """Traces of a request, each read when a span of it asks whose it is: few do."""
-
-    def __init__(self, request: Any, rules: Rules) -> None:
-        super().__init__(rules)
-        self._request = request
-        self._known: dict[bytes, Trace] = {}
-
-    def of(self, trace_id: bytes) -> Trace:
-        return _TraceOnDemand(lambda: self._read(trace_id))
-
-    def _read(self, trace_id: bytes) -> Trace:
-        known = self._known.get(trace_id)
-        if known is None:
-            traces = Traces(self._rules)
-            groups = [ResourceSpans(resource, spans) for resource, spans in self._request.spans_of(trace_id)]
-            if sum(len(group.spans) for group in groups) <= SPANS_MAX:
-                for _ in traces.read(groups):
-                    pass
-            known = self._known[trace_id] = traces.of(trace_id)
-            self.held_bytes += traces.held_bytes
-        return known
-
-
-class _TraceOnDemand(Trace):
-    __slots__ = ("_read",)
-
-    def __init__(self, read: Callable[[], Trace]) -> None:
-        super().__init__()
-        self._read = read
-
-    def named(self, column: str, span_id: bytes) -> Named | None:
-        return self._read().named(column, span_id)

@@ -1,7 +1,9 @@
 """Who may call, and over what: keys, certificates, and their rotation while calls go on."""
 
 import asyncio
+import http.client
 import shutil
+import ssl
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -200,7 +202,8 @@ def install(pair: tuple[Path, Path], cert: Path, key: Path) -> None:
     shutil.copy(pair[1], key)
 
 
-async def test_certificates_are_reloaded_while_calls_go_on(kafka: KafkaBroker, tmp_path: Path) -> None:
+@pytest.mark.parametrize("transport", ["grpc", "http"])
+async def test_certificates_are_reloaded_while_calls_go_on(kafka: KafkaBroker, tmp_path: Path, transport: str) -> None:
     """Short-lived certificates are the rule; a restart a day is not, and no caller may be refused meanwhile."""
     old, new = Authority(tmp_path / "old", "old"), Authority(tmp_path / "new", "new")
     cert, key = tmp_path / "tls.pem", tmp_path / "tls.key"
@@ -209,6 +212,8 @@ async def test_certificates_are_reloaded_while_calls_go_on(kafka: KafkaBroker, t
     codes: list[str] = []
 
     async def call(receiver: Receiver, roots: bytes) -> str:
+        if transport == "http":
+            return await asyncio.to_thread(https, receiver.http_port, roots)
         async with receiver.channel(grpc.ssl_channel_credentials(roots)) as channel:
             return (await export(channel, NO_EVENT)).code
 
@@ -241,6 +246,19 @@ async def test_certificates_are_reloaded_while_calls_go_on(kafka: KafkaBroker, t
         await asyncio.gather(*callers)
         assert await call(receiver, old.cert.read_bytes()) == "UNAVAILABLE"
     assert set(codes) == {"OK"}
+
+
+def https(port: int, roots: bytes) -> str:
+    """The code of one request over a connection of its own."""
+    trusted = ssl.create_default_context(cadata=roots.decode())
+    connection = http.client.HTTPSConnection("localhost", port, context=trusted, timeout=10)
+    try:
+        connection.request("POST", "/v1/traces", NO_EVENT, {"content-type": "application/x-protobuf"})
+        return "OK" if connection.getresponse().status == 200 else "REFUSED"
+    except ssl.SSLCertVerificationError:
+        return "UNAVAILABLE"
+    finally:
+        connection.close()
 
 
 async def test_mutual_tls_knows_its_callers_and_reloads_who_they_are(kafka: KafkaBroker, tmp_path: Path) -> None:

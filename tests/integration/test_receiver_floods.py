@@ -6,6 +6,7 @@ The neighbour is a process of its own that makes a call of five events every 50 
 import asyncio
 import contextlib
 import gzip
+import resource
 import signal
 import struct
 import time
@@ -20,6 +21,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from deploy.local.kafka import KafkaBroker
+from receiver.serve.listener import CONNECTION_BYTES
 from support import http2
 from support.http2 import body_frames, connected, frame, grpc_frame, hello, open_call
 from support.neighbour import beside
@@ -230,29 +232,66 @@ CASES += [
 async def test_a_neighbour_is_served_beside_a_flood(kafka: KafkaBroker, tmp_path: Path, case: Case) -> None:
     """New connections too, within 3 s; and a stop ends below 8 s while the flood goes on."""
     async with started(kafka, tmp_path) as receiver:
-        async with receiver.channel() as channel:
-            for _ in range(20):
-                assert (await export(channel, request(features(200)))).code == "OK"
-        before = receiver.resident_bytes()
-        flood = asyncio.ensure_future(case.flood(receiver.http_port if case.is_http else receiver.port))
-        with beside(receiver.port) as neighbour:
-            await asyncio.wait({flood}, timeout=SECONDS)
-            growth = receiver.resident_bytes() - before
-        service = neighbour.service
-        told = (case.name, service, growth // MEBIBYTE)
-        assert not flood.done(), flood
-        stopped_at = time.monotonic()
-        assert await receiver.stop() == 0
-        stop_s = time.monotonic() - stopped_at
-        flood.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await flood
-        assert service.ok_share >= case.ok_share_min, told
-        assert service.p99_s < P99_S_MAX, told
-        assert set(service.newcomers) == {"OK"}, told
-        assert growth < case.growth_bytes_max, told
-        assert stop_s < STOP_S_MAX, stop_s
-        assert not receiver.log_lines("call_failed") + receiver.log_lines("connection_failed"), told
+        await check(receiver, case, SECONDS)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("case", CASES[:1] + CASES[7:8], ids=["paths", "pings"])
+async def test_a_neighbour_is_served_beside_a_minute_of_packets(kafka: KafkaBroker, tmp_path: Path, case: Case) -> None:
+    """What adds up shows only after a while."""
+    async with started(kafka, tmp_path) as receiver:
+        await check(receiver, case, 60.0)
+
+
+@pytest.mark.long
+async def test_a_neighbour_is_served_beside_ten_thousand_connections(kafka: KafkaBroker, tmp_path: Path) -> None:
+    """Browsers keep theirs open. As many as the limit of open files leaves room for."""
+    _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+    count = min(10_000, (files - 512) // 2)
+    kept = Case(
+        "connections that have asked once",
+        lambda port: held(count, lambda: http1(PROTOBUF), port),
+        growth_bytes_max=count * CONNECTION_BYTES + GROWTH_BYTES_MAX,
+        is_http=True,
+    )
+    async with started(kafka, tmp_path, MAX_CONNECTIONS=count) as receiver:
+
+        async def are_open() -> bool:
+            return await receiver.metric("receiver_connections", transport="http") >= 0.95 * count
+
+        await check(receiver, kept, SECONDS, are_there=lambda: until(are_open, 120, f"{count} connections"))
+
+
+async def check(
+    receiver: Receiver, case: Case, seconds: float, *, are_there: Callable[[], Awaitable[object]] | None = None
+) -> None:
+    """The neighbour calls for so long, once the flood is there."""
+    async with receiver.channel() as channel:
+        for _ in range(20):
+            assert (await export(channel, request(features(200)))).code == "OK"
+    before = receiver.resident_bytes()
+    flood = asyncio.ensure_future(case.flood(receiver.http_port if case.is_http else receiver.port))
+    if are_there is not None:
+        await are_there()
+    with beside(receiver.port) as neighbour:
+        await asyncio.wait({flood}, timeout=seconds)
+        growth = receiver.resident_bytes() - before
+    service = neighbour.service
+    told = (case.name, service, growth // MEBIBYTE)
+    assert not flood.done(), flood
+    stopped_at = time.monotonic()
+    assert await receiver.stop() == 0
+    stop_s = time.monotonic() - stopped_at
+    flood.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await flood
+    assert service.ok_share >= case.ok_share_min, told
+    assert service.p99_s < P99_S_MAX, told
+    assert set(service.newcomers) == {"OK"}, told
+    assert growth < case.growth_bytes_max, told
+    assert stop_s < STOP_S_MAX, stop_s
+    assert not receiver.log_lines("call_failed") + receiver.log_lines("connection_failed"), told
 
 
 async def test_a_watcher_that_reads_nothing_freezes_neither_health_nor_gauges(

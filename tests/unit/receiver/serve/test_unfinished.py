@@ -72,3 +72,15 @@ async def test_a_request_that_turns_out_too_large_is_refused_at_the_next_attempt
         with pytest.raises(TooMuchToHold):
             await unfinished.take(body)
         assert await unfinished.take(body) is None  # the limits may be others tomorrow
+
+
+async def test_an_attempt_gets_the_batches_of_the_one_before() -> None:
+    """It waits for their acknowledgement. To publish anew would store every record twice in the topic."""
+    budget, body = Budget(1024 * KIBIBYTE), request(features(300))
+    batches = frozenset({asyncio.get_running_loop().create_future()})
+    async with working(budget, held_max=10_000 * KIBIBYTE) as unfinished:
+        unfinished.keep(await key_of(body), len(body), Begun(opened(body).translation, batches))
+        await until_idle(unfinished)
+        begun = await unfinished.take(body)
+        assert begun is not None
+        assert begun.batches == batches
