@@ -19,7 +19,7 @@ from consumer.pipeline.batch import engine_of
 from consumer.pipeline.loop import Pipeline, Share
 from consumer.pipeline.monitor import Watch
 from consumer.pipeline.peek import peek_with
-from consumer.pipeline.record_batches import take_record_batches
+from consumer.pipeline.records.record_batches import take_record_batches
 from consumer.pipeline.writer import Writer
 from consumer.settings import ConsumerSettings
 from consumer.store.dead_letters import Breaker

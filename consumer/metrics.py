@@ -7,7 +7,7 @@ from typing import get_args
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from consumer.store.plain_rows import DECLINED
+from consumer.store.rows.plain_rows import DECLINED
 from consumer.store.schema import ANALYTICS_TABLES
 from shared.errors import DeadLetterReason
 

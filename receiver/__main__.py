@@ -14,17 +14,17 @@ import typer
 import uvloop
 
 from receiver import metrics
+from receiver.budget import Arrivals, Budget
 from receiver.publish.publisher import NEED, Publisher
 from receiver.serve.auth import Keys
-from receiver.serve.budget import Arrivals, Budget
 from receiver.serve.course import Course
 from receiver.serve.export import Export
-from receiver.serve.server import Server, is_loopback
+from receiver.serve.transport.server import Server, is_loopback
 from receiver.serve.turns import Turns
 from receiver.serve.workers import Workers, report
 from receiver.settings import ReceiverSettings
-from receiver.translate.engine import new_engine
-from receiver.translate.explain import Explanation, explain_file
+from receiver.translate.engines.engine import new_engine
+from receiver.translate.engines.explain import Explanation, explain_file
 from receiver.translate.rules import Rules
 from shared import identity, lifecycle, logs, probes
 from shared.errors import Permanent, WrongSetting

@@ -4,9 +4,9 @@ from typing import Literal, get_args
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from receiver.serve.budget import Holder
+from receiver.budget import Holder
 from receiver.serve.replies import CAUSES, CODES, FINAL_CAUSES
-from receiver.translate.native import DECLINED
+from receiver.translate.engines.native import DECLINED
 from receiver.translate.outcome import IGNORE_REASONS, REJECT_REASONS
 from shared.events import TABLES
 

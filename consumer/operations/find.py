@@ -8,7 +8,7 @@ from aiokafka import ConsumerRecord
 
 from consumer.operations.operation import Operation, WrongUse
 from consumer.store import suppressions
-from consumer.store.decoded import decoded
+from consumer.store.rows.decoded import decoded
 from consumer.store.schema import ANALYTICS_TABLES
 from shared.events import event_id, partition_of
 

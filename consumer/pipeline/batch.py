@@ -8,12 +8,12 @@ from uuid import UUID
 
 from aiokafka import ConsumerRecord
 
-from consumer.pipeline.native import NativeEngine
-from consumer.pipeline.parts import Engine, Part, numbers_in, offsets_of
-from consumer.pipeline.reference import ReferenceEngine
+from consumer.pipeline.records.native import NativeEngine
+from consumer.pipeline.records.parts import Engine, Part, numbers_in, offsets_of
+from consumer.pipeline.records.reference import ReferenceEngine
 from consumer.store.dead_letters import Place, time_of
-from consumer.store.decoded import Decoded
 from consumer.store.ledger import Line, Move
+from consumer.store.rows.decoded import Decoded
 from consumer.store.suppressions import Subject
 from shared.engine import EngineSetting, native_library
 

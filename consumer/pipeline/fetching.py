@@ -11,8 +11,8 @@ from aiokafka.errors import IllegalStateError, NoOffsetForPartitionError, Offset
 
 from consumer import metrics
 from consumer.pipeline.batch import Batch
-from consumer.pipeline.parts import Engine, Part
-from consumer.pipeline.record_batches import FetchedRecords
+from consumer.pipeline.records.parts import Engine, Part
+from consumer.pipeline.records.record_batches import FetchedRecords
 from consumer.store.ledger import Line
 from shared.broker import KAFKA_ERRORS
 from shared.errors import BrokerUnavailable, Transient

@@ -17,15 +17,15 @@ from consumer.pipeline import positions
 from consumer.pipeline.batch import Batch
 from consumer.pipeline.fetching import BATCH_BYTES_MAX, Fetching, Limits, Moved
 from consumer.pipeline.measure import measure
-from consumer.pipeline.parts import Engine
 from consumer.pipeline.peek import Peek
+from consumer.pipeline.records.parts import Engine
 from consumer.pipeline.writer import Writer
 from consumer.store.database import explained
 from consumer.store.erasures import adopt
 from consumer.store.ledger import Fenced, Ledger, Line
+from consumer.store.rows.written import Written
 from consumer.store.suppressions import Suppressions, unpublished
 from consumer.store.suppressions_topic import Topic as SuppressionsTopic
-from consumer.store.written import Written
 from shared.broker import RebalanceCount
 from shared.errors import BrokerUnavailable, DatabaseUnavailable, WrongTopic
 from shared.lifecycle import background, backoff_s, sleep_or_stop, stop_within

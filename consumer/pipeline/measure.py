@@ -4,7 +4,7 @@ import time
 
 from consumer import metrics
 from consumer.pipeline.batch import Batch
-from consumer.store.written import Written
+from consumer.store.rows.written import Written
 
 
 def measure(batch: Batch, written: Written) -> None:

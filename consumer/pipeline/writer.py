@@ -11,7 +11,7 @@ from typing import TypeVar
 import asyncpg
 
 from consumer.pipeline.batch import Batch
-from consumer.pipeline.parts import Engine
+from consumer.pipeline.records.parts import Engine
 from consumer.store import dead_letters, suppressions
 from consumer.store.database import (
     DATABASE_ERRORS,
@@ -23,12 +23,12 @@ from consumer.store.database import (
     refuse_transaction_pooling,
 )
 from consumer.store.dead_letters import Breaker, Place
-from consumer.store.decoded import Decoded
 from consumer.store.ledger import Ledger
 from consumer.store.partitions import Interval, Known
-from consumer.store.table_rows import TableRows
-from consumer.store.upsert import Upsert, make_stages
-from consumer.store.written import Written
+from consumer.store.rows.decoded import Decoded
+from consumer.store.rows.table_rows import TableRows
+from consumer.store.rows.upsert import Upsert, make_stages
+from consumer.store.rows.written import Written
 from shared.errors import DatabaseUnavailable
 
 T = TypeVar("T")

@@ -15,7 +15,7 @@ from consumer.pipeline import positions
 from consumer.pipeline.batch import engine_of
 from consumer.pipeline.loop import Pipeline
 from consumer.pipeline.peek import peek_with
-from consumer.pipeline.record_batches import take_record_batches
+from consumer.pipeline.records.record_batches import take_record_batches
 from consumer.pipeline.writer import Writer
 from consumer.rebuild.compare import Day, carry_over, compare, keep_known_ids, note_unseen, unexplained
 from consumer.rebuild.kept import dependants, refuse_what_would_be_lost

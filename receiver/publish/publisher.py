@@ -16,9 +16,9 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import ClusterAuthorizationFailedError, KafkaError, TopicAuthorizationFailedError
 
 from receiver import metrics
-from receiver.serve.budget import Budget
+from receiver.budget import Budget
 from receiver.settings import ReceiverSettings
-from receiver.translate.engine import Builder, Engine, Translation
+from receiver.translate.engines.engine import Builder, Engine, Translation
 from shared.broker import ensure_topics, new_producer
 from shared.errors import BrokerUnavailable, WrongTopic
 from shared.lifecycle import backoff_s, stop_within

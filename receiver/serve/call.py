@@ -3,7 +3,7 @@
 from collections.abc import Hashable, Iterable
 from typing import Literal, Protocol
 
-from receiver.serve.budget import Arrival
+from receiver.budget import Arrival
 
 Transport = Literal["grpc", "http"]
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from google.rpc.code_pb2 import Code
 
+from receiver.budget import BudgetFull, SenderStalled
 from receiver.decode.spans import MalformedRequest, TooManySpans
-from receiver.serve.budget import BudgetFull, SenderStalled
 from shared.errors import BrokerUnavailable, Permanent, Transient
 
 OK = "OK"

@@ -11,10 +11,10 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from hashlib import sha256
 
-from receiver.serve.budget import Budget
+from receiver.budget import Budget
 from receiver.serve.replies import TooMuchToHold
 from receiver.serve.turns import Turns
-from receiver.translate.engine import Translation
+from receiver.translate.engines.engine import Translation
 
 REQUESTS_MAX = 8
 KEEP_S = 60.0  # an exporter waits 30 s, and half of that more, at most between two attempts

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal, NamedTuple
 
 from receiver.decode.otlp import AnyValue, KeyValue, ValueKind
-from receiver.translate.own_ids import OwnIds
+from receiver.translate.redaction.own_ids import OwnIds
 
 AttributeMap = Mapping[bytes, AnyValue]
 Keys = tuple[bytes, ...]

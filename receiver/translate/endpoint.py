@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address, IPv6Address
 
 from receiver.translate.mapping import Form
-from receiver.translate.normal import normal_form
-from receiver.translate.own_ids import OwnIds
-from receiver.translate.privacy import JUDGED_CHARS_MAX, is_address, secret_in
+from receiver.translate.redaction.normal import normal_form
+from receiver.translate.redaction.own_ids import OwnIds
+from receiver.translate.redaction.privacy import JUDGED_CHARS_MAX, is_address, secret_in
 from receiver.translate.routes import Piece, has_parameter, pieces_of
 
 ID = "{id}"

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from receiver.translate.attributes import decoded, without_nul
 from receiver.translate.mapping import VERSION_KEY
-from receiver.translate.normal import normal_form
-from receiver.translate.privacy import Addresses, SecretRule, clean
+from receiver.translate.redaction.normal import normal_form
+from receiver.translate.redaction.privacy import Addresses, SecretRule, clean
 
 KEY_CHARS_MAX = 128
 # Of a key, 128 characters are stored. What is judged beyond them is what a secret needs to show itself; in

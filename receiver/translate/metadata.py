@@ -14,8 +14,8 @@ from receiver.decode.otlp import AnyValue, KeyValue, ValueKind
 from receiver.translate.attributes import AttributeMap, Notes, Origin, decoded, kind_of, without_nul
 from receiver.translate.keys import Key, read_key
 from receiver.translate.mapping import METADATA_PREFIX
-from receiver.translate.normal import may_change
-from receiver.translate.privacy import JUDGED_CHARS_MAX, REDACTED, Cleaned, clean, has_card
+from receiver.translate.redaction.normal import may_change
+from receiver.translate.redaction.privacy import JUDGED_CHARS_MAX, REDACTED, Cleaned, clean, has_card
 
 Json = str | int | float | bool | list["Json"] | dict[str, "Json"] | None
 

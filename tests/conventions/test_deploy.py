@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from consumer.settings import ConsumerSettings
-from receiver.serve.health import LIVENESS
+from receiver.serve.transport.health import LIVENESS
 from receiver.settings import ReceiverSettings
 from shared.database_settings import DatabaseSettings
 from shared.settings import load

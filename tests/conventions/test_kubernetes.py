@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from consumer.settings import ConsumerSettings
-from receiver.serve.health import LIVENESS
+from receiver.serve.transport.health import LIVENESS
 from receiver.settings import ReceiverSettings
 from shared.settings import KafkaSettings
 from viewer.settings import ViewerSettings

@@ -20,7 +20,7 @@ BY_BOTH = """
 import json
 from receiver.settings import ReceiverSettings
 from receiver.__main__ import rules_of
-from receiver.translate.engine import new_engine
+from receiver.translate.engines.engine import new_engine
 from shared.engine import is_native_built
 from support.otlp import request, span
 

@@ -13,12 +13,12 @@ import pytest
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-import receiver.translate.reading
+import receiver.translate.engines.reading
 from receiver.decode.spans import MalformedRequest, TooManySpans, read_request
-from receiver.translate.engine import Engine, Reference
-from receiver.translate.explain import explain_file
+from receiver.translate.engines.engine import Engine, Reference
+from receiver.translate.engines.explain import explain_file
+from receiver.translate.engines.reference import read_resource, translate
 from receiver.translate.outcome import IGNORE_REASONS, REJECT_REASONS, Ignored, Outcome, Rejected
-from receiver.translate.reference import read_resource, translate
 from receiver.translate.rules import Rules
 from shared.identity import Hasher
 from shared.wire import decode, encode
@@ -238,7 +238,7 @@ def test_a_failure_of_ours_has_its_reason(monkeypatch: pytest.MonkeyPatch) -> No
 
     IS_BROKEN.add("event_metadata")
     try:
-        monkeypatch.setattr(receiver.translate.reading, "event_metadata", broken)
+        monkeypatch.setattr(receiver.translate.engines.reading, "event_metadata", broken)
         assert reference(body, PLAIN) == explained(body, PLAIN) == ["internal"]
         assert served(Reference(rules(), spans_max=SPANS_MAX), body) == ([], Counter(["internal"]))
     finally:

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from deploy.local.kafka import KafkaBroker
-from receiver.serve.budget import Holder
+from receiver.budget import Holder
 from support import http2
 from support.encoding import batch
 from support.http import JSON, otlp_json, post

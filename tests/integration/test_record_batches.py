@@ -9,9 +9,9 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPa
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from consumer.pipeline.batch import engine_of
-from consumer.pipeline.parts import Engine
-from consumer.pipeline.record_batches import Fetched, take_record_batches
-from consumer.pipeline.reference import ReferenceEngine
+from consumer.pipeline.records.parts import Engine
+from consumer.pipeline.records.record_batches import Fetched, take_record_batches
+from consumer.pipeline.records.reference import ReferenceEngine
 from shared.broker import new_consumer
 from shared.engine import is_native_built
 from shared.settings import KafkaSettings

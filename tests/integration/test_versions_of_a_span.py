@@ -4,7 +4,7 @@ import itertools
 
 import orjson
 
-from receiver.translate.engine import Reference
+from receiver.translate.engines.engine import Reference
 from shared.identity import hash_id
 from support.command import command
 from support.encoding import PLAIN, SERVER, request_bytes, resource_bytes, span_bytes

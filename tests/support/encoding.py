@@ -7,9 +7,9 @@ from typing import Any
 
 from receiver.decode.spans import ResourceSpans
 from receiver.translate.attributes import Notes
+from receiver.translate.engines.reference import read_resource, translate
 from receiver.translate.identity import Traces
 from receiver.translate.outcome import Outcome
-from receiver.translate.reference import read_resource, translate
 from receiver.translate.rules import Rules
 from shared.identity import Hasher
 from support.engines import Answers, answers_by, engines

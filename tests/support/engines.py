@@ -9,7 +9,7 @@ from typing import Any
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
 
-from receiver.translate.engine import Engine, Reference, Translation, new_engine
+from receiver.translate.engines.engine import Engine, Reference, Translation, new_engine
 from receiver.translate.outcome import Ignored, Outcome, Rejected
 from receiver.translate.rules import Rules
 from shared.engine import is_native_built

@@ -12,7 +12,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from consumer.pipeline.batch import engine_of
 from consumer.pipeline.loop import Pipeline
 from consumer.pipeline.peek import peek_with
-from consumer.pipeline.record_batches import take_record_batches
+from consumer.pipeline.records.record_batches import take_record_batches
 from consumer.pipeline.writer import Writer
 from consumer.settings import ConsumerSettings
 from consumer.store.dead_letters import Breaker

@@ -7,7 +7,7 @@ from aiokafka import ConsumerRecord, TopicPartition
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.util import calc_crc32c
 
-from consumer.pipeline.record_batches import Fetched, records_of
+from consumer.pipeline.records.record_batches import Fetched, records_of
 
 PLACE = TopicPartition("telemetry.events", 3)
 NONE, GZIP, SNAPPY, LZ4, ZSTD = range(5)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from aiokafka import ConsumerRecord
 
-from consumer.store.decoded import decoded
+from consumer.store.rows.decoded import decoded
 from consumer.store.suppressions import Subject, is_suppressed
 from shared.events import TIMESTAMP_US_MAX, TIMESTAMP_US_MIN, BaseEvent
 from shared.wire import decode, encode

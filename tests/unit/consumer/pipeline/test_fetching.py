@@ -10,9 +10,9 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from consumer import metrics
 from consumer.pipeline.batch import engine_of
 from consumer.pipeline.fetching import Fetching, Limits, Moved
-from consumer.pipeline.parts import Engine
-from consumer.pipeline.record_batches import Fetched
-from consumer.pipeline.reference import SLICE_RECORDS, ReferenceEngine, memory_bytes
+from consumer.pipeline.records.parts import Engine
+from consumer.pipeline.records.record_batches import Fetched
+from consumer.pipeline.records.reference import SLICE_RECORDS, ReferenceEngine, memory_bytes
 from consumer.store.ledger import Line
 from shared.errors import BrokerUnavailable
 from shared.topic_identity import NO_TOPIC_ID

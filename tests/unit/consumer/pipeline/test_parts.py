@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from consumer.pipeline.batch import Batch, engine_of
-from consumer.pipeline.parts import Engine, Part
-from consumer.pipeline.record_batches import Fetched
-from consumer.pipeline.reference import ReferenceEngine
-from consumer.store import plain_rows
+from consumer.pipeline.records.parts import Engine, Part
+from consumer.pipeline.records.record_batches import Fetched
+from consumer.pipeline.records.reference import ReferenceEngine
 from consumer.store.dead_letters import Place
 from consumer.store.ledger import Line
+from consumer.store.rows import plain_rows
 from consumer.store.suppressions import Subject
 from shared.topic_identity import NO_TOPIC_ID
 from support.copy_data import rows_of

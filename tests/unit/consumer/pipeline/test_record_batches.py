@@ -12,7 +12,7 @@ from aiokafka.record.memory_records import MemoryRecords
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consumer.pipeline.record_batches import Fetched, _Answer, _Batches, records_of
+from consumer.pipeline.records.record_batches import Fetched, _Answer, _Batches, records_of
 from support.record_batches import (
     CONTROL,
     GZIP,

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from pydantic import AfterValidator, ConfigDict, Field
 
 from consumer.pipeline.batch import engine_of
-from consumer.store import plain_rows
-from consumer.store.plain_rows import PlainRows
+from consumer.store.rows import plain_rows
+from consumer.store.rows.plain_rows import PlainRows
 from consumer.store.schema import ANALYTICS_TABLES, Row, row_of
 from shared.engine import native_library
 from shared.errors import Undecodable, WrongSetting

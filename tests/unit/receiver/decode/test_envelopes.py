@@ -3,7 +3,7 @@
 import pytest
 
 from receiver.decode.spans import read_request
-from receiver.translate.reference import read_resource, translate
+from receiver.translate.engines.reference import read_resource, translate
 from support.encoding import LOGIN, PLAIN, field, request_bytes, resource_bytes, span_bytes, traces_of, varint
 from support.engines import SPANS_MAX, Answers, answers_by, engines
 

@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 import pytest
 
-from receiver.serve.body import PIECE_BYTES, inflated
-from receiver.serve.budget import Arrivals, Budget
+from receiver.budget import Arrivals, Budget
 from receiver.serve.replies import BadEncoding, TooLarge, UnknownEncoding
+from receiver.serve.transport.body import PIECE_BYTES, inflated
 from receiver.serve.turns import Turns
 
 if sys.version_info >= (3, 14):

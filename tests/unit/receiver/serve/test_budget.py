@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from receiver.serve.budget import Arrivals, Budget, BudgetFull, SenderStalled
+from receiver.budget import Arrivals, Budget, BudgetFull, SenderStalled
 
 KIBIBYTE = 1024
 

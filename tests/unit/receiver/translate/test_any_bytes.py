@@ -13,7 +13,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from receiver.decode.spans import MalformedRequest, TooManySpans, read_request
 from receiver.translate import mapping
-from receiver.translate.explain import explain_file
+from receiver.translate.engines.explain import explain_file
 from receiver.translate.mapping import VERSION_KEY
 from receiver.translate.outcome import IGNORE_REASONS, REJECT_REASONS, Ignored, Outcome, Rejected
 from shared.wire import decode, encode

@@ -6,7 +6,7 @@ import pytest
 
 from receiver.translate.endpoint import endpoint_of
 from receiver.translate.mapping import Form
-from receiver.translate.own_ids import OwnIds
+from receiver.translate.redaction.own_ids import OwnIds
 
 
 def own(*raws: str) -> OwnIds:

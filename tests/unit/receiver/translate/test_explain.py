@@ -9,7 +9,7 @@ from google.protobuf import json_format
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from receiver.decode.spans import MalformedRequest, TooManySpans
-from receiver.translate.explain import Explanation, explain_file
+from receiver.translate.engines.explain import Explanation, explain_file
 from shared.identity import Hasher
 from support.encoding import ID, LOGIN, PLAIN, SERVER, request_bytes, resource_bytes, rules, span_bytes
 

@@ -3,8 +3,8 @@
 import pytest
 
 from receiver.decode.spans import read_request
+from receiver.translate.engines.reference import read_resource, translate
 from receiver.translate.outcome import Ignored
-from receiver.translate.reference import read_resource, translate
 from shared.wire import encode
 from support.encoding import PLAIN, traces_of
 from support.engines import Answers, answers_by, engines

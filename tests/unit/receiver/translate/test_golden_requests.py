@@ -5,8 +5,8 @@ import json
 import pytest
 
 from receiver.decode.spans import read_request
+from receiver.translate.engines.reference import read_resource, translate
 from receiver.translate.outcome import Ignored, Rejected
-from receiver.translate.reference import read_resource, translate
 from shared.identity import Hasher
 from shared.wire import encode
 from support.encoding import rules, traces_of

@@ -9,10 +9,10 @@ import pytest
 
 from receiver.decode.spans import ResourceSpans
 from receiver.translate import identity
-from receiver.translate.explain import explain_file
+from receiver.translate.engines.explain import explain_file
+from receiver.translate.engines.reference import read_resource, translate
 from receiver.translate.identity import SPANS_MAX
 from receiver.translate.outcome import Ignored, Rejected
-from receiver.translate.reference import read_resource, translate
 from receiver.translate.rules import Rules
 from shared.identity import hash_id
 from support.encoding import (

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from receiver.translate.privacy import JUDGED_CHARS_MAX
-from receiver.translate.reference import read_resource, translate
+from receiver.translate.engines.reference import read_resource, translate
+from receiver.translate.redaction.privacy import JUDGED_CHARS_MAX
 from shared.wire import decode, encode
 from support.encoding import LOGIN, Text, metadata, outcome, pairs, resource_bytes, rules, span_bytes
 

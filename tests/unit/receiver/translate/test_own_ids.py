@@ -6,7 +6,7 @@ from urllib.parse import quote
 import pytest
 
 from receiver.translate import mapping
-from receiver.translate.own_ids import OwnIds
+from receiver.translate.redaction.own_ids import OwnIds
 from shared.identity import hash_id
 from shared.wire import encode
 from support.encoding import LOGIN, outcome

@@ -5,9 +5,9 @@ import time
 
 import pytest
 
-from receiver.translate import privacy
 from receiver.translate.keys import read_key, words_of
-from receiver.translate.privacy import Addresses, clean, has_card
+from receiver.translate.redaction import privacy
+from receiver.translate.redaction.privacy import Addresses, clean, has_card
 from support.encoding import LOGIN, SERVER, outcome
 from support.shares import SHARES, one_in
 

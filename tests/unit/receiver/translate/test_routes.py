@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 
 from receiver.translate.endpoint import endpoint_of, route_named_by
-from receiver.translate.explain import explain_file
+from receiver.translate.engines.explain import explain_file
 from receiver.translate.mapping import Form
 from receiver.translate.outcome import Ignored, Rejected
-from receiver.translate.own_ids import OwnIds
+from receiver.translate.redaction.own_ids import OwnIds
 from support.encoding import CLIENT, PLAIN, SERVER, outcome, request_bytes, span_bytes
 
 NOBODY = OwnIds(str)

@@ -7,10 +7,10 @@ from uuid import UUID
 
 import pytest
 
-import receiver.translate.reading
-from receiver.translate.engine import Reference
+import receiver.translate.engines.reading
+from receiver.translate.engines.engine import Reference
+from receiver.translate.engines.reference import read_resource, translate
 from receiver.translate.outcome import IGNORE_REASONS, REJECT_REASONS, Ignored, Rejected
-from receiver.translate.reference import read_resource, translate
 from shared.identity import Hasher
 from support.encoding import (
     CLIENT,
@@ -652,7 +652,7 @@ def test_a_bug_of_ours_costs_one_span_and_says_where(monkeypatch: pytest.MonkeyP
     def broken(*_: object, **__: object) -> str:
         raise ValueError("alice@example.com")
 
-    monkeypatch.setattr(receiver.translate.reading, where, broken)
+    monkeypatch.setattr(receiver.translate.engines.reading, where, broken)
     translation = Reference(PLAIN, spans_max=2).open(request_bytes((b"", [span_bytes(LOGIN), span_bytes({"a": 1})])))
     assert translation.step(1.0)
     assert translation.ignored == {"not_product_event": 1}

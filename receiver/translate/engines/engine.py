@@ -17,12 +17,12 @@ from receiver.decode.spans import ResourceSpans, TooManySpans, fields_max, read_
 from receiver.translate import mapping
 from receiver.translate.attributes import Notes
 from receiver.translate.cardinality import Guard, is_pattern
+from receiver.translate.engines.native import mapping_spec, role_of
+from receiver.translate.engines.reference import Resource, read_resource, translate
+from receiver.translate.engines.traces import TracesOnDemand
 from receiver.translate.identity import Traces
-from receiver.translate.native import mapping_spec, role_of
 from receiver.translate.outcome import NOT_PRODUCT_EVENT, Ignored, Outcome, Rejected
-from receiver.translate.reference import Resource, read_resource, translate
 from receiver.translate.rules import Rules
-from receiver.translate.traces import TracesOnDemand
 from shared import wire
 from shared.engine import EngineName, EngineSetting, native_library
 from shared.events import BaseEvent

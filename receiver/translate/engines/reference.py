@@ -10,10 +10,10 @@ from google.protobuf.message import DecodeError
 
 from receiver.decode import otlp, scan
 from receiver.translate.attributes import AttributeMap, Attributes, Notes, by_key
+from receiver.translate.engines.reading import Reading
 from receiver.translate.identity import NOBODY, Traces
 from receiver.translate.metadata import Candidate, candidates
 from receiver.translate.outcome import NOT_PRODUCT_EVENT, Ignored, Outcome, Rejected, Unfit
-from receiver.translate.reading import Reading
 from receiver.translate.rules import Rules
 
 

@@ -16,8 +16,8 @@ from receiver.translate.identity import Named, Trace
 from receiver.translate.mapping import Column, Constant, Form, Key, Kind, Setting, Table, When
 from receiver.translate.metadata import Candidate, candidates, event_metadata
 from receiver.translate.outcome import EXCLUDED_ENDPOINT, NOT_PRODUCT_EVENT, UNKNOWN_CATEGORY, Ignored, Unfit
-from receiver.translate.own_ids import OwnIds
-from receiver.translate.privacy import clean, has_card
+from receiver.translate.redaction.own_ids import OwnIds
+from receiver.translate.redaction.privacy import clean, has_card
 from receiver.translate.routes import has_parameter
 from receiver.translate.rules import Rules
 from receiver.translate.sampling import weight_of

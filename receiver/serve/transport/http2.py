@@ -19,9 +19,9 @@ import h2.settings
 import structlog
 
 from receiver import metrics
-from receiver.serve.listener import Connection, Listener
-from receiver.serve.pump import Pump
-from receiver.serve.stream import Headers, Stream
+from receiver.serve.transport.listener import Connection, Listener
+from receiver.serve.transport.pump import Pump
+from receiver.serve.transport.stream import Headers, Stream
 from shared.logs import error_facts
 
 log = structlog.get_logger(__name__)

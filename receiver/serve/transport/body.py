@@ -5,7 +5,7 @@ import sys
 import zlib
 from typing import Protocol
 
-from receiver.serve.budget import Arrival
+from receiver.budget import Arrival
 from receiver.serve.replies import BadEncoding, TooLarge, UnknownEncoding
 from receiver.serve.turns import Turns
 

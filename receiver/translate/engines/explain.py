@@ -9,12 +9,12 @@ from typing import Any, Literal, TypedDict
 from receiver.decode import json_request
 from receiver.decode.spans import MalformedRequest, ResourceSpans, read_request
 from receiver.translate.attributes import Notes, Origin
+from receiver.translate.engines.reference import Resource, read_resource, translate
 from receiver.translate.identity import Traces
 from receiver.translate.keys import read_key
 from receiver.translate.mapping import METADATA_PREFIX
 from receiver.translate.metadata import candidates
 from receiver.translate.outcome import Ignored, Outcome, Rejected
-from receiver.translate.reference import Resource, read_resource, translate
 from receiver.translate.rules import Rules
 from shared.events import BaseEvent
 

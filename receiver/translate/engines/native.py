@@ -8,11 +8,12 @@ from typing import Any
 
 import orjson
 
-from receiver.translate import mapping, privacy
+from receiver.translate import mapping
 from receiver.translate.cardinality import OTHER
 from receiver.translate.endpoint import ID
 from receiver.translate.mapping import Column, Form, Key, Setting, Table, When
 from receiver.translate.metadata import KEYS_MAX, TEXT_CHARS_MAX, Named
+from receiver.translate.redaction import privacy
 from receiver.translate.rules import Rules
 from shared.wire import HEADERS
 

@@ -5,15 +5,15 @@ import ipaddress
 from collections.abc import Callable
 
 from receiver import metrics
-from receiver.serve.budget import Arrivals, Budget
+from receiver.budget import Arrivals, Budget
 from receiver.serve.call import Transport
 from receiver.serve.export import Export
-from receiver.serve.grpc_server import GrpcServer
-from receiver.serve.health import Watchers
-from receiver.serve.http_server import HttpServer
-from receiver.serve.listener import Connection, Listener, raise_file_limit
 from receiver.serve.other_signals import OtherSignals
-from receiver.serve.tls import Certificates
+from receiver.serve.transport.grpc_server import GrpcServer
+from receiver.serve.transport.health import Watchers
+from receiver.serve.transport.http_server import HttpServer
+from receiver.serve.transport.listener import Connection, Listener, raise_file_limit
+from receiver.serve.transport.tls import Certificates
 from receiver.serve.turns import Turns
 from receiver.settings import ReceiverSettings
 from shared.probes import Health

@@ -16,10 +16,10 @@ from sqlalchemy import Table
 
 from consumer.store.database import DATABASE_ERRORS, ENCODER_ERRORS, Fate, fate_of
 from consumer.store.dead_letters import DeadLetter
-from consumer.store.decoded import Decoded
+from consumer.store.rows.decoded import Decoded
+from consumer.store.rows.table_rows import ReferenceRows, TableRows
+from consumer.store.rows.written import Written
 from consumer.store.schema import ANALYTICS_TABLES, KEPT_COLUMNS, KEY
-from consumer.store.table_rows import ReferenceRows, TableRows
-from consumer.store.written import Written
 
 STAGED_SETS = 20  # after a row that was there already, before the straight way is tried again
 SAMPLED_IDS = 16

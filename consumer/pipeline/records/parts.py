@@ -8,11 +8,11 @@ from typing import Protocol
 
 from aiokafka import ConsumerRecord
 
-from consumer.pipeline.record_batches import FetchedRecords
+from consumer.pipeline.records.record_batches import FetchedRecords
 from consumer.store.dead_letters import Place
-from consumer.store.decoded import Decoded
+from consumer.store.rows.decoded import Decoded
+from consumer.store.rows.table_rows import TableRows
 from consumer.store.suppressions import Subject
-from consumer.store.table_rows import TableRows
 from shared.engine import EngineName
 
 

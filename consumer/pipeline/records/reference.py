@@ -8,12 +8,12 @@ from typing import cast
 
 from aiokafka import ConsumerRecord
 
-from consumer.pipeline.parts import Part
-from consumer.pipeline.record_batches import Fetched, FetchedRecords, records_of
+from consumer.pipeline.records.parts import Part
+from consumer.pipeline.records.record_batches import Fetched, FetchedRecords, records_of
 from consumer.store.dead_letters import Place
-from consumer.store.decoded import Decoded, decoded
+from consumer.store.rows.decoded import Decoded, decoded
+from consumer.store.rows.table_rows import ReferenceRows, TableRows
 from consumer.store.suppressions import Subject, subjects_of
-from consumer.store.table_rows import ReferenceRows, TableRows
 from shared.engine import EngineName
 
 SLICE_RECORDS = 100  # decoded in one go, while the writer waits for its turn: half a millisecond

@@ -9,14 +9,14 @@ from typing import Any, cast
 
 from aiokafka import ConsumerRecord, TopicPartition
 
-from consumer.pipeline.parts import Part, numbers_in, offsets_of
-from consumer.pipeline.record_batches import Fetched, FetchedRecords, records_of
-from consumer.pipeline.reference import memory_bytes
+from consumer.pipeline.records.parts import Part, numbers_in, offsets_of
+from consumer.pipeline.records.record_batches import Fetched, FetchedRecords, records_of
+from consumer.pipeline.records.reference import memory_bytes
 from consumer.store.dead_letters import Place
-from consumer.store.decoded import Decoded, decoded
-from consumer.store.plain_rows import DECLINED, PlainRows
+from consumer.store.rows.decoded import Decoded, decoded
+from consumer.store.rows.plain_rows import DECLINED, PlainRows
+from consumer.store.rows.table_rows import DAY_US, Key, ReferenceRows, TableRows, latest_rows
 from consumer.store.suppressions import COLUMN, Subject, subjects_of
-from consumer.store.table_rows import DAY_US, Key, ReferenceRows, TableRows, latest_rows
 from shared.engine import EngineName
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
-from receiver.translate.normal import normal_form
+from receiver.translate.redaction.normal import normal_form
 
 _DIGITS_MAX = 19  # of an int64
 CHARS_MIN = 4  # a shorter id is part of too many texts that mean something else

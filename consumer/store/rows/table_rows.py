@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from operator import itemgetter
 from typing import Any, Protocol
 
-from consumer.store.decoded import Decoded
+from consumer.store.rows.decoded import Decoded
 from consumer.store.schema import ANALYTICS_TABLES, INDEX, KEPT_COLUMNS, KEY, Row
 
 Key = tuple[Any, int]  # id, timestamp in microseconds since 1970

@@ -12,19 +12,19 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse as Response
 
 from receiver import metrics
+from receiver.budget import Arrival
 from receiver.decode import json_request
 from receiver.serve import replies
-from receiver.serve.body import collected, inflated
-from receiver.serve.budget import Arrival
 from receiver.serve.call import Transport
 from receiver.serve.export import Export
-from receiver.serve.grpc_server import refuse
-from receiver.serve.http1 import Http1Connection, Request
-from receiver.serve.http2 import PREFACE, Http2Connection
-from receiver.serve.listener import Listener
 from receiver.serve.other_signals import OtherSignals
 from receiver.serve.replies import Reply, TooLarge
-from receiver.serve.stream import Headers, Stream
+from receiver.serve.transport.body import collected, inflated
+from receiver.serve.transport.grpc_server import refuse
+from receiver.serve.transport.http1 import Http1Connection, Request
+from receiver.serve.transport.http2 import PREFACE, Http2Connection
+from receiver.serve.transport.listener import Listener
+from receiver.serve.transport.stream import Headers, Stream
 from receiver.serve.turns import Turns
 
 TRACES = b"/v1/traces"

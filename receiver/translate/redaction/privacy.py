@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address
 from typing import Literal, NamedTuple
 
-from receiver.translate.normal import normal_form
+from receiver.translate.redaction.normal import normal_form
 
 REDACTED = "[redacted]"
 
