@@ -228,7 +228,27 @@ CASES += [
 ]
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name.replace(" ", "-").replace(":", ""))
+# Of these another one is much like it, and runs each time.
+LONG = {
+    "10 connections with 100 calls without a body",
+    "7 bodies that stall",
+    "1500 connections with half a preface",
+    "pings",
+    "settings",
+    "a million empty spans in 2 kB",
+    "HTTP: 300 bodies that stall",
+    "HTTP: 1500 half heads",
+    "HTTP: JSON of arrays",
+    "HTTP: 99,999 groups",
+}
+assert not LONG - {case.name for case in CASES}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=[pytest.mark.long] if case.name in LONG else []) for case in CASES],
+    ids=lambda case: case.name.replace(" ", "-").replace(":", ""),
+)
 async def test_a_neighbour_is_served_beside_a_flood(kafka: KafkaBroker, tmp_path: Path, case: Case) -> None:
     """New connections too, within 3 s; and a stop ends below 8 s while the flood goes on."""
     async with started(kafka, tmp_path) as receiver:
