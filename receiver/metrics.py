@@ -5,7 +5,7 @@ from typing import Literal, get_args
 from prometheus_client import Counter, Gauge, Histogram
 
 from receiver.budget import Holder
-from receiver.serve.replies import CAUSES, CODES, FINAL_CAUSES
+from receiver.replies import CAUSES, CODES, FINAL_CAUSES
 from receiver.translate.engines.native import DECLINED
 from receiver.translate.outcome import IGNORE_REASONS, REJECT_REASONS
 from shared.events import TABLES

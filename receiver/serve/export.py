@@ -13,15 +13,14 @@ from dataclasses import dataclass
 
 import structlog
 
-from receiver import metrics
+from receiver import metrics, replies
 from receiver.budget import Arrivals, Budget, BudgetFull
 from receiver.decode import scan
 from receiver.publish.publisher import Publisher
-from receiver.serve import replies
+from receiver.replies import Draining, KeyRefused, Reply
 from receiver.serve.auth import Keys
 from receiver.serve.call import Call
 from receiver.serve.course import Course
-from receiver.serve.replies import Draining, KeyRefused, Reply
 from receiver.serve.turns import Turns
 from receiver.serve.unfinished import Begun, Unfinished, key_of
 from receiver.settings import ReceiverSettings

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 
 from receiver.budget import Budget
-from receiver.serve.replies import TooMuchToHold
+from receiver.replies import TooMuchToHold
 from receiver.serve.turns import Turns
 from receiver.translate.engines.engine import Translation
 

@@ -6,7 +6,7 @@ import zlib
 from typing import Protocol
 
 from receiver.budget import Arrival
-from receiver.serve.replies import BadEncoding, TooLarge, UnknownEncoding
+from receiver.replies import BadEncoding, TooLarge, UnknownEncoding
 from receiver.serve.turns import Turns
 
 if sys.version_info >= (3, 14):

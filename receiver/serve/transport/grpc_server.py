@@ -16,12 +16,12 @@ from google.rpc.status_pb2 import Status
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTracePartialSuccess as Partial
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse as Response
 
+from receiver import replies
 from receiver.budget import FREE_BYTES, Arrival
-from receiver.serve import replies
+from receiver.replies import NoBody, Reply, TooLarge, UnknownEncoding
 from receiver.serve.call import Transport
 from receiver.serve.export import Export
 from receiver.serve.other_signals import OtherSignals
-from receiver.serve.replies import NoBody, Reply, TooLarge, UnknownEncoding
 from receiver.serve.transport.body import inflated
 from receiver.serve.transport.health import CHECK, WATCH, Watchers
 from receiver.serve.transport.http2 import Http2Connection

@@ -11,14 +11,13 @@ from google.rpc.status_pb2 import Status
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTracePartialSuccess as Partial
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse as Response
 
-from receiver import metrics
+from receiver import metrics, replies
 from receiver.budget import Arrival
 from receiver.decode import json_request
-from receiver.serve import replies
+from receiver.replies import Reply, TooLarge
 from receiver.serve.call import Transport
 from receiver.serve.export import Export
 from receiver.serve.other_signals import OtherSignals
-from receiver.serve.replies import Reply, TooLarge
 from receiver.serve.transport.body import collected, inflated
 from receiver.serve.transport.grpc_server import refuse
 from receiver.serve.transport.http1 import Http1Connection, Request

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from receiver.budget import Arrivals, Budget
-from receiver.serve.replies import BadEncoding, TooLarge, UnknownEncoding
+from receiver.replies import BadEncoding, TooLarge, UnknownEncoding
 from receiver.serve.transport.body import PIECE_BYTES, inflated
 from receiver.serve.turns import Turns
 

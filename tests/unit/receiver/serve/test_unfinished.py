@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from receiver.budget import Budget
-from receiver.serve.replies import TooMuchToHold
+from receiver.replies import TooMuchToHold
 from receiver.serve.turns import Turns
 from receiver.serve.unfinished import Begun, Unfinished, key_of
 from support.encoding import PLAIN
