@@ -41,8 +41,15 @@ async def send_in_batches(stack: Stack, records: list[Made]) -> None:
         await stack.send([(0, each.value) for each in records[start : start + 10]])
 
 
-@pytest.mark.parametrize("more", [60, 400], ids=["less-than-was-lost", "outgrown"])
-@pytest.mark.parametrize("runs", [True, False], ids=["running", "stopped"])
+@pytest.mark.parametrize(
+    ("runs", "more"),
+    [
+        pytest.param(True, 400, id="running-outgrown"),
+        pytest.param(False, 60, id="stopped-less-than-was-lost"),
+        pytest.param(True, 60, id="running-less-than-was-lost", marks=pytest.mark.long),
+        pytest.param(False, 400, id="stopped-outgrown", marks=pytest.mark.long),
+    ],
+)
 async def test_records_acknowledged_after_a_power_cut_are_never_skipped(
     stack: Stack, own_kafka: KafkaBroker, *, runs: bool, more: int
 ) -> None:

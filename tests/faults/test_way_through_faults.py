@@ -24,7 +24,7 @@ def own_stack(stack: Stack, folder: Path) -> Iterator[Stack]:
         stack.close()
 
 
-@pytest.mark.parametrize("transport", ["grpc", "http"])
+@pytest.mark.parametrize("transport", ["grpc", pytest.param("http", marks=pytest.mark.long)])
 async def test_each_process_killed_in_turn_loses_and_doubles_nothing(
     own_stack: Stack, migrate: Callable[[PostgresServer], Awaitable[str]], transport: str
 ) -> None:

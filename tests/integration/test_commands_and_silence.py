@@ -30,6 +30,7 @@ async def frozen_under(stack: Stack, *commands: Process) -> None:
         assert b"Traceback" not in err
 
 
+@pytest.mark.long
 async def test_a_command_whose_statement_freezes_with_postgres_says_so(stack: Stack) -> None:
     """A frozen machine keeps its connections: without a bound the operator would wait for ever."""
     blocking = await asyncpg.connect(stack.database_url)

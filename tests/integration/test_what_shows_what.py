@@ -175,6 +175,7 @@ def own_stack(stack: Stack, folder: Path) -> Iterator[Stack]:
             server.kill()
 
 
+@pytest.mark.long
 async def test_each_part_that_stops_shows_as_the_table_says(
     own_stack: Stack, migrate: Callable[[PostgresServer], Awaitable[str]]
 ) -> None:
