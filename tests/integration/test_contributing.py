@@ -71,7 +71,7 @@ async def metrics_after_three_spans(copy: Copy) -> str:
             text = await asyncio.to_thread(page, f"http://127.0.0.1:{metrics_port}/metrics")
             return text if re.search(r"^receiver_spans_received_total 3", text, re.MULTILINE) else ""
 
-        return str(await eventually(served, 20, "three spans counted"))
+        return str(await eventually(served, 60, "three spans counted"))
     finally:
         process.terminate()
         await process.wait()
