@@ -15,14 +15,13 @@ import asyncpg
 from consumer.operations.operation import REBUILD_LOCK, Refused
 from consumer.store import suppressions
 from consumer.store.database import DATABASE_ERRORS, ENCODER_ERRORS, Fate, fate_of
-from consumer.store.schema import ANALYTICS_TABLES, KEY, row_of
+from consumer.store.schema import ANALYTICS_TABLES, DAY_US, KEY, row_of
 from shared.errors import Undecodable
 from shared.events import BaseEvent
 from shared.wire import decode
 
 PAGE = 500
 PLACE = 'topic_id, topic, partition, "offset"'
-DAY_US = 86_400_000_000
 
 
 @dataclass(frozen=True, slots=True)

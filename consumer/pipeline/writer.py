@@ -29,10 +29,10 @@ from consumer.store.rows.decoded import Decoded
 from consumer.store.rows.table_rows import TableRows
 from consumer.store.rows.upsert import Upsert, make_stages
 from consumer.store.rows.written import Written
+from consumer.store.schema import DAY_US
 from shared.errors import DatabaseUnavailable
 
 T = TypeVar("T")
-DAY_US = 86_400_000_000
 
 
 class Writer:

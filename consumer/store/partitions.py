@@ -17,7 +17,7 @@ import structlog
 from asyncpg import Connection
 
 from consumer.store.database import DATABASE_ERRORS, connect
-from consumer.store.schema import ANALYTICS_TABLES, EPOCH, to_microseconds
+from consumer.store.schema import ANALYTICS_TABLES, DAY_US, EPOCH, to_microseconds
 from shared.lifecycle import sleep_or_stop
 from shared.logs import error_facts
 
@@ -31,7 +31,6 @@ COUNTED_ROWS_MAX = 1_000_000
 DROP_ATTEMPTS = 60
 DROP_PAUSE_S = 0.5
 MOVED_INTERVALS_MAX = 50  # out of the default partition in one go
-DAY_US = 86_400_000_000
 _LOWEST, _HIGHEST = -(2**63), 2**63 - 1
 
 Span = tuple[datetime, datetime]  # from, to

@@ -286,6 +286,7 @@ INDEX = {
 }  # of each column in its table's rows
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+DAY_US = 86_400_000_000
 
 
 def _row_maker(table: Table) -> Callable[[Any], Row]:

@@ -22,7 +22,7 @@ from receiver.serve.auth import Keys
 from receiver.serve.call import Call
 from receiver.serve.course import Course
 from receiver.serve.turns import Turns
-from receiver.serve.unfinished import Begun, Unfinished, key_of
+from receiver.serve.unfinished import SLICE_S, Begun, Unfinished, key_of
 from receiver.settings import ReceiverSettings
 from receiver.translate.engines.engine import Engine, Translation
 from shared.errors import BrokerUnavailable
@@ -38,7 +38,6 @@ HELD_PER_GROUP = 300  # bytes: a group of six on the wire is a tuple, a list and
 BUDGET_WAIT_S = 1.0
 CALLS_MAX = 4_000  # in all, whatever they wait for; each holds some 10 KiB besides its body
 REPLY_MARGIN_S = 0.3  # so that our reply and not the client's own deadline is what the client sees
-SLICE_S = 0.005  # what any request may wait for in each round
 MIDDLING_SLICES = 10  # 50 ms, or about two thousand events
 RETRY_AFTER_S = (1.0, 30.0)  # bounds; the Collector gives up when a delay leads past its 300 s
 
@@ -96,9 +95,7 @@ class Export:
         self._budget = budget
         self._engine = engine
         self._publisher = publisher
-        self.unfinished = Unfinished(
-            budget, turns, held_max=HELD_PER_BODY_BYTE * settings.max_request_bytes, slice_s=SLICE_S
-        )
+        self.unfinished = Unfinished(budget, turns, held_max=HELD_PER_BODY_BYTE * settings.max_request_bytes)
         self._turns = turns
         self._middling_turns = Turns()
         self._long_turns = Turns()

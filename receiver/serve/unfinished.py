@@ -18,7 +18,7 @@ from receiver.translate.engines.engine import Translation
 
 REQUESTS_MAX = 8
 KEEP_S = 60.0  # an exporter waits 30 s, and half of that more, at most between two attempts
-SLICE_S = 0.005
+SLICE_S = 0.005  # what any request may wait for in each round
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +52,6 @@ class Unfinished:
         self._slice_s = slice_s
         self._kept: OrderedDict[bytes, _Kept] = OrderedDict()
         self._has_work = asyncio.Event()
-
-    @property
-    def is_busy(self) -> bool:
-        """Something that is kept is not translated yet."""
-        return any(not kept.is_done for kept in self._kept.values())
 
     def check(self, body_bytes: int, translation: Translation) -> None:
         """Raises TooMuchToHold when the request and its records are more than one request may hold."""

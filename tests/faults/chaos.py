@@ -35,9 +35,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from deploy.local.kafka import KafkaBroker  # noqa: E402  after the path is set
 from deploy.local.postgres import PostgresServer  # noqa: E402
-from deploy.local.server import Server, free_port  # noqa: E402
+from deploy.local.server import Server  # noqa: E402
 from deploy.local.stack import ModuleServer  # noqa: E402
-from support.cluster import in_sync, new_brokers, start  # noqa: E402
+from support.cluster import free_ports, in_sync, new_brokers, start  # noqa: E402
 from support.command import command  # noqa: E402
 from support.proxy import Proxy  # noqa: E402
 from support.stack import Stack, eventually  # noqa: E402
@@ -446,9 +446,7 @@ async def chaos(
 ) -> Figures:
     """A run on servers of its own. `has_maintenance`: retention and rebuilds run meanwhile."""
     async with AsyncExitStack() as running:
-        ports: list[int] = []
-        for _ in range(brokers):
-            ports.append(free_port(besides=ports))
+        ports = free_ports(brokers)
         made = new_brokers(folder, brokers, doors=ports)
         doors = [
             await running.enter_async_context(Proxy(f"kafka://127.0.0.1:{behind}").running(door))

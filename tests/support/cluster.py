@@ -40,9 +40,7 @@ def new_brokers(
 
     `doors`: the ports that clients are told instead; what stands there must lead to the broker before it starts.
     """
-    ports: list[int] = []
-    for _ in range(3 * count):
-        ports.append(free_port(besides=[*ports, *doors]))
+    ports = free_ports(3 * count, besides=doors)
     own, controllers, internal = ports[:count], ports[count : 2 * count], ports[2 * count :]
     voters = dict(enumerate(controllers, 1))
     return [
@@ -64,6 +62,14 @@ def new_brokers(
         )
         for index, node in enumerate(voters)
     ]
+
+
+def free_ports(count: int, *, besides: Sequence[int] = ()) -> list[int]:
+    """So many different ones."""
+    ports: list[int] = []
+    for _ in range(count):
+        ports.append(free_port(besides=[*ports, *besides]))
+    return ports
 
 
 def _behind(door: int, own: int, controller: int, internal: int) -> dict[str, object]:

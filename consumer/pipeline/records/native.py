@@ -15,7 +15,8 @@ from consumer.pipeline.records.reference import memory_bytes
 from consumer.store.dead_letters import Place
 from consumer.store.rows.decoded import Decoded, decoded
 from consumer.store.rows.plain_rows import DECLINED, PlainRows
-from consumer.store.rows.table_rows import DAY_US, Key, ReferenceRows, TableRows, latest_rows
+from consumer.store.rows.table_rows import Key, ReferenceRows, TableRows, latest_rows
+from consumer.store.schema import DAY_US
 from consumer.store.suppressions import COLUMN, Subject, subjects_of
 from shared.engine import EngineName
 

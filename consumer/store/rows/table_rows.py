@@ -6,10 +6,9 @@ from operator import itemgetter
 from typing import Any, Protocol
 
 from consumer.store.rows.decoded import Decoded
-from consumer.store.schema import ANALYTICS_TABLES, INDEX, KEPT_COLUMNS, KEY, Row
+from consumer.store.schema import ANALYTICS_TABLES, DAY_US, INDEX, KEPT_COLUMNS, KEY, Row
 
 Key = tuple[Any, int]  # id, timestamp in microseconds since 1970
-DAY_US = 86_400_000_000
 
 
 class TableRows(Protocol):

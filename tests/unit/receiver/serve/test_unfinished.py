@@ -32,7 +32,7 @@ def opened(body: bytes) -> Begun:
 
 async def until_idle(unfinished: Unfinished) -> None:
     async with asyncio.timeout(20):
-        while unfinished.is_busy:  # noqa: ASYNC110  a condition with a deadline
+        while any(not kept.is_done for kept in unfinished._kept.values()):  # noqa: ASYNC110  a condition with a deadline
             await asyncio.sleep(0.01)
 
 
