@@ -26,8 +26,8 @@ REPLACED = {  # functions, by where their text before stands
 }
 FOR_CONSUMERS = ("mark_days", "days_to_roll_up", "number_people", "roll_up", "forget", "forget_unseen", "wrong_days")
 HELPERS = (
-    *("rows", "counted_days", "uncounted_rows", "period_of", "keys_of", "serving_days", "sums", "durations"),
-    *("people_seen", "organization_days", "bits"),
+    *("rows", "counted_days", "uncounted_rows", "period_of", "keys_of", "key_columns", "serving_days"),
+    *("sums", "durations", "people_seen", "organization_days", "bits"),
 )
 
 # Whoever moves the ledger may run the functions for consumers.

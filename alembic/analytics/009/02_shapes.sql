@@ -83,13 +83,22 @@ CREATE FUNCTION analytics.period_of(step text, moment text) RETURNS text LANGUAG
     SELECT CASE step WHEN 'range' THEN 'NULL::timestamp' ELSE format('date_trunc(%L, %s)', step, moment) END
 $$;
 
--- SQL for the keys of an answer: of names, of releases or none. `whole` adds the keys that filters need.
+-- SQL for the keys of an answer, each with a comma before: of names, of releases or none. `whole` adds those of filters.
 CREATE FUNCTION analytics.keys_of(level text, whole boolean) RETURNS text LANGUAGE sql IMMUTABLE AS $$
+    SELECT concat(
+        CASE WHEN level = 'name' THEN ', name, part, extra' END,
+        CASE WHEN level = 'release' OR whole THEN ', service_name, deployment_type' END,
+        CASE WHEN level = 'release' THEN ', service_version' END
+    )
+$$;
+
+-- SQL for the six columns that may be keys: those that are none are NULL.
+CREATE FUNCTION analytics.key_columns(level text, whole boolean) RETURNS text LANGUAGE sql IMMUTABLE AS $$
     SELECT concat_ws(', ',
-        CASE WHEN level = 'name' THEN 'name, part, extra' ELSE 'NULL::text AS name, NULL::text AS part, NULL::text AS extra' END,
-        CASE WHEN level = 'release' OR whole THEN 'service_name' ELSE 'NULL::text AS service_name' END,
-        CASE WHEN level = 'release' THEN 'service_version' ELSE 'NULL::text AS service_version' END,
-        CASE WHEN level = 'release' OR whole THEN 'deployment_type' ELSE 'NULL::text AS deployment_type' END
+        CASE WHEN level = 'name' THEN 'name, part, extra' ELSE 'NULL::text, NULL::text, NULL::text' END,
+        CASE WHEN level = 'release' OR whole THEN 'service_name' ELSE 'NULL::text' END,
+        CASE WHEN level = 'release' THEN 'service_version' ELSE 'NULL::text' END,
+        CASE WHEN level = 'release' OR whole THEN 'deployment_type' ELSE 'NULL::text' END
     )
 $$;
 
@@ -115,20 +124,20 @@ DECLARE
     counted date[] := analytics.serving_days(since, until, step, zone, organization);
 BEGIN
     RETURN QUERY EXECUTE format(
-        'SELECT at, source, name, part, extra, service_name, service_version, deployment_type, sum(weight), sum(refused),
-            sum(failed), sum(input_tokens), sum(output_tokens), min(first_at), max(last_at)
+        'SELECT at, source, %2$s, sum(weight), sum(refused), sum(failed), sum(input_tokens), sum(output_tokens),
+            min(first_at), max(last_at)
         FROM (
-            SELECT %s AS at, source, %s, weight, refused, failed, input_tokens, output_tokens, first_at, last_at
+            SELECT %3$s AS at, source%1$s, weight, refused, failed, input_tokens, output_tokens, first_at, last_at
             FROM analytics.day_sums
             WHERE day = ANY ($5) AND level = $7 AND source = ANY ($1) AND ($3 IS NULL OR service_name = $3)
                 AND ($4 IS NULL OR deployment_type = $4)
             UNION ALL
-            SELECT %s, source, %s, sum(weight), sum(refused), sum(failed), sum(input_tokens), sum(output_tokens),
+            SELECT %4$s AS at, source%1$s, sum(weight), sum(refused), sum(failed), sum(input_tokens), sum(output_tokens),
                 min(timestamp), max(timestamp)
-            FROM (%s) AS uncounted GROUP BY 1, 2, 3, 4, 5, 6, 7, 8
-        ) AS cells GROUP BY 1, 2, 3, 4, 5, 6, 7, 8',
-        analytics.period_of(step, 'day::timestamp'), analytics.keys_of(level, whole),
-        analytics.period_of(step, 'timestamp AT TIME ZONE $6'), analytics.keys_of(level, whole),
+            FROM (%5$s) AS uncounted GROUP BY at, source%1$s
+        ) AS cells GROUP BY at, source%1$s',
+        analytics.keys_of(level, whole), analytics.key_columns(level, whole),
+        analytics.period_of(step, 'day::timestamp'), analytics.period_of(step, 'timestamp AT TIME ZONE $6'),
         analytics.uncounted_rows(since, until, counted)
     ) USING sources, organization, service, deployment, counted, zone, CASE level WHEN 'name' THEN level ELSE 'release' END;
 END $$;
@@ -146,21 +155,20 @@ DECLARE
     counted date[] := analytics.serving_days(since, until, step, zone, organization);
 BEGIN
     RETURN QUERY EXECUTE format(
-        'SELECT at, name, part, extra, service_name, service_version, deployment_type, duration_group, max(longest),
-            sum(weight)
+        'SELECT at, %2$s, duration_group, max(longest), sum(weight)
         FROM (
-            SELECT %s AS at, %s, member.duration_group, member.longest, member.weight
+            SELECT %3$s AS at%1$s, member.duration_group, member.longest, member.weight
             FROM analytics.day_sums AS stored
             CROSS JOIN unnest(stored.duration_groups, stored.longest, stored.weights)
                 AS member (duration_group, longest, weight)
             WHERE day = ANY ($5) AND level = $7 AND source = ANY ($1) AND ($3 IS NULL OR service_name = $3)
                 AND ($4 IS NULL OR deployment_type = $4)
             UNION ALL
-            SELECT %s, %s, analytics.duration_group(duration_ms), max(duration_ms), sum(weight)
-            FROM (%s) AS uncounted WHERE duration_ms IS NOT NULL GROUP BY 1, 2, 3, 4, 5, 6, 7, 8
-        ) AS cells GROUP BY 1, 2, 3, 4, 5, 6, 7, 8',
-        analytics.period_of(step, 'day::timestamp'), analytics.keys_of(level, whole),
-        analytics.period_of(step, 'timestamp AT TIME ZONE $6'), analytics.keys_of(level, whole),
+            SELECT %4$s AS at%1$s, analytics.duration_group(duration_ms) AS duration_group, max(duration_ms), sum(weight)
+            FROM (%5$s) AS uncounted WHERE duration_ms IS NOT NULL GROUP BY at, duration_group%1$s
+        ) AS cells GROUP BY at, duration_group%1$s',
+        analytics.keys_of(level, whole), analytics.key_columns(level, whole),
+        analytics.period_of(step, 'day::timestamp'), analytics.period_of(step, 'timestamp AT TIME ZONE $6'),
         analytics.uncounted_rows(since, until, counted)
     ) USING ARRAY[source], organization, service, deployment, counted, zone,
         CASE level WHEN 'name' THEN level ELSE 'release' END;
@@ -185,28 +193,27 @@ BEGIN
     END IF;
     RETURN QUERY EXECUTE format(
         'WITH pairs AS MATERIALIZED (
-            SELECT DISTINCT CASE WHEN timestamp < $7 THEN ''-infinity'' ELSE %s END AS at,
-                CASE WHEN $8 = ''{""}'' THEN '''' ELSE source END AS source, %s, user_id
-            FROM (%s) AS uncounted WHERE user_id IS NOT NULL
+            SELECT DISTINCT CASE WHEN timestamp < $7 THEN ''-infinity'' ELSE %4$s END AS at,
+                CASE WHEN $8 = ''{""}'' THEN '''' ELSE source END AS source%1$s, user_id
+            FROM (%5$s) AS uncounted WHERE user_id IS NOT NULL
         ), numbered AS MATERIALIZED (
             SELECT somebody.user_id, coalesce(known.number, 1000000000 + (row_number() OVER ())::integer) AS number
             FROM (SELECT DISTINCT user_id FROM pairs) AS somebody
             LEFT JOIN analytics.people AS known ON known.kind = ''user'' AND known.hash = somebody.user_id
         )
-        SELECT at, source, name, part, extra, service_name, service_version, deployment_type, chunk, bit_or(bits)
+        SELECT at, source, %2$s, chunk, bit_or(bits)
         FROM (
-            SELECT CASE WHEN day < $7 AT TIME ZONE ''UTC'' THEN ''-infinity'' ELSE %s END AS at, source, %s, chunk, bits
+            SELECT CASE WHEN day < $7 AT TIME ZONE ''UTC'' THEN ''-infinity'' ELSE %3$s END AS at, source%1$s, chunk, bits
             FROM analytics.day_people
             WHERE day = ANY ($5) AND level = $9 AND source = ANY ($8) AND ($3 IS NULL OR service_name = $3)
                 AND ($4 IS NULL OR deployment_type = $4)
             UNION ALL
-            SELECT at, source, name, part, extra, service_name, service_version, deployment_type, number / 32768,
-                analytics.bits(number %% 32768, 1)
-            FROM pairs JOIN numbered USING (user_id) GROUP BY 1, 2, 3, 4, 5, 6, 7, 8, 9
-        ) AS cells GROUP BY 1, 2, 3, 4, 5, 6, 7, 8, 9',
-        analytics.period_of(step, 'timestamp AT TIME ZONE $6'), analytics.keys_of(level, whole),
-        analytics.uncounted_rows(CASE WHEN history THEN '-infinity' ELSE since END, until, counted),
-        analytics.period_of(step, 'day::timestamp'), analytics.keys_of(level, whole)
+            SELECT at, source%1$s, number / 32768 AS chunk, analytics.bits(number %% 32768, 1)
+            FROM pairs JOIN numbered USING (user_id) GROUP BY at, source, number / 32768%1$s
+        ) AS cells GROUP BY at, source, chunk%1$s',
+        analytics.keys_of(level, whole), analytics.key_columns(level, whole),
+        analytics.period_of(step, 'day::timestamp'), analytics.period_of(step, 'timestamp AT TIME ZONE $6'),
+        analytics.uncounted_rows(CASE WHEN history THEN '-infinity' ELSE since END, until, counted)
     ) USING CASE WHEN sources = '{""}' THEN '{user_activity,endpoint_usage,feature_usage,model_usage}' ELSE sources END,
         organization, service, deployment, counted, zone, since, sources, CASE level WHEN 'name' THEN level ELSE 'release' END;
 END $$;
