@@ -83,7 +83,7 @@ class GrpcCall:
         return await inflated(packed, encoding, arrival, turns=self._turns, size_max=self._size_max)
 
     async def _message(self, arrival: Arrival) -> tuple[int, bytes]:
-        pieces: list[bytes] = []
+        pieces: list[bytes | memoryview] = []
         received, size, flag = 0, _PREFIX_BYTES, -1
         while received < size:
             piece = await self._stream.receive()
@@ -101,8 +101,8 @@ class GrpcCall:
                 size = _PREFIX_BYTES + length
                 if length > FREE_BYTES:
                     self._stream.widen()
-                pieces = [start[_PREFIX_BYTES:size]]
-        body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+                pieces = [memoryview(start)[_PREFIX_BYTES:size]]
+        body = b"".join(pieces)
         return flag, body[: size - _PREFIX_BYTES]
 
 
