@@ -1,7 +1,8 @@
 """HTTP/2 bytes -> streams, and replies back. The library h2 knows the protocol; here is what may be held and when.
 
 Frames are cut out of what arrives and given to h2 one at a time, so that a connection that sends a thousand
-small ones has a slice of the loop like any other. A body's window is opened as its reader asks for more.
+small ones has a slice of the loop like any other. The connection's window, which bounds what arrives unasked on all
+its streams together, is opened as readers ask for more.
 """
 
 import asyncio
