@@ -18,7 +18,7 @@ records = Counter(
     "Settled records, by fate; the label table is empty for a record that belongs to no table",
     ["fate", "table"],
 )
-dead_letters = Counter("consumer_dead_letters", "New dead letters", ["reason"])
+dead_letters = Counter("consumer_dead_letters", "New dead letters, by reason", ["reason"])
 offsets_lost = Counter("consumer_offsets_lost", "Offsets that retention deleted before they were read")
 truncations = Counter("consumer_truncations", "Times that a partition's log lost settled records")
 lag_records = Gauge("consumer_lag_records", "Records of the partition that have no fate yet", ["partition"])
@@ -26,7 +26,9 @@ lag_seconds = Gauge(
     "consumer_lag_seconds", "Age of the oldest record of the partition that has no fate yet", ["partition"]
 )
 retention_used_ratio = Gauge("consumer_retention_used_ratio", "Share of the topic's retention that the lag has used")
-breaker_open = Gauge("consumer_breaker_open", "1 while the breaker is open: too many dead letters, and the process waits for a restart")
+breaker_open = Gauge(
+    "consumer_breaker_open", "1 while the breaker is open: too many dead letters, and the process waits for a restart"
+)
 stage_seconds = Histogram("consumer_stage_seconds", "Time a batch spent in a stage", ["stage"], buckets=SECONDS)
 end_to_end_seconds = Histogram(
     "consumer_end_to_end_seconds", "Time from a record's arrival at the receiver to its commit", buckets=SECONDS

@@ -50,7 +50,9 @@ def default(context: typer.Context, *, version: Version = False) -> None:  # noq
 @app.command()
 def run(
     *,
-    workers: Annotated[int | None, typer.Option(help="Processes that share the ports. Overrides WORKERS.", min=1, max=128)] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that share the ports. Overrides WORKERS.", min=1, max=128)
+    ] = None,
 ) -> None:
     """Run the service (the default command). Settings come from the environment: see docs/settings.md.
 
@@ -115,7 +117,9 @@ def _told(number: int, span: Explanation) -> str:
 
 @app.command()
 def health(
-    url: Annotated[str | None, typer.Option(help="Address of /readyz. Default: this receiver's own metrics port.")] = None,
+    url: Annotated[
+        str | None, typer.Option(help="Address of /readyz. Default: this receiver's own metrics port.")
+    ] = None,
 ) -> None:
     """Exit 0 when the running receiver is ready and its port accepts connections, else 1. For container health checks.
 
@@ -132,7 +136,7 @@ def health(
 
 
 async def serve(settings: ReceiverSettings, *, is_worker: bool = False) -> None:
-    """Receive until SIGTERM. Stops within 15 s, also without a broker: 7 s for open calls, the rest for the producer."""
+    """Receive until SIGTERM. Stops within 15 s, also without a broker: 7 s for calls, the rest for the producer."""
     stop = lifecycle.stop_event()
     state = probes.Health(NEED)
     budget = Budget(settings.max_inflight_bytes)

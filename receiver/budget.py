@@ -239,7 +239,7 @@ class Budget:
         return not self.held["requests"] or self.bytes - counted + size <= limit
 
     def _may_overtake(self, size: int) -> bool:
-        """Whether a small request may pass the queue: not when its head fits only while no other request is in flight."""
+        """Whether a small request may pass the queue: not when the first one fits only while nothing is in flight."""
         others = self.bytes - self.held["requests"]
         return size <= SMALL_BYTES and self._waiting[0][0] + others <= self._large_max
 

@@ -19,7 +19,9 @@ HTTP_REFUSALS = ("400", "404", "405", "415", "431")
 SIGNALS = ("metrics", "logs")
 TRANSPORTS = ("grpc", "http")
 
-requests = Counter("receiver_requests", "Answered Export calls, by the gRPC name of the reply's code", ["code", "transport"])
+requests = Counter(
+    "receiver_requests", "Answered Export calls, by the gRPC name of the reply's code", ["code", "transport"]
+)
 request_seconds = Histogram(
     "receiver_request_seconds", "Time from the start of an Export call to its reply", ["transport"], buckets=SECONDS
 )
@@ -28,7 +30,8 @@ requests_refused = Counter(
     "receiver_requests_refused", "Export calls refused for good, by cause: their senders drop the spans", ["cause"]
 )
 requests_unfinished = Counter(
-    "receiver_requests_unfinished", "Export calls whose deadline passed before a long request was done; the next attempt continues it"
+    "receiver_requests_unfinished",
+    "Export calls whose deadline passed before a long request was done; the next attempt continues it",
 )
 spans_received = Counter("receiver_spans_received", "Spans in requests that could be parsed")
 spans_ignored = Counter("receiver_spans_ignored", "Spans that are no product event", ["reason"])
@@ -39,7 +42,8 @@ engine_info = Gauge(
     "receiver_engine_info", "1 for the engine that translates spans", ["engine"], multiprocess_mode="livemax"
 )
 endpoints_replaced = Counter(
-    "receiver_endpoints_replaced", "Events stored with `{other}` in their endpoint, because their service has too many endpoints"
+    "receiver_endpoints_replaced",
+    "Events stored with `{other}` in their endpoint, because their service has too many endpoints",
 )
 spans_rejected = Counter("receiver_spans_rejected", "Spans that are product events but cannot be stored", ["reason"])
 events_published = Counter(
@@ -53,7 +57,9 @@ inflight_bytes = Gauge(
     "receiver_inflight_bytes", "Memory that requests hold, as the budget counts it", multiprocess_mode="livesum"
 )
 inflight_limit_bytes = Gauge(
-    "receiver_inflight_limit_bytes", "Limit of the memory budget: MAX_INFLIGHT_BYTES for each worker", multiprocess_mode="livesum"
+    "receiver_inflight_limit_bytes",
+    "Limit of the memory budget: MAX_INFLIGHT_BYTES for each worker",
+    multiprocess_mode="livesum",
 )
 held_bytes = Gauge(
     "receiver_held_bytes", "Memory that the budget counts, by holder", ["holder"], multiprocess_mode="livesum"
@@ -65,7 +71,7 @@ reads_waiting = Gauge(
     "receiver_reads_waiting", "Calls that wait for memory before they read on", multiprocess_mode="livesum"
 )
 calls_open = Gauge("receiver_calls_open", "Export calls that are not answered yet", multiprocess_mode="livesum")
-connections = Gauge("receiver_connections", "Open connections", ["transport"], multiprocess_mode="livesum")
+connections = Gauge("receiver_connections", "Open connections of clients", ["transport"], multiprocess_mode="livesum")
 http_refused = Counter("receiver_http_refused", "OTLP/HTTP requests refused before Export, by status", ["status"])
 unsupported_items = Counter(
     "receiver_unsupported_items", "Requests with metrics or logs, which are dropped, by signal", ["signal"]
@@ -73,7 +79,9 @@ unsupported_items = Counter(
 connections_ended = Counter(
     "receiver_connections_ended", "Connections that the receiver ended, by reason", ["transport", "reason"]
 )
-wrong_doors = Counter("receiver_wrong_door", "Connections whose client used the wrong protocol for the port", ["transport"])
+wrong_doors = Counter(
+    "receiver_wrong_door", "Connections whose client used the wrong protocol for the port", ["transport"]
+)
 
 ready = Gauge("receiver_ready", "1 while /readyz answers 200", multiprocess_mode="livemin")
 

@@ -31,7 +31,9 @@ commands = typer.Typer(
 app.add_typer(commands, name="dead-letters")
 
 Reason = Annotated[DeadLetterReason | None, typer.Option(help="Only dead letters with this reason.")]
-Since = Annotated[str | None, typer.Option(help="Only records received at or after this time, such as 2026-11-24T08:00:00Z.")]
+Since = Annotated[
+    str | None, typer.Option(help="Only records received at or after this time, such as 2026-11-24T08:00:00Z.")
+]
 Until = Annotated[str | None, typer.Option(help="Only records received before this time.")]
 Place = Annotated[str | None, typer.Option(help="Only the dead letter at PARTITION:OFFSET.")]
 

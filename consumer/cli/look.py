@@ -41,7 +41,8 @@ def status(
     watch: Annotated[
         bool,
         typer.Option(
-            "--watch", help="Repeat every two seconds until Ctrl-C. Also shows each partition's owner, rate and time left."
+            "--watch",
+            help="Repeat every two seconds until Ctrl-C. Also shows each partition's owner, rate and time left.",
         ),
     ] = False,
     as_json: AsJson = False,
@@ -91,7 +92,7 @@ def _status_text(found: reporting.Status, pace: reporting.Pace | None = None) ->
 
 @app.command()
 def audit(*, as_json: AsJson = False) -> None:
-    """Check that the ledger balances, that the topic is the same, and that tables fit the models. Exits 1 with findings.
+    """Check that the ledger balances, the topic is the same, and the tables fit the models. Exits 1 with findings.
 
     Example: python -m consumer audit
     """
@@ -109,7 +110,10 @@ def audit(*, as_json: AsJson = False) -> None:
 def doctor(
     *,
     receiver_metrics: Annotated[
-        str | None, typer.Option(help="Address of a receiver's /metrics, to see what senders do wrong. Default: this host's receiver.")
+        str | None,
+        typer.Option(
+            help="Address of a receiver's /metrics, to see what senders do wrong. Default: this host's receiver."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -146,7 +150,9 @@ def find(trace_id: str, span_id: str, *, as_json: AsJson = False) -> None:
 
 @app.command()
 def health(
-    url: Annotated[str | None, typer.Option(help="Address of /readyz. Default: this consumer's own metrics port.")] = None,
+    url: Annotated[
+        str | None, typer.Option(help="Address of /readyz. Default: this consumer's own metrics port.")
+    ] = None,
 ) -> None:
     """Exit 0 when the running consumer is ready, else 1. For container health checks.
 
@@ -185,7 +191,9 @@ def gaps_list(
 
 @gaps.command("ack")
 def gaps_ack(
-    ids: Annotated[list[int] | None, typer.Argument(min=1, max=2**63 - 1, help="Numbers of the gaps. Default: all gaps.")] = None,
+    ids: Annotated[
+        list[int] | None, typer.Argument(min=1, max=2**63 - 1, help="Numbers of the gaps. Default: all gaps.")
+    ] = None,
     *,
     as_json: AsJson = False,
 ) -> None:

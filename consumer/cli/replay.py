@@ -77,18 +77,20 @@ def _rewound_text(done: list[rewinding.Rewound], *, dry_run: bool) -> str:
 @app.command()
 def rebuild(
     *,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Fill and compare the shadow tables, then drop them.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Fill and compare the shadow tables, then drop them.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted rebuild.")] = False,
     abort: Annotated[bool, typer.Option("--abort", help="Drop the shadow tables of an interrupted rebuild.")] = False,
-    drop_old: Annotated[bool, typer.Option("--drop-old", help="Drop the tables that the last rebuild replaced.")] = False,
+    drop_old: Annotated[
+        bool, typer.Option("--drop-old", help="Drop the tables that the last rebuild replaced.")
+    ] = False,
     only_topic: Annotated[
         bool, typer.Option("--only-topic", help="Do not keep rows that are older than the topic: they are lost.")
     ] = False,
     accept_unexplained: Annotated[
         bool,
-        typer.Option(
-            "--accept-unexplained", help="Swap, and lose the live rows that the topic does not explain."
-        ),
+        typer.Option("--accept-unexplained", help="Swap, and lose the live rows that the topic does not explain."),
     ] = False,
     rate: Rate = 20_000,
     yes: Yes = False,

@@ -26,7 +26,10 @@ from consumer.store import retain as retaining
 from consumer.store.suppressions import Kind, Subject
 from shared.output import write_out
 
-UserId = Annotated[str | None, typer.Option(help="Raw id of a user; - reads it from standard input, so it is not in the shell's history.")]
+UserId = Annotated[
+    str | None,
+    typer.Option(help="Raw id of a user; - reads it from standard input, so it is not in the shell's history."),
+]
 UserHash = Annotated[str | None, typer.Option(help="Hash of a user, as in the tables.")]
 OrganizationId = Annotated[str | None, typer.Option(help="Raw id of an organization; - reads standard input.")]
 OrganizationHash = Annotated[str | None, typer.Option(help="Hash of an organization, as in the tables.")]

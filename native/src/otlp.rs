@@ -1,9 +1,9 @@
 //! Bytes -> fields of OTLP messages, without copying.
 //!
-//! Protobuf allows many spellings of one message. These readers know the usual ones; any other is `Odd`, which says
-//! nothing about whether protobuf would read it.
+//! Protobuf allows several encodings of one message. These readers know the usual encoding; any other one is `Odd`, and
+//! protobuf may still be able to read it.
 
-/// Bytes that this module does not read. Protobuf may read them.
+/// Bytes that this module does not read. Protobuf may be able to read them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Odd;
 
@@ -122,7 +122,7 @@ pub struct Attribute<'a> {
     pub value: Value<'a>,
 }
 
-/// The fields of a span that decide what becomes of it.
+/// The fields of a span that the translation needs.
 #[derive(Debug, Default)]
 pub struct Span<'a> {
     pub trace_id: &'a [u8],
@@ -139,7 +139,7 @@ pub struct Span<'a> {
 /// Read a span; its attributes are added to `attributes`.
 ///
 /// # Errors
-/// `Odd`: a spelling that this module does not read.
+/// `Odd`: an encoding that this module does not read.
 pub fn span<'a>(bytes: &'a [u8], attributes: &mut Vec<Attribute<'a>>) -> Read<Span<'a>> {
     let mut span = Span::default();
     let mut fields = Fields::of(bytes);
@@ -166,7 +166,7 @@ pub fn span<'a>(bytes: &'a [u8], attributes: &mut Vec<Attribute<'a>>) -> Read<Sp
 /// Read a resource's attributes.
 ///
 /// # Errors
-/// `Odd`: a spelling that this module does not read.
+/// `Odd`: an encoding that this module does not read.
 pub fn resource<'a>(bytes: &'a [u8], attributes: &mut Vec<Attribute<'a>>) -> Read<()> {
     let mut fields = Fields::of(bytes);
     while let Some((number, value)) = fields.next_field()? {
@@ -179,7 +179,7 @@ pub fn resource<'a>(bytes: &'a [u8], attributes: &mut Vec<Attribute<'a>>) -> Rea
     Ok(())
 }
 
-/// A key, then a value, and nothing else: what every encoder writes.
+/// An attribute: a key, then a value, and nothing else, as every encoder writes it.
 #[inline]
 fn attribute(bytes: &[u8]) -> Read<Attribute<'_>> {
     let mut fields = Fields::of(bytes);
@@ -273,8 +273,8 @@ impl From<Odd> for Refused {
 /// The spans of a request by resource; groups without a span are left out.
 ///
 /// # Errors
-/// `TooMany`: more than `spans_max` spans, or more than `fields_max` fields around them, found without reading on.
-/// `Odd`: a spelling that this module does not read.
+/// `TooMany`: more than `spans_max` spans, or more than `fields_max` fields around them; reading stops there.
+/// `Odd`: an encoding that this module does not read.
 pub fn request(body: &[u8], spans_max: usize, fields_max: usize) -> Result<Vec<Group>, Refused> {
     if u32::try_from(body.len()).is_err() {
         return Err(Refused::Odd);
@@ -350,7 +350,7 @@ impl<'a> Walk<'a> {
         if self.fields > self.fields_max { Err(Refused::TooMany) } else { Ok(()) }
     }
 
-    /// A part of the body as its place in it.
+    /// The place of a part of the body in the body.
     #[allow(clippy::cast_possible_truncation)] // `request` refuses bodies of 4 GiB
     fn place(&self, part: &[u8]) -> Place {
         let start = part.as_ptr().addr() - self.body.as_ptr().addr();

@@ -1,4 +1,4 @@
-//! What Python sees: `Engine`, `Request` and `Batch`.
+//! The classes for Python: `Engine`, `Request` and `Batch`.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -171,7 +171,7 @@ impl MappingSpec {
 /// (columns as (column, rank, form), conditions, metadata as (prefix, keeps text, number, bool), is it declined)
 type RoleSpec = (Vec<(usize, u32, String)>, u64, Option<(Vec<u8>, bool, bool, bool)>, bool);
 
-/// Asks Python what a key says.
+/// Asks Python for the role of a key.
 struct ByPython<'e> {
     role_of: &'e Py<PyAny>,
     failed: Option<PyErr>,
@@ -209,7 +209,7 @@ impl Classify for ByPython<'_> {
     }
 }
 
-/// Translates plain spans by a mapping that is handed over as data; one a process.
+/// Translates plain spans by a mapping that Python passes as data. A process has one engine.
 #[pyclass(frozen)]
 struct Engine {
     translator: Mutex<Translator>,
@@ -218,7 +218,8 @@ struct Engine {
     role_of: Py<PyAny>,
 }
 
-/// A thread that panicked left memory that is sound: at worst it forgot what it had just learnt.
+/// Take the lock even after another thread panicked with it. The memory is sound; at worst the last key is not
+/// remembered.
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -234,7 +235,7 @@ impl Engine {
         Ok(Self { translator, mapping: Arc::new(mapping), known, role_of })
     }
 
-    /// Memory of what is remembered from request to request.
+    /// Memory that is kept between requests.
     #[getter]
     fn remembered_bytes(&self) -> usize {
         locked(&self.translator).remembered_bytes() + locked(&self.known).bytes
@@ -250,7 +251,7 @@ impl Engine {
         }
     }
 
-    /// Translate for about so many seconds; whether every span was looked at. Other threads run meanwhile.
+    /// Translate for about so many seconds, and return whether every span was visited. Other threads may run meanwhile.
     fn step(&self, py: Python<'_>, request: &Request, seconds: f64) -> PyResult<bool> {
         let slice = Duration::try_from_secs_f64(seconds).map_err(|error| PyValueError::new_err(error.to_string()))?;
         py.detach(|| {
@@ -260,9 +261,9 @@ impl Engine {
         })
     }
 
-    /// Ask what is stored in the place of each path that no template gave, in the order of the spans; some thousand
-    /// a call. Whether all were asked for. `ask(owner, path)` in JSON gives the other path or None, whether older
-    /// answers are void, and whether the answer is a pattern.
+    /// Ask what to store instead of each path that came without a template, in the order of the spans, some thousand in
+    /// each call. Returns whether all were asked. `ask(owner, path)`, both in JSON, returns the path to store (None:
+    /// the path itself), whether older answers are void, and whether the answer is a pattern.
     fn bound(&self, request: &Request, ask: &Bound<'_, PyAny>) -> PyResult<bool> {
         let mut ask = |owner: &[u8], path: &[u8]| -> PyResult<Answer> {
             ask.call1((PyBytes::new(ask.py(), owner), PyBytes::new(ask.py(), path)))?.extract()
@@ -270,7 +271,7 @@ impl Engine {
         locked(&request.inner).bound(&self.mapping.counted, &mut locked(&self.known), &mut ask)
     }
 
-    /// Add records of a partition to a batch, from the `start`th on; how many there was room for.
+    /// Add records of a partition to a batch, beginning with number `start`; return how many fitted.
     fn add(&self, request: &Request, batch: &Batch, partition: usize, start: usize, now_ms: i64) -> usize {
         let request = locked(&request.inner);
         request.add_to(&mut locked(&batch.inner), partition, start, now_ms, &self.mapping)
@@ -290,7 +291,7 @@ impl Request {
         locked(&self.inner).spans
     }
 
-    /// Paths in whose place another is stored.
+    /// How many paths were replaced by another one.
     #[getter]
     fn replaced(&self) -> usize {
         locked(&self.inner).replaced
@@ -325,7 +326,7 @@ impl Request {
             .collect()
     }
 
-    /// Put the reference's record into its place.
+    /// Store the record that the reference made for a span.
     #[allow(clippy::needless_pass_by_value)] // pyo3 hands arguments over
     fn settle(&self, place: usize, table: usize, id: [u8; 16], value: PyBackedBytes, is_raw_path: bool) {
         locked(&self.inner).settle(place, table, id, &value, is_raw_path);
@@ -386,7 +387,7 @@ impl Batch {
         locked(&self.inner).bytes_count()
     }
 
-    /// Always: nobody else adds to it.
+    /// Always true: only the native engine adds records.
     #[allow(clippy::unused_self)]
     fn closed(&self) -> bool {
         true

@@ -2,7 +2,7 @@
 
 use crate::translate::uuid_text;
 
-/// Base offset to record count: what stands before the records.
+/// The length of a batch's header, from base offset to record count.
 pub const HEADER_BYTES: usize = 61;
 const NONE: i64 = -1; // no producer id, epoch or sequence: the producer is not idempotent
 const MAGIC: u8 = 2;
@@ -10,7 +10,7 @@ const ZSTD: i16 = 4;
 
 /// A batch that records are added to until it is built.
 pub struct Batch {
-    /// The header's place, then records.
+    /// Room for the header, then the records.
     bytes: Vec<u8>,
     count: i32,
     first_ms: i64,

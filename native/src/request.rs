@@ -1,4 +1,4 @@
-//! One request on its way from bytes to records: a slice of spans at a time, in the order sent.
+//! Translates one request from bytes to records, a slice of spans at a time, in the order sent.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use crate::otlp::{self, Fields, Group, Place, Refused, Wire};
 use crate::record_batch::Batch;
 use crate::translate::{Classify, Declined, Fate, Trace, Translator};
 
-/// A record's value in the request's memory, or the place kept for a span that the reference translates.
+/// A record's value in the request's memory, or a reserved entry for a span that the reference translates.
 #[derive(Debug, Clone, Copy)]
 struct Entry {
     table: Option<u32>,
@@ -22,7 +22,7 @@ struct Entry {
     is_raw_path: bool,
 }
 
-/// A span for the reference: the place kept for its record, and where it stands in the request.
+/// A span for the reference: the entry that is reserved for its record, and the span's place in the request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Leftover {
     pub entry: usize,
@@ -54,9 +54,9 @@ pub struct Request<B> {
     spans_by_trace: Option<SpansByTrace>,
     /// By partition, the numbers of its entries, in order.
     places: Vec<Vec<u32>>,
-    /// So many entries were asked for what is stored in the place of their paths.
+    /// For how many entries the path to store was asked.
     bounded: usize,
-    /// Paths in whose place another is stored.
+    /// How many paths were replaced by another one.
     pub replaced: usize,
     pub spans: usize,
     pub counts: Counts,
@@ -67,13 +67,13 @@ pub struct Request<B> {
 const SPANS_A_LOOK: usize = 16;
 /// A trace in an index: its id, what stands under it, and the room that a table keeps free.
 const BYTES_A_TRACE: usize = 128;
-/// Room for records is made so much at a time, or an eighth of what there is: doubled, it would be half empty.
+/// Memory for records grows by this many bytes, or by an eighth. Doubling it would leave up to half of it unused.
 const BOUND_SLICE: Duration = Duration::from_millis(2);
 const KNOWN_BYTES_MAX: usize = 4 * 1024 * 1024;
 const BYTES_A_PATH: usize = 64;
 const PATTERNS_MAX: usize = 64;
 const VALUES_STEP: usize = 256 * 1024;
-/// A slice ends early when the reference has so many spans to do.
+/// A slice ends early when so many spans wait for the reference.
 const LEFTOVERS_MAX: usize = 64;
 
 impl<B: AsRef<[u8]>> Request<B> {
@@ -101,9 +101,9 @@ impl<B: AsRef<[u8]>> Request<B> {
         })
     }
 
-    /// Translate for about so long; whether every span has been looked at.
+    /// Translate for about so long, and return whether every span was visited.
     ///
-    /// A slice ends early, with leftovers, when the reference has enough to do.
+    /// A slice ends early when enough spans are left for the reference.
     #[allow(clippy::cast_possible_truncation)] // tables are few
     pub fn step(&mut self, translator: &mut Translator, classify: &mut impl Classify, slice: Duration) -> bool {
         let body = self.body.as_ref();
@@ -175,7 +175,7 @@ impl<B: AsRef<[u8]>> Request<B> {
         same_group.map(bytes).collect()
     }
 
-    /// Put the reference's record into the place that was kept for it.
+    /// Store the reference's record in the entry that is reserved for it.
     #[allow(clippy::cast_possible_truncation)] // tables are few
     pub fn settle(&mut self, entry: usize, table: usize, id: [u8; 16], value: &[u8], is_raw_path: bool) {
         let start = self.values.len();
@@ -185,8 +185,8 @@ impl<B: AsRef<[u8]>> Request<B> {
         self.entries[entry] = Entry { table: Some(table as u32), id, start, end: self.values.len(), is_raw_path };
     }
 
-    /// Let `ask` say what is stored in the place of each path that no template gave: in order, and some at a time.
-    /// Whether all were asked for.
+    /// Let `ask` say what to store instead of each path that came without a template, in order, some in each call.
+    /// Returns whether all were asked.
     ///
     /// # Errors
     /// What `ask` fails with.
@@ -284,7 +284,7 @@ impl<B: AsRef<[u8]>> Request<B> {
         counted.filter(|&(_, records)| records > 0).collect()
     }
 
-    /// Add records of a partition to a batch, from the `from`th on; how many there are room for.
+    /// Add records of a partition to a batch, beginning with number `from`; return how many fitted.
     pub fn add_to(&self, batch: &mut Batch, partition: usize, from: usize, now_ms: i64, mapping: &Mapping) -> usize {
         let places = self.places[partition].get(from..).unwrap_or_default();
         let fits = |&&number: &&u32| {
@@ -296,14 +296,14 @@ impl<B: AsRef<[u8]>> Request<B> {
     }
 }
 
-/// Large vectors are moved by the kernel, which copies nothing, so that they need not be doubled.
+/// Grow a large vector by less than double. The kernel moves its pages without a copy, so growing often is cheap.
 fn make_room(values: &mut Vec<u8>, size: usize) {
     if values.len() >= VALUES_STEP && values.capacity() - values.len() < size {
         values.reserve_exact(size.max(VALUES_STEP).max(values.len() / 8));
     }
 }
 
-/// Where in a record the text of a field stands, with its quotes; the first field of that name is the record's own.
+/// The place of a field's text in a record, with its quotes. Of several fields with the name, the first is the column.
 fn text_behind(value: &[u8], prefix: &[u8]) -> Option<Range<usize>> {
     let start = memchr::memmem::find(value, prefix)? + prefix.len();
     let mut at = start + 1;
@@ -317,11 +317,11 @@ fn text_behind(value: &[u8], prefix: &[u8]) -> Option<Range<usize>> {
     None
 }
 
-/// The path that is stored in the place of another, in JSON, or None; whether older answers are void; and whether the
-/// same answer would be given for each path that differs only where the answer has the wildcard.
+/// An answer of `ask`: the path to store, in JSON, or None for the path itself; whether older answers are void; and
+/// whether the answer also holds for every path that differs only where the answer has the wildcard.
 pub type Answer = (Option<Vec<u8>>, bool, bool);
 
-/// Answers that would be given again, by owner: paths that are stored as they are, and patterns.
+/// Answers that stay valid, by owner: paths that are stored as they are, and patterns.
 #[derive(Default)]
 pub struct Known {
     wildcard: Vec<u8>,
@@ -385,7 +385,7 @@ fn is_like(path: &[u8], pattern: &[u8], wildcard: &[u8]) -> bool {
     segments.next().is_none()
 }
 
-/// Which traces of the request name which inherited columns. Made when first asked for.
+/// Which traces of the request have values for which inherited columns. Made at the first question.
 struct TraceIndex {
     shared: Arc<SharedKeys>,
     /// Columns that any span or resource of the request names; None: not looked yet.
@@ -443,7 +443,7 @@ impl Trace for InRequest<'_> {
     }
 }
 
-/// The last of a span's fields 1; nothing where the bytes turn odd.
+/// The last field 1 of a span, which is its trace id; nothing when the bytes are odd.
 fn trace_id_of(raw: &[u8]) -> &[u8] {
     let mut found: &[u8] = &[];
     let mut fields = Fields::of(raw);

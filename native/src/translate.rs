@@ -1,4 +1,4 @@
-//! One span's bytes -> one record's value, for spans that need no judgement; the reference does the others.
+//! One span's bytes -> one record's value, for plain spans. The reference translates the others.
 
 use std::cell::Cell;
 use std::ops::Range;
@@ -48,10 +48,10 @@ impl Declined {
     ];
 }
 
-/// What becomes of a span.
+/// The outcome of a span.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
-    /// Its record's value was added, for this table and under this id; whether it holds a path that no template gave.
+    /// The record's value was added: its table, its id, and whether it holds a path that came without a template.
     Written(usize, [u8; 16], bool),
     NotProductEvent,
     UnknownCategory,
@@ -59,7 +59,7 @@ pub enum Fate {
     Declined(Declined),
 }
 
-/// Tells what a key says about its value. Asked once for each key that is remembered.
+/// Tells the role of a key. Called once for each key that is remembered.
 pub trait Classify {
     fn role_of(&mut self, key: &[u8]) -> Role;
 }
@@ -73,7 +73,7 @@ const KEYS_MAX: usize = 4096;
 const KEY_BYTES_MAX: usize = 128;
 const RESOURCES_MAX: usize = 512;
 const RESOURCE_BYTES_MAX: usize = 4096;
-/// Of all resources that are remembered: 512 usual ones are a tenth of it.
+/// The limit of all remembered resources together; 512 usual ones take a tenth of it.
 const RESOURCES_BYTES_MAX: usize = 4 * 1024 * 1024;
 const SPAN_BYTES_MAX: usize = 4096;
 const OWN_IDS_MAX: usize = 4;
@@ -126,13 +126,13 @@ pub struct Resource {
     conditions: u64,
     ids: Vec<OwnId>,
     metadata: Vec<u8>,
-    /// Those in `metadata`, for a span may name an owner who is one of them.
+    /// The numbers in `metadata`, because a span may have an owner's id that equals one of them.
     numbers: Vec<Owned>,
     names: Vec<u64>,
 }
 
 impl Resource {
-    /// Memory, with the copy of its bytes that it is found by.
+    /// The memory of the resource, with the copy of its bytes under which it is stored.
     fn held_bytes(&self) -> usize {
         let texts = self.columns.iter().map(|column| &column.3).chain(&self.numbers).map(Owned::held_bytes);
         size_of::<Self>()
@@ -143,14 +143,14 @@ impl Resource {
     }
 }
 
-/// A raw id: what must not stand anywhere else.
+/// A raw id, which may not occur anywhere else in the span or its resource.
 #[derive(Debug, Clone, PartialEq)]
 enum OwnId {
     Text(Box<[u8]>),
     Int(i64),
 }
 
-/// The columns and names that a span has shown so far, reset by a number and not by writing zeros.
+/// The columns and names that a span has had so far. A new span raises a number instead of writing zeros.
 #[derive(Default)]
 struct Seen {
     turn: u32,
@@ -164,13 +164,13 @@ const FROM_RESOURCE: usize = 1 << 31;
 pub struct Translator {
     pub mapping: Mapping,
     keys: HashMap<Box<[u8]>, usize>,
-    /// What keys say; the first is for keys that are too long.
+    /// The roles of keys; the first one is for keys that are too long.
     roles: Vec<Role>,
     resources: HashMap<Box<[u8]>, Arc<Resource>>,
     key_bytes: usize,
     resource_bytes: usize,
     seen: Seen,
-    /// The span's path was sent as it is, and no template.
+    /// The span's path came without a template.
     is_raw_path: Cell<bool>,
 }
 
@@ -210,7 +210,8 @@ impl Translator {
         self.mapping.deciding.is_match(bytes)
     }
 
-    /// A resource as its spans begin with it. Senders repeat theirs with each request, so some are remembered.
+    /// A resource, as every span under it starts. Senders repeat their resource in each request, so some are
+    /// remembered.
     pub fn resource(&mut self, raw: &[u8], classify: &mut impl Classify) -> Arc<Resource> {
         if raw.len() > RESOURCE_BYTES_MAX {
             let holds_deciding_key = self.holds_deciding_key(raw);
@@ -288,7 +289,7 @@ impl Translator {
         Ok(())
     }
 
-    /// Where in `roles` it stands what the key says. Places stay until `forget`.
+    /// The index of the key's role in `roles`. It stays valid until `forget`.
     fn role(&mut self, key: &[u8], classify: &mut impl Classify) -> usize {
         if let Some(&role) = self.keys.get(key) {
             return role;
@@ -304,7 +305,8 @@ impl Translator {
         self.roles.len() - 1
     }
 
-    /// Begin anew when too much is remembered. Only between spans: places in `roles` end here.
+    /// Forget everything when too much is remembered. Called only between spans, because it ends every index in
+    /// `roles`.
     fn forget(&mut self) {
         if self.roles.len() > KEYS_MAX {
             self.keys.clear();
@@ -313,7 +315,7 @@ impl Translator {
         }
     }
 
-    /// Add the record's value of a span to `out`, or say why there is none; then nothing is added.
+    /// Add the record's value of a span to `out`. When there is none, add nothing and say why.
     pub fn span<'a>(
         &mut self,
         out: &mut Vec<u8>,
@@ -458,7 +460,7 @@ impl Translator {
         Some((value, form))
     }
 
-    /// Which table, with the column that may exclude it; or that the span is no event.
+    /// The table, with the column that may exclude it; or that the span is no event.
     fn table(
         &self,
         span: &Span<'_>,
@@ -486,7 +488,7 @@ impl Translator {
         Ok(Err(Fate::NotProductEvent))
     }
 
-    /// Whether a literal of a secret stands in one text, and not across two of them.
+    /// Whether a literal of a secret is inside one text. A match across two texts is none.
     fn has_suspicious_text(&self, span: &Span<'_>, attributes: &[Attribute<'_>]) -> bool {
         let is_hit = |attribute: &Attribute<'_>| match attribute.value {
             Value::Text(text) => self.mapping.is_suspicious(text),
@@ -495,7 +497,7 @@ impl Translator {
         self.mapping.is_suspicious(span.name) || attributes.iter().any(is_hit)
     }
 
-    /// A raw id may stand where it names the owner, once, and nowhere else.
+    /// A raw id may occur once, where it names the owner, and nowhere else.
     fn check_own_ids(&self, ids: &[OwnId], raw: &[u8], resource: &Resource) -> Step<()> {
         for id in ids {
             let own = usize::from(matches!(id, OwnId::Text(_)));
@@ -510,7 +512,7 @@ impl Translator {
         Ok(())
     }
 
-    /// Add the record's value; where in it the value of the column `exclusion` stands.
+    /// Add the record's value, and return the place of the column `exclusion` in it.
     fn write(
         &self,
         out: &mut Vec<u8>,
@@ -597,7 +599,7 @@ impl Translator {
             return Err(Declined::Rule);
         }
         if self.mapping.columns[column].is_named_by_span && form != Form::Route && of.span.kind == SERVER {
-            // A span's name may know the route that no attribute tells.
+            // Without a route attribute, the span's name may hold the route.
             return self.write_named_path(out, column, value, form, of.span.name);
         }
         self.write_column(out, column, value, form)?;
@@ -718,7 +720,7 @@ impl Translator {
     }
 }
 
-/// What a record is written from.
+/// Everything from which a record is written.
 struct Written<'s, 'a> {
     attributes: &'s [Attribute<'a>],
     resource: &'s Resource,
@@ -777,7 +779,7 @@ fn occurrences(bytes: &[u8], id: &OwnId) -> usize {
     }
 }
 
-/// Whether a number is an owner's id, or reads like one.
+/// Whether a number is an owner's id, or its text equals one.
 fn is_an_owners(value: Value<'_>, ids: &[OwnId]) -> bool {
     let (mut shortest, mut whole) = (ryu::Buffer::new(), itoa::Buffer::new());
     let (text, whole) = match value {
@@ -798,7 +800,7 @@ fn is_an_owners(value: Value<'_>, ids: &[OwnId]) -> bool {
     })
 }
 
-/// Add `"name":value,`; nothing for a value that its key forbids.
+/// Add `"name":value,`, or nothing when the key does not allow the value's type.
 fn write_metadata(
     out: &mut Vec<u8>,
     role: &MetadataRole,

@@ -1,11 +1,11 @@
-"""Where an Export is on its way: told to nobody, unless tracing is on. Pure."""
+"""The stages of an Export. Each stage calls a method that does nothing, unless tracing is on. Pure."""
 
 from collections import Counter
 from typing import Protocol
 
 
 class Fates(Protocol):
-    """What became of a request's spans, by reason or table."""
+    """How many spans of a request were ignored, rejected or published, by reason or table."""
 
     ignored: Counter[str]
     rejected: Counter[str]
@@ -13,16 +13,16 @@ class Fates(Protocol):
 
 
 class Course:
-    """One request's. Does nothing: what a receiver pays that is not traced."""
+    """Hears of each stage of one request, and ignores it. serve/tracing.py has the subclass that makes spans."""
 
     def __init__(self, transport: str) -> None:
-        """It came by `grpc` or `http`."""
+        """A request has arrived. `transport` is `grpc` or `http`."""
 
     def read(self, body: bytes) -> None:
-        """Its body has arrived."""
+        """The whole body has arrived."""
 
     def translated(self) -> None:
-        """Every event of it is in a batch."""
+        """Every event of the request is in a batch."""
 
     def ended(self, code: str, fates: Fates) -> None:
-        """It is answered with `code`."""
+        """The request was answered with `code`."""

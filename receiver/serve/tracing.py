@@ -1,8 +1,8 @@
 """an Export -> a span about it, to TRACING_ENDPOINT. Imported only when that is set: needs the extra `tracing`.
 
-No instrumentation: spans are made here, by hand and after the reply, so the exporter's own calls make none. A
-request that carries spans which a receiver made about itself makes none either, whichever way it came: through
-a Collector or a load balancer it would otherwise go round for ever.
+There is no automatic instrumentation: this module makes the spans itself, after the reply, so the exporter's own calls
+make no spans. A request that carries spans of a receiver about itself makes no spans either. Otherwise such spans would
+circulate for ever, through a Collector or a load balancer.
 """
 
 import ipaddress
@@ -30,8 +30,8 @@ log = structlog.get_logger(__name__)
 
 EXPORT_EVERY_MS = 1_000
 EXPORT_TIMEOUT_MS = 3_000
-SPANS_MAX = 2_048  # that wait to be sent; more are dropped
-STOP_S = 0.5  # of the 15 in which the process must end
+SPANS_MAX = 2_048  # spans that wait to be sent; more are dropped
+STOP_S = 0.5  # to send what waits; the whole process stops within 15 s
 MARK = b"telemetry-receiver/about-itself"
 
 
@@ -50,7 +50,7 @@ class Tracing:
         }
         self._provider = TracerProvider(
             resource=Resource.create(resource),
-            sampler=ALWAYS_ON,  # of those that `begin` takes: the others cost as much as none at all
+            sampler=ALWAYS_ON,  # `begin` has sampled already; other requests make no span at all
             shutdown_on_exit=False,
         )
         # Credentials and headers are the SDK's own variables: OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE, _HEADERS.
@@ -67,12 +67,12 @@ class Tracing:
         log.info("tracing_started", endpoint=endpoint.netloc, sample_ratio=settings.tracing_sample_ratio)
 
     def begin(self, transport: str) -> Course:
-        """A request has come. Whether it is sampled does not depend on its sender."""
+        """Begin a request's Course. The sampling decision is ours and does not depend on the sender."""
         is_sampled = random.random() < self._sample_ratio  # noqa: S311  not a secret
         return _TracedCourse(self._tracer, transport) if is_sampled else Course(transport)
 
     def stop(self) -> None:
-        """Send what waits, for half a second at most."""
+        """Send the waiting spans, for at most half a second."""
         thread = threading.Thread(target=self._provider.shutdown, daemon=True, name="tracing-stop")
         thread.start()
         thread.join(STOP_S)
@@ -132,7 +132,7 @@ _STAGES = ("read", "translate", "publish")
 
 
 def _is_ours(host: str, port: int, settings: ReceiverSettings) -> bool:
-    """Whether a connection there would arrive at our own socket. A name that nobody knows is not ours, or not yet."""
+    """Whether a connection to this address would reach our own socket. A name that cannot be resolved does not."""
     if port != settings.port:
         return False
     listening = _addresses(settings.host)
