@@ -131,7 +131,7 @@ async def _turn_back(
     if not is_identified:  # then a shorter log may be another topic, or another cluster, and a person decides
         raise WrongTopic(
             f"topic {ledger.topic}, partition {line.partition} ends at {cut.end_offset}, before the "
-            f"ledger's {line.next_offset}: another cluster, or a topic made anew. `consumer doctor` explains"
+            f"ledger's {line.next_offset}: another cluster, or a recreated topic. Run `consumer doctor`"
         )
     await ledger.turn_back(connection, line, cut.restart_at)
     metrics.truncations.inc()

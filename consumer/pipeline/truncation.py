@@ -29,7 +29,7 @@ CLOCK_MARGIN = timedelta(minutes=10)
 
 @dataclass(frozen=True, slots=True)
 class Truncation:
-    """`line` stands where the log is no longer what was settled. It may differ from `restart_at` on."""
+    """A log that differs from what `line` has settled, perhaps from `restart_at` on. It ends at `end_offset`."""
 
     line: Line
     restart_at: int
@@ -64,7 +64,7 @@ async def truncations(
     changed: Collection[int],
     epochs: Mapping[int, int],
 ) -> list[Truncation]:
-    """The lines that the log no longer bears out.
+    """The lines whose settled records the log no longer holds.
 
     `changed`: partitions whose last settled record is another. `epochs`: the leader epochs now.
 
