@@ -9,14 +9,13 @@ import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from asyncpg import Connection
 
-from consumer import metrics
+from consumer import metrics, topic_identity
 from consumer.pipeline import truncation
 from consumer.pipeline.peek import Peek
 from consumer.store.ledger import Ledger, Line
-from shared import topic_identity
+from consumer.topic_identity import NO_TOPIC_ID, topic_id
 from shared.broker import KAFKA_ERRORS
 from shared.errors import BrokerUnavailable, WrongTopic
-from shared.topic_identity import NO_TOPIC_ID, topic_id
 
 log = structlog.get_logger("consumer.pipeline.positions")
 

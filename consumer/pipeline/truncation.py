@@ -16,9 +16,9 @@ from consumer.pipeline.batch import record_hash
 from consumer.pipeline.peek import Peek
 from consumer.store.dead_letters import time_of
 from consumer.store.ledger import Line
+from consumer.topic_identity import epoch_ends
 from shared.broker import KAFKA_ERRORS
 from shared.errors import BrokerUnavailable
-from shared.topic_identity import epoch_ends
 
 ASKED_TIMES = 5
 ASK_PAUSE_S = 0.5  # a new leader may give an end that is a little behind, until its followers have fetched
