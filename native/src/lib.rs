@@ -11,6 +11,7 @@
 
 pub mod chunk;
 pub mod copy;
+pub mod event_id;
 pub mod fetched;
 pub mod mapping;
 pub mod otlp;

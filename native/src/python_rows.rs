@@ -8,11 +8,11 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyTuple};
 
 use crate::chunk::{self, Layouts, Outcome};
+use crate::event_id::uuid_text;
 use crate::fetched::{self, Record, Records, Span};
 use crate::python_layouts::{RowLayoutSpec, layouts_of, write_row};
 use crate::rows::NotPlain;
 use crate::table;
-use crate::translate::uuid_text;
 
 /// A partition, a chunk, its first record, the record behind its last, and the numbers of those left out.
 type PartSpec<'py> = (i32, Bound<'py, Chunk>, usize, usize, Vec<usize>);
