@@ -65,7 +65,7 @@ def dead_letters_list(
         f"{each['partition']}:{each['offset']} {each['reason']} {each['record_time']} {each['bytes']} bytes"
         for each in found
     )
-    answer({"dead_letters": found}, as_json=as_json, text=text or "none")
+    answer({"dead_letters": found}, as_json=as_json, text=text or "no dead letter matches")
 
 
 @commands.command("show")
@@ -82,7 +82,7 @@ def dead_letters_show(place: str, *, as_json: AsJson = False) -> None:
 
     found = run_command(work())
     text = "\n\n".join("\n".join(f"{name}: {told(value)}" for name, value in each.items()) for each in found)
-    answer({"dead_letters": found}, as_json=as_json, text=text or "none")
+    answer({"dead_letters": found}, as_json=as_json, text=text or f"no dead letter at {place}")
     raise typer.Exit(DONE if found else PROBLEM)
 
 
@@ -118,9 +118,11 @@ def dead_letters_redrive(
 
     done = run_command(work())
     still = dict(done.still)
-    counts = {**asdict(done), "still": still, "dry_run": dry_run}
-    text = "\n".join(f"{name.replace('_', ' ')}: {count}" for name, count in counts.items())
-    answer(counts, as_json=as_json, text=text)
+    counts = {name: count for name, count in asdict(done).items() if name != "still"}
+    lines = [f"{name.replace('_', ' ')}: {count}" for name, count in counts.items()]
+    lines += [f"still a dead letter, {reason}: {count}" for reason, count in still.items()]
+    text = "\n".join(lines + ["dry run: nothing was changed"] * dry_run)
+    answer({**counts, "still": still, "dry_run": dry_run}, as_json=as_json, text=text)
     raise typer.Exit(PROBLEM if still else DONE)
 
 

@@ -186,7 +186,7 @@ def gaps_list(
         f"{gap['reason']}, seen {gap['seen_at']:%Y-%m-%d %H:%M:%S} UTC"
         for gap in found
     )
-    answer({"gaps": found}, as_json=as_json, text=text or "none")
+    answer({"gaps": found}, as_json=as_json, text=text or ("no gaps" if acknowledged else "no unacknowledged gaps"))
 
 
 @gaps.command("ack")

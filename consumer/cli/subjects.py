@@ -90,7 +90,7 @@ def _erasures(settings: ConsumerSettings, *, as_json: bool) -> None:
         + (f", done at {each['done_at']:%Y-%m-%d %H:%M:%S} UTC" if each["done_at"] else ", under way")
         for each in found
     )
-    answer({"erasures": found}, as_json=as_json, text=text or "none")
+    answer({"erasures": found}, as_json=as_json, text=text or "no erasures")
 
 
 def _receipt_fields(receipt: erasing.Receipt) -> dict[str, Any]:
