@@ -11,16 +11,20 @@
 
 pub mod chunk;
 pub mod copy;
+pub mod envelope;
 pub mod event_id;
 pub mod fetched;
+pub mod known_paths;
 pub mod mapping;
 pub mod otlp;
 pub mod plain;
 mod python;
 mod python_layouts;
+mod python_mapping;
 mod python_rows;
 pub mod record_batch;
 pub mod request;
 pub mod rows;
 pub mod table;
+mod trace_index;
 pub mod translate;

@@ -1,6 +1,6 @@
 //! Records -> a Kafka record batch, format 2, as the broker takes it and stores it.
 
-use crate::event_id::uuid_text;
+use crate::translate::uuid_text;
 
 /// The length of a batch's header, from base offset to record count.
 pub const HEADER_BYTES: usize = 61;

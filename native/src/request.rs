@@ -1,15 +1,16 @@
 //! Translates one request from bytes to records, a slice of spans at a time, in the order sent.
 
 use std::ops::Range;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hashbrown::{HashMap, HashSet};
+use hashbrown::HashMap;
 
-use crate::mapping::{Mapping, SharedKeys};
-use crate::otlp::{self, Fields, Group, Place, Refused, Wire};
+use crate::envelope::{self, Group, Place, Refused};
+use crate::known_paths::{Answer, Known};
+use crate::mapping::Mapping;
 use crate::record_batch::Batch;
-use crate::translate::{Classify, Declined, Fate, Trace, Translator};
+use crate::trace_index::{BYTES_A_TRACE, InRequest, TraceIndex, trace_id_of};
+use crate::translate::{Classify, Declined, Fate, Translator};
 
 /// A record's value in the request's memory, or a reserved entry for a span that the reference translates.
 #[derive(Debug, Clone, Copy)]
@@ -65,13 +66,8 @@ pub struct Request<B> {
 
 /// How often the clock is read.
 const SPANS_A_LOOK: usize = 16;
-/// A trace in an index: its id, what stands under it, and the room that a table keeps free.
-const BYTES_A_TRACE: usize = 128;
 /// Memory for records grows by this many bytes, or by an eighth. Doubling it would leave up to half of it unused.
 const BOUND_SLICE: Duration = Duration::from_millis(2);
-const KNOWN_BYTES_MAX: usize = 4 * 1024 * 1024;
-const BYTES_A_PATH: usize = 64;
-const PATTERNS_MAX: usize = 64;
 const VALUES_STEP: usize = 256 * 1024;
 /// A slice ends early when so many spans wait for the reference.
 const LEFTOVERS_MAX: usize = 64;
@@ -80,9 +76,9 @@ impl<B: AsRef<[u8]>> Request<B> {
     /// Split a request into spans.
     ///
     /// # Errors
-    /// As `otlp::request`.
+    /// As `envelope::request`.
     pub fn open(body: B, mapping: &Mapping) -> Result<Self, Refused> {
-        let groups = otlp::request(body.as_ref(), mapping.spans_max, mapping.fields_max)?;
+        let groups = envelope::request(body.as_ref(), mapping.spans_max, mapping.fields_max)?;
         Ok(Self {
             spans: groups.iter().map(|group| group.spans.len()).sum(),
             body,
@@ -267,7 +263,7 @@ impl<B: AsRef<[u8]>> Request<B> {
             .spans_by_trace
             .as_ref()
             .map_or(0, |by_trace| by_trace.len() * BYTES_A_TRACE + self.spans * 2 * size_of::<(u32, Place)>());
-        let named = self.index.by_trace.as_ref().map_or(0, |named| named.len() * BYTES_A_TRACE);
+        let named = self.index.held_bytes();
         let entries = self.entries.capacity() * size_of::<Entry>();
         self.values.capacity() + entries + self.spans * size_of::<Place>() + places + by_trace + named
     }
@@ -315,142 +311,4 @@ fn text_behind(value: &[u8], prefix: &[u8]) -> Option<Range<usize>> {
         }
     }
     None
-}
-
-/// An answer of `ask`: the path to store, in JSON, or None for the path itself; whether older answers are void; and
-/// whether the answer also holds for every path that differs only where the answer has the wildcard.
-pub type Answer = (Option<Vec<u8>>, bool, bool);
-
-/// Answers that stay valid, by owner: paths that are stored as they are, and patterns.
-#[derive(Default)]
-pub struct Known {
-    wildcard: Vec<u8>,
-    by_owner: HashMap<Box<[u8]>, HashSet<Box<[u8]>>>,
-    patterns: HashMap<Box<[u8]>, Vec<Box<[u8]>>>,
-    pub bytes: usize,
-}
-
-impl Known {
-    #[must_use]
-    pub fn new(wildcard: Vec<u8>) -> Self {
-        Self { wildcard, ..Self::default() }
-    }
-
-    fn pattern_of(&self, owner: &[u8], path: &[u8]) -> Option<&[u8]> {
-        let mut patterns = self.patterns.get(owner)?.iter().map(AsRef::as_ref);
-        patterns.find(|pattern| is_like(path, pattern, &self.wildcard))
-    }
-
-    fn insert_pattern(&mut self, owner: &[u8], pattern: &[u8]) {
-        let patterns = self.patterns.entry(owner.into()).or_default();
-        if patterns.len() < PATTERNS_MAX {
-            self.bytes += BYTES_A_PATH + owner.len() + pattern.len();
-            patterns.push(pattern.into());
-        }
-        if self.bytes > KNOWN_BYTES_MAX {
-            self.clear();
-        }
-    }
-
-    fn holds(&self, owner: &[u8], path: &[u8]) -> bool {
-        self.by_owner.get(owner).is_some_and(|paths| paths.contains(path))
-    }
-
-    fn insert(&mut self, owner: &[u8], path: &[u8]) {
-        if self.bytes > KNOWN_BYTES_MAX {
-            self.clear();
-        }
-        self.bytes += BYTES_A_PATH + path.len() + if self.by_owner.contains_key(owner) { 0 } else { owner.len() };
-        self.by_owner.entry(owner.into()).or_default().insert(path.into());
-    }
-
-    fn clear(&mut self) {
-        self.by_owner.clear();
-        self.patterns.clear();
-        self.bytes = 0;
-    }
-}
-
-/// Whether path and pattern, both in quotes, have the same segments but for the pattern's wildcards.
-fn is_like(path: &[u8], pattern: &[u8], wildcard: &[u8]) -> bool {
-    let bare = |text: &[u8]| -> Range<usize> { 1..text.len().saturating_sub(1).max(1) };
-    let (path, pattern) = (&path[bare(path)], &pattern[bare(pattern)]);
-    let mut segments = path.split(|&byte| byte == b'/');
-    for expected in pattern.split(|&byte| byte == b'/') {
-        match segments.next() {
-            Some(segment) if segment == expected || expected == wildcard => {}
-            _ => return false,
-        }
-    }
-    segments.next().is_none()
-}
-
-/// Which traces of the request have values for which inherited columns. Made at the first question.
-struct TraceIndex {
-    shared: Arc<SharedKeys>,
-    /// Columns that any span or resource of the request names; None: not looked yet.
-    named: Option<u64>,
-    by_trace: Option<HashMap<Box<[u8]>, u64>>,
-}
-
-impl TraceIndex {
-    fn new(shared: Arc<SharedKeys>) -> Self {
-        Self { shared, named: None, by_trace: None }
-    }
-
-    fn columns_in(&self, bytes: &[u8]) -> u64 {
-        let found = self.shared.searcher.find_overlapping_iter(bytes);
-        found.fold(0, |columns, key| columns | 1 << self.shared.columns[key.pattern().as_usize()])
-    }
-}
-
-struct InRequest<'r> {
-    index: &'r mut TraceIndex,
-    body: &'r [u8],
-    groups: &'r [Group],
-}
-
-impl InRequest<'_> {
-    fn by_trace(&self) -> HashMap<Box<[u8]>, u64> {
-        let mut by_trace = HashMap::default();
-        for group in self.groups {
-            let of_resource = self.index.columns_in(group.resource.of(self.body));
-            for span in &group.spans {
-                let raw = span.of(self.body);
-                let columns = of_resource | self.index.columns_in(raw);
-                if columns != 0 {
-                    *by_trace.entry(trace_id_of(raw).into()).or_default() |= columns;
-                }
-            }
-        }
-        by_trace
-    }
-}
-
-impl Trace for InRequest<'_> {
-    fn names(&mut self, column: usize, trace_id: &[u8]) -> bool {
-        if self.index.named.is_none() {
-            self.index.named = Some(self.index.columns_in(self.body));
-        }
-        if self.index.named.is_some_and(|columns| columns >> column & 1 == 0) {
-            return false;
-        }
-        if self.index.by_trace.is_none() {
-            self.index.by_trace = Some(self.by_trace());
-        }
-        let columns = self.index.by_trace.as_ref().and_then(|by_trace| by_trace.get(trace_id));
-        columns.is_some_and(|columns| columns >> column & 1 == 1)
-    }
-}
-
-/// The last field 1 of a span, which is its trace id; nothing when the bytes are odd.
-fn trace_id_of(raw: &[u8]) -> &[u8] {
-    let mut found: &[u8] = &[];
-    let mut fields = Fields::of(raw);
-    while let Ok(Some((number, value))) = fields.next_field() {
-        if let (1, Wire::Bytes(id)) = (number, value) {
-            found = id;
-        }
-    }
-    found
 }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 
 use crate::event_id::event_id;
+pub use crate::event_id::uuid_text;
 use crate::mapping::{Form, Inferred, Kind, Mapping, Role};
 use crate::otlp::{self, Attribute, Span, Value};
 
