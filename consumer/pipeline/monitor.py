@@ -34,8 +34,8 @@ ENDS_EVERY_S = 10.0  # how old `freshness` may be
 STALL_S = 90.0  # longer than any statement may take, with its lock, and a rebalance beside it
 
 
-class Watch:
-    """The two questions that readiness rests on, asked again and again, and what follows from the answers."""
+class Monitor:
+    """Asks broker and database every two seconds, and sets readiness, lag and what the loops must know."""
 
     def __init__(
         self,
@@ -107,7 +107,7 @@ class Watch:
         try:
             async with asyncio.timeout(ASK_TIMEOUT_S):
                 if self._connection is None or self._connection.is_closed():
-                    self._connection = await connect(self._database_url, application_name="telemetry-consumer-watch")
+                    self._connection = await connect(self._database_url, application_name="telemetry-consumer-monitor")
                 revision = await self._connection.fetchval("SELECT version_num FROM public.alembic_version")
                 if revision_number(revision) < revision_number(SCHEMA_REVISION):
                     self._health.block("schema", f"at {revision}, needs {SCHEMA_REVISION}: run `alembic upgrade head`")
