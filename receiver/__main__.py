@@ -17,8 +17,8 @@ from receiver import metrics
 from receiver.budget import Arrivals, Budget
 from receiver.publish.publisher import NEED, Publisher
 from receiver.serve.auth import Keys
-from receiver.serve.course import Course
 from receiver.serve.export import Export
+from receiver.serve.observer import Observer
 from receiver.serve.transport.server import Server, is_loopback
 from receiver.serve.turns import Turns
 from receiver.serve.workers import Workers, report
@@ -155,7 +155,7 @@ async def serve(settings: ReceiverSettings, *, is_worker: bool = False) -> None:
         turns=turns,
         engine=engine,
         publisher=publisher,
-        begin=tracing.begin if tracing else Course,
+        begin=tracing.begin if tracing else Observer,
     )
     server = Server(settings, export=export, arrivals=arrivals, budget=budget, turns=turns, state=state)
     stop_probes = None if is_worker else _probes(settings, state, lambda: prometheus_client.REGISTRY)

@@ -20,7 +20,7 @@ from receiver.publish.publisher import Publisher
 from receiver.replies import Draining, KeyRefused, Reply
 from receiver.serve.auth import Keys
 from receiver.serve.call import Call
-from receiver.serve.course import Course
+from receiver.serve.observer import Observer
 from receiver.serve.turns import Turns
 from receiver.serve.unfinished import SLICE_S, Begun, Unfinished, key_of
 from receiver.settings import ReceiverSettings
@@ -86,7 +86,7 @@ class Export:
         turns: Turns,
         engine: Engine,
         publisher: Publisher,
-        begin: Callable[[str], Course] = Course,
+        begin: Callable[[str], Observer] = Observer,
     ) -> None:
         self._settings = settings
         self._begin = begin
@@ -113,21 +113,21 @@ class Export:
         """
         started_at = time.monotonic()
         tally = Tally()
-        course = self._begin(call.transport)
+        observer = self._begin(call.transport)
         reply = Reply(replies.CANCELLED, 0)
         self._enter()
         try:
             async with asyncio.timeout(self._reply_within_s(call)):
                 self._admit(call)
                 async with self._received(call) as (body, begun):  # nothing was read before this line
-                    course.read(body)
-                    await self._publish(body, begun, tally, call, course)
+                    observer.received(body)
+                    await self._publish(body, begun, tally, call, observer)
             reply = replies.success(tally.rejected)  # from here on the events are durable, and only this says so
         except Exception as error:  # noqa: BLE001  the table decides; what is not in it gets an id and a log line
             reply = self._refusal(error)
         finally:
             self._leave(reply.code, call.transport, started_at, tally)
-            course.ended(reply.code, tally)
+            observer.answered(reply.code, tally)
         return reply
 
     def is_known(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
@@ -184,7 +184,7 @@ class Export:
         async with self._turns.turn(call.peer):
             return scan.groups_in(body)
 
-    async def _publish(self, body: bytes, begun: Begun | None, tally: Tally, call: Call, course: Course) -> None:
+    async def _publish(self, body: bytes, begun: Begun | None, tally: Tally, call: Call, observer: Observer) -> None:
         """Translate the whole request, then publish it: nothing of it is in a batch before that.
 
         Returns when every batch is acknowledged.
@@ -204,7 +204,7 @@ class Export:
             tally.take(job.translation)
             if tally.published and not job.batches:
                 job.batches = frozenset(self._publisher.append(job.translation, received_at_ms=received_at_ms))
-            course.translated()
+            observer.translated()
             if job.is_long:
                 await self._acknowledged(job)
                 return

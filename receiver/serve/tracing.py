@@ -22,7 +22,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.trace import SpanKind, StatusCode, Tracer, set_span_in_context
 
-from receiver.serve.course import Course, Fates
+from receiver.serve.observer import Fates, Observer
 from receiver.settings import ReceiverSettings
 from shared.errors import WrongSetting
 
@@ -36,7 +36,7 @@ MARK = b"telemetry-receiver/about-itself"
 
 
 class Tracing:
-    """Makes a Course for each request, and sends what is sampled from a thread of the SDK's."""
+    """Makes a Observer for each request, and sends what is sampled from a thread of the SDK's."""
 
     def __init__(self, settings: ReceiverSettings) -> None:
         """Raises WrongSetting when the spans would come back to this receiver."""
@@ -66,10 +66,10 @@ class Tracing:
         self._sample_ratio = settings.tracing_sample_ratio
         log.info("tracing_started", endpoint=endpoint.netloc, sample_ratio=settings.tracing_sample_ratio)
 
-    def begin(self, transport: str) -> Course:
-        """Begin a request's Course. The sampling decision is ours and does not depend on the sender."""
+    def begin(self, transport: str) -> Observer:
+        """Begin a request's Observer. The sampling decision is ours and does not depend on the sender."""
         is_sampled = random.random() < self._sample_ratio  # noqa: S311  not a secret
-        return _TracedCourse(self._tracer, transport) if is_sampled else Course(transport)
+        return _TracingObserver(self._tracer, transport) if is_sampled else Observer(transport)
 
     def stop(self) -> None:
         """Send the waiting spans, for at most half a second."""
@@ -78,7 +78,7 @@ class Tracing:
         thread.join(STOP_S)
 
 
-class _TracedCourse(Course):
+class _TracingObserver(Observer):
     def __init__(self, tracer: Tracer, transport: str) -> None:
         super().__init__(transport)
         self._tracer = tracer
@@ -88,7 +88,7 @@ class _TracedCourse(Course):
         self._bytes = 0
         self._is_about_us = False
 
-    def read(self, body: bytes) -> None:
+    def received(self, body: bytes) -> None:
         self._bytes = len(body)
         self._is_about_us = MARK in body
         self._passed.append(("read", time.time_ns()))
@@ -96,7 +96,7 @@ class _TracedCourse(Course):
     def translated(self) -> None:
         self._passed.append(("translate", time.time_ns()))
 
-    def ended(self, code: str, fates: Fates) -> None:
+    def answered(self, code: str, fates: Fates) -> None:
         if self._is_about_us:
             return
         ended_at_ns = time.time_ns()

@@ -12,17 +12,17 @@ class Fates(Protocol):
     published: Counter[str]
 
 
-class Course:
+class Observer:
     """Hears of each stage of one request, and ignores it. serve/tracing.py has the subclass that makes spans."""
 
     def __init__(self, transport: str) -> None:
         """A request has arrived. `transport` is `grpc` or `http`."""
 
-    def read(self, body: bytes) -> None:
+    def received(self, body: bytes) -> None:
         """The whole body has arrived."""
 
     def translated(self) -> None:
         """Every event of the request is in a batch."""
 
-    def ended(self, code: str, fates: Fates) -> None:
+    def answered(self, code: str, fates: Fates) -> None:
         """The request was answered with `code`."""
