@@ -33,11 +33,11 @@ log = structlog.get_logger(__name__)
 # What a request holds at most for each byte of its body, until its reply: the body, protobuf's copy, and the spans cut
 # out of it; its records are counted as they are made. bench/receiver_memory.py measures it.
 HELD_PER_BODY_BYTE = 3  # and no request may hold more for each byte of MAX_REQUEST_BYTES, its records included
-SMALL_BODY_BYTES = 4 * 1024  # looked through without a turn: half a millisecond, whatever it holds
+SMALL_BODY_BYTES = 4 * 1024  # counted without a turn: that takes at most half a millisecond
 HELD_PER_GROUP = 300  # bytes: a group of six on the wire is a tuple, a list and a resource here
 BUDGET_WAIT_S = 1.0
-CALLS_MAX = 4_000  # in all, whatever they wait for; each holds some 10 KiB besides its body
-REPLY_MARGIN_S = 0.3  # so that our reply and not the client's own deadline is what the client sees
+CALLS_MAX = 4_000  # open calls of a worker; each holds some 10 KiB besides its body
+REPLY_MARGIN_S = 0.3  # our reply comes so long before the client's deadline, so that the client sees it
 MIDDLING_SLICES = 10  # 50 ms, or about two thousand events
 RETRY_AFTER_S = (1.0, 30.0)  # bounds; the Collector gives up when a delay leads past its 300 s
 
@@ -106,10 +106,10 @@ class Export:
         self._failing_since: float | None = None
 
     async def answer(self, call: Call) -> Reply:
-        """A reply OK means: every in-sync replica has every event of this request. Anything else is a refusal.
+        """Answer one call. OK means: every in-sync replica has every event of this request. Any other reply refuses it.
 
-        Whatever goes wrong before leaves the client with its spans, and with a code upon which it sends them
-        again unless that is of no use. What was published until then is published twice, and stored once.
+        When something fails before that, the client keeps its spans, and gets a code upon which it sends them again,
+        unless that cannot help. Records that were published already are then published twice, and stored once.
         """
         started_at = time.monotonic()
         tally = Tally()
@@ -131,7 +131,7 @@ class Export:
         return reply
 
     def is_known(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
-        """Whether a call shows a key, or needs none: for what is answered beside Export."""
+        """Whether a call has a valid key, or needs none. For calls that are not Export."""
         return self._keys.accept(headers)
 
     @property
@@ -160,9 +160,9 @@ class Export:
 
     @contextlib.asynccontextmanager
     async def _received(self, call: Call) -> AsyncIterator[tuple[bytes, Begun | None]]:
-        """The body, once there is room for it, and what an earlier attempt began with it.
+        """The body, once there is room for it, and the progress of an earlier attempt with the same bytes.
 
-        Its bytes are given back at the end of the block.
+        The end of the block releases the body's bytes.
         """
         with self._arrivals.arriving(call.peer, call.give_way) as arrival:
             body = await call.read(arrival)
@@ -224,9 +224,9 @@ class Export:
             raise
 
     async def _translate(self, job: "_Job") -> None:
-        """Small requests overtake larger ones, and larger ones go one after another.
+        """Translate a request. Small requests overtake larger ones, and larger ones are translated one after another.
 
-        Had they all a share of the loop, all would be late: each answered too late to count, and sent again.
+        If all large requests shared the loop, each would be answered too late, and all would be sent again.
         """
         if await self._is_done(job, slices=range(1)):
             return
@@ -242,12 +242,12 @@ class Export:
             raise
 
     async def _keep(self, job: "_Job") -> None:
-        """The sender's next attempt finds the translation finished, or farther."""
+        """Keep the translation, and continue it, for the sender's next attempt."""
         metrics.requests_unfinished.inc()
         self.unfinished.keep(await key_of(job.body), len(job.body), Begun(job.translation, job.batches))
 
     async def _is_done(self, job: "_Job", *, slices: Iterable[int]) -> bool:
-        """Translate for so many slices, one of all requests' at a time."""
+        """Translate for at most so many slices, each in a turn of its own; return whether the translation is done."""
         for _ in slices:
             async with self._turns.turn(job.call.peer):
                 is_done = job.translation.step(SLICE_S)
@@ -273,7 +273,7 @@ class Export:
         return Reply(told.code, told.status, text, retry_after_s=self._retry_after_s())
 
     def _retry_after_s(self) -> float:
-        """Jittered, and the longer requests have been failing, the later."""
+        """Seconds until the sender should try again: jittered, and longer the longer requests have been failing."""
         now = time.monotonic()
         self._failing_since = self._failing_since or now
         first_s, last_s = RETRY_AFTER_S
