@@ -19,7 +19,7 @@ struct Entry {
     id: [u8; 16],
     start: usize,
     end: usize,
-    /// It holds a path that no template gave.
+    /// The record holds a path that came without a template.
     is_raw_path: bool,
 }
 
@@ -64,10 +64,11 @@ pub struct Request<B> {
     pub leftovers: Vec<Leftover>,
 }
 
-/// How often the clock is read.
+/// The clock is read after so many spans.
 const SPANS_A_LOOK: usize = 16;
-/// Memory for records grows by this many bytes, or by an eighth. Doubling it would leave up to half of it unused.
+/// How long one call of `bound` may take.
 const BOUND_SLICE: Duration = Duration::from_millis(2);
+/// Memory for records grows by this many bytes, or by an eighth. Doubling it would leave up to half of it unused.
 const VALUES_STEP: usize = 256 * 1024;
 /// A slice ends early when so many spans wait for the reference.
 const LEFTOVERS_MAX: usize = 64;

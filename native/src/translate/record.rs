@@ -1,4 +1,4 @@
-//! What a span has shown -> its record's value.
+//! A span's values -> its record's value: the columns in the order of the event, then the metadata.
 
 use std::ops::Range;
 
