@@ -9,7 +9,7 @@ help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
 setup: .venv/.ready  ## the virtual environment, .venv
-NATIVE := native/Cargo.toml native/Cargo.lock native/pyproject.toml $(wildcard native/src/*.rs)
+NATIVE := native/Cargo.toml native/Cargo.lock native/pyproject.toml $(wildcard native/src/*.rs native/src/*/*.rs)
 .venv/.ready: $(LOCK)/development.txt pyproject.toml $(NATIVE)
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed; this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.11 $(MAKECMDGOALS)" if sys.version_info < (3, 11) else 0)'
 	@echo "Making the virtual environment .venv: about two minutes the first time, and 200 MB"
@@ -33,7 +33,7 @@ run: setup  ## Kafka, Postgres, receiver, consumer and demo traffic on this mach
 stack: setup  ## Kafka and Postgres alone
 	@exec $(BIN)/python -m deploy.local stack
 
-check: setup  ## lint, types, import rules, unit tests, and whether the docs tell the truth: seconds
+check: setup  ## lint, types, import rules, unit tests, and whether the docs tell the truth: a minute or two
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -17,7 +17,7 @@ from consumer import metrics
 from consumer.cli.commands import app, main
 from consumer.pipeline.batch import engine_of
 from consumer.pipeline.loop import Pipeline, Share
-from consumer.pipeline.monitor import Watch
+from consumer.pipeline.monitor import Monitor
 from consumer.pipeline.peek import peek_with
 from consumer.pipeline.records.record_batches import take_record_batches
 from consumer.pipeline.writer import Writer
@@ -132,7 +132,7 @@ async def _consume(settings: ConsumerSettings, state: probes.Health, stop: async
         )
         for index in range(settings.consumer_writers)
     ]
-    watch = Watch(
+    monitor = Monitor(
         consumer=consumer,
         pipelines=pipelines,
         ledger=ledger,
@@ -146,7 +146,7 @@ async def _consume(settings: ConsumerSettings, state: probes.Health, stop: async
     log.info("consumer_started", topic=settings.kafka_topic, group=settings.kafka_consumer_group, engine=engine.name)
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(watch.run(stop), name="watch")]
+            tasks = [group.create_task(monitor.run(stop), name="monitor")]
             tasks += [group.create_task(pipeline.run(stop), name="pipeline") for pipeline in pipelines]
             ahead = keep_partitions_ahead(settings.database_url, interval=interval, stop=stop)
             tasks.append(group.create_task(ahead, name="partitions"))

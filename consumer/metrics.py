@@ -15,39 +15,41 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 1
 
 records = Counter(
     "consumer_records",
-    "Records that were settled, by what became of them; table is empty where it is none",
+    "Settled records, by fate; the label table is empty for a record that belongs to no table",
     ["fate", "table"],
 )
-dead_letters = Counter("consumer_dead_letters", "Dead letters newly written", ["reason"])
-offsets_lost = Counter("consumer_offsets_lost", "Offsets that retention took away before they were read")
-truncations = Counter("consumer_truncations", "Times that a partition's log had lost records that were settled")
+dead_letters = Counter("consumer_dead_letters", "New dead letters, by reason", ["reason"])
+offsets_lost = Counter("consumer_offsets_lost", "Offsets that retention deleted before they were read")
+truncations = Counter("consumer_truncations", "Times that a partition's log lost settled records")
 lag_records = Gauge("consumer_lag_records", "Records of the partition that have no fate yet", ["partition"])
 lag_seconds = Gauge(
     "consumer_lag_seconds", "Age of the oldest record of the partition that has no fate yet", ["partition"]
 )
-retention_used_ratio = Gauge("consumer_retention_used_ratio", "Share of the topic's retention that the lag has used up")
-breaker_open = Gauge("consumer_breaker_open", "1 while dead letters have stopped this process until a restart")
+retention_used_ratio = Gauge("consumer_retention_used_ratio", "Share of the topic's retention that the lag has used")
+breaker_open = Gauge(
+    "consumer_breaker_open", "1 while the breaker is open: too many dead letters, and the process waits for a restart"
+)
 stage_seconds = Histogram("consumer_stage_seconds", "Time a batch spent in a stage", ["stage"], buckets=SECONDS)
 end_to_end_seconds = Histogram(
-    "consumer_end_to_end_seconds", "From the receiver's clock to the commit", buckets=SECONDS
+    "consumer_end_to_end_seconds", "Time from a record's arrival at the receiver to its commit", buckets=SECONDS
 )
 batch_rows = Histogram(
     "consumer_batch_records", "Records in one transaction", buckets=(1, 10, 100, 500, 1000, 2500, 5000, 10_000, 100_000)
 )
-rebalances = Counter("consumer_rebalances", "Changes of this process's partitions")
-fenced = Counter("consumer_fenced", "Batches given up because the ledger had moved")
+rebalances = Counter("consumer_rebalances", "Changes of the partitions that this process owns")
+fenced = Counter("consumer_fenced", "Batches dropped because another writer had moved the ledger")
 retries = Counter("consumer_retries", "Loop restarts after an error, by failing dependency", ["cause"])
 group_commit_failures = Counter(
-    "consumer_group_commit_failures", "Commits to the group that failed; only lag tools miss them"
+    "consumer_group_commit_failures", "Failed offset commits to the Kafka group, which only lag tools read"
 )
 
 interruptions = Counter("consumer_loop_interruptions", "Stalled loops that the watchdog restarted")
 newest_row_age_seconds = Gauge(
     "consumer_newest_row_age_seconds",
-    "Since the newest stored event was received, to within a batch; since this process began while there is none",
+    "Time since the newest stored event was received, or since the process started while nothing was stored",
     ["table"],
 )
-writers = Gauge("consumer_writers", "Loops of this process that write side by side: CONSUMER_WRITERS")
+writers = Gauge("consumer_writers", "Writers of this process: CONSUMER_WRITERS")
 database_connections = Gauge("consumer_database_connections", "Connections to Postgres that this process has open")
 ready = Gauge("consumer_ready", "1 while /readyz answers 200")
 ledger_balanced = Gauge("consumer_ledger_balanced", "1 while every offset of the ledger has exactly one fate")

@@ -17,8 +17,8 @@ from receiver import metrics
 from receiver.budget import Arrivals, Budget
 from receiver.publish.publisher import NEED, Publisher
 from receiver.serve.auth import Keys
-from receiver.serve.course import Course
 from receiver.serve.export import Export
+from receiver.serve.observer import Observer
 from receiver.serve.transport.server import Server, is_loopback
 from receiver.serve.turns import Turns
 from receiver.serve.workers import Workers, report
@@ -37,12 +37,12 @@ if TYPE_CHECKING:
 log = structlog.get_logger("receiver")
 app = typer.Typer(no_args_is_help=False, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
-ARRIVING_SHARE = 4  # bodies on their way hold at most a quarter of what is in flight
+ARRIVING_SHARE = 4  # incomplete bodies hold at most a quarter of MAX_INFLIGHT_BYTES
 
 
 @app.callback(invoke_without_command=True)
 def default(context: typer.Context, *, version: Version = False) -> None:  # noqa: ARG001  its callback answers
-    """OTLP spans over gRPC -> product events -> Kafka. Without a command: run."""
+    """Receive OTLP spans over gRPC and HTTP, and publish product events to Kafka. Without a command: run."""
     if context.invoked_subcommand is None:
         run(workers=None)
 
@@ -50,9 +50,11 @@ def default(context: typer.Context, *, version: Version = False) -> None:  # noq
 @app.command()
 def run(
     *,
-    workers: Annotated[int | None, typer.Option(help="Processes on one port; over WORKERS.", min=1, max=128)] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that share the ports. Overrides WORKERS.", min=1, max=128)
+    ] = None,
 ) -> None:
-    """Run the service, which is the default. Settings come from the environment: see the README.
+    """Run the service (the default command). Settings come from the environment: see docs/settings.md.
 
     Example: python -m receiver run --workers 4
     """
@@ -83,7 +85,7 @@ def explain(
     *,
     json_: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Show what would become of each span of a file, and why. Publishes nothing; exit 1 when one is rejected.
+    """Show what each span of a file would become, and why. Publishes nothing; exits 1 when a span is rejected.
 
     Example: python -m receiver explain spans.json
     """
@@ -115,9 +117,11 @@ def _told(number: int, span: Explanation) -> str:
 
 @app.command()
 def health(
-    url: Annotated[str | None, typer.Option(help="The /readyz to ask; default: this process's own port.")] = None,
+    url: Annotated[
+        str | None, typer.Option(help="Address of /readyz. Default: this receiver's own metrics port.")
+    ] = None,
 ) -> None:
-    """Exit 0 when the running receiver is ready and its port answers, else 1: for a container's health check.
+    """Exit 0 when the running receiver is ready and its port accepts connections, else 1. For container health checks.
 
     Example: python -m receiver health
     """
@@ -132,7 +136,7 @@ def health(
 
 
 async def serve(settings: ReceiverSettings, *, is_worker: bool = False) -> None:
-    """Receive until SIGTERM. Ends within 15 s with a dead broker: 7 of them for calls, the rest for the producer."""
+    """Receive until SIGTERM. Stops within 15 s, also without a broker: 7 s for calls, the rest for the producer."""
     stop = lifecycle.stop_event()
     state = probes.Health(NEED)
     budget = Budget(settings.max_inflight_bytes)
@@ -151,12 +155,12 @@ async def serve(settings: ReceiverSettings, *, is_worker: bool = False) -> None:
         turns=turns,
         engine=engine,
         publisher=publisher,
-        begin=tracing.begin if tracing else Course,
+        begin=tracing.begin if tracing else Observer,
     )
     server = Server(settings, export=export, arrivals=arrivals, budget=budget, turns=turns, state=state)
     stop_probes = None if is_worker else _probes(settings, state, lambda: prometheus_client.REGISTRY)
     try:
-        async with asyncio.TaskGroup() as tasks:  # what ends unasked here ends the process
+        async with asyncio.TaskGroup() as tasks:  # a task that ends by itself ends the process
             running = [
                 tasks.create_task(lifecycle.heartbeat(state.beat), name="heartbeat"),
                 tasks.create_task(publisher.run(), name="publisher"),
@@ -180,7 +184,7 @@ async def serve(settings: ReceiverSettings, *, is_worker: bool = False) -> None:
 
 
 async def supervise(settings: ReceiverSettings) -> int:
-    """Run the workers until SIGTERM; the exit code."""
+    """Run the workers until SIGTERM, and return the exit code."""
     stop = lifecycle.stop_event()
     state = probes.Health()
     command = [sys.executable, "-m", "receiver", "worker"]

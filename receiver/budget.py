@@ -1,7 +1,7 @@
-"""The one ledger of memory: what bodies, requests, records, connections and caches hold, and who may hold more.
+"""The memory budget: counts what bodies, requests, records, connections and caches hold, and admits more or refuses.
 
-A body is counted as it arrives, so a sender that stalls holds what it has sent and no more. The first 64 KiB of a
-body are never waited for: small requests pass where large ones queue.
+A body is counted as it arrives, so a sender that stalls holds only what it has sent. The first 64 KiB of a body never
+wait for room: small requests pass while large ones queue.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from typing import Literal, get_args
 
 from shared.errors import Transient
 
-FREE_BYTES = 64 * 1024  # of each body: as much as HTTP/2 lets a sender send unasked
+FREE_BYTES = 64 * 1024  # of each body, without waiting: HTTP/2's first window lets a sender send as much unasked
 PATIENCE_S = 0.25
 ARRIVALS_MAX = 1_000  # bodies that arrive at once; FREE_BYTES each at most come on top of the limit
 FEW = 8  # bodies of one connection; half of all places are kept for connections with fewer
@@ -24,7 +24,7 @@ Holder = Literal["requests", "unfinished", "arriving", "connections", "caches"]
 
 
 class BudgetFull(Transient):
-    """As much is in flight as may be."""
+    """There is no room for more bytes, or for one more body."""
 
 
 class SenderStalled(Transient):
@@ -53,9 +53,9 @@ class Arrival:
 class Arrivals:
     """Counts the bytes of bodies that are not complete, and of complete ones that wait for the budget.
 
-    When there is no room, the oldest body still goes on, so that one always ends; among those that wait, the
-    connection that holds least is next. A body that made no progress for `patience_s` then gives way.
-    The memory of it all is at most `bytes_max` + one request + `arrivals_max` x 64 KiB, and counts in the budget.
+    When there is no room, only the oldest body may grow, so that one body always completes. Of the waiting bodies, the
+    one whose connection holds least is next. While others wait, a body without progress for `patience_s` is ended.
+    All bodies together hold at most `bytes_max` + one request + `arrivals_max` x 64 KiB, and count in the budget.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class Arrivals:
         return not is_ours and now - arrival.moved_at > self._patience_s
 
     def _make_place(self, peer: Hashable) -> None:
-        """The connection with most bodies on their way loses its oldest one that stalls."""
+        """End one stalled body: the oldest one of the connection that has most bodies on their way."""
         now = time.monotonic()
         stalled = [arrival for arrival in self._open if self._is_stalled(arrival, now)]
         if not stalled or self._calls[peer] > max(self._calls[arrival.peer] for arrival in stalled):
@@ -162,11 +162,11 @@ class Arrivals:
 
 
 class Budget:
-    """Counts the bytes that are held, by holder. Requests are admitted while all holders together stay below it.
+    """Counts the held bytes by holder, and admits a request while their sum stays below `bytes_max`.
 
-    First come, first served: so a request that fits only when no other request is in flight gets its turn,
-    because those behind it wait. One that does not fit even then is served alone. Small requests do not queue
-    behind large ones: an eighth of the budget is theirs alone.
+    First come, first served: requests behind a large one wait, so the large one also gets its turn. A request that is
+    larger than the whole budget is served alone. Small requests do not queue behind large ones: an eighth of the budget
+    is reserved for them.
     """
 
     def __init__(self, bytes_max: int) -> None:
@@ -202,7 +202,7 @@ class Budget:
         self.bytes += size
 
     def hold(self, size: int, holder: Holder) -> None:
-        """This is what the holder has now."""
+        """Set how many bytes the holder has now."""
         change = size - self.held[holder]
         self.charge(change, holder)
         if change < 0:
@@ -210,7 +210,7 @@ class Budget:
 
     @contextmanager
     def charging(self) -> Iterator[Callable[[int], None]]:
-        """A function that is told how many bytes a request holds now; at the end of the block it holds none."""
+        """Give a function that sets how many bytes a request holds now. The end of the block releases them."""
         held_bytes = 0
 
         def hold(size: int) -> None:
@@ -239,7 +239,7 @@ class Budget:
         return not self.held["requests"] or self.bytes - counted + size <= limit
 
     def _may_overtake(self, size: int) -> bool:
-        """Small requests may, but for a request at the head that fits only when no other is in flight."""
+        """Whether a small request may pass the queue: not when the first one fits only while nothing is in flight."""
         others = self.bytes - self.held["requests"]
         return size <= SMALL_BYTES and self._waiting[0][0] + others <= self._large_max
 

@@ -1,4 +1,4 @@
-"""An Export's outcome -> what its sender is told: the one table, which gRPC and HTTP both read. Pure."""
+"""An Export's outcome -> its reply. One table, which gRPC and HTTP both read. Pure."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from receiver.decode.spans import MalformedRequest, TooManySpans
 from shared.errors import BrokerUnavailable, Permanent, Transient
 
 OK = "OK"
-CANCELLED = "CANCELLED"  # the caller left: nobody is told anything
+CANCELLED = "CANCELLED"  # the caller left, so no reply is sent
 UNAVAILABLE = "UNAVAILABLE"
 
 
 class KeyRefused(Permanent):
-    """The call shows no key of ours."""
+    """The call has no API key, or a wrong one."""
 
 
 class NoBody(Permanent):
@@ -27,7 +27,7 @@ class TooLarge(Permanent):
 
 
 class TooMuchToHold(Permanent):
-    """The request and the records that are made of it take more memory than a request may."""
+    """The request and its records take more memory than one request may."""
 
 
 class UnknownEncoding(Permanent):
@@ -44,7 +44,7 @@ class Draining(Transient):
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """One line of the table. Upon UNAVAILABLE the sender is told when to try again; upon any other code never to."""
+    """One line of the table. UNAVAILABLE comes with a time after which to send again; any other code is final."""
 
     code: str  # gRPC's name; also the label of receiver_requests_total
     status: int  # HTTP's
@@ -78,13 +78,13 @@ FINAL_CAUSES = tuple(dict.fromkeys(told.cause for told in REPLIES.values() if to
 
 
 def told_of(error: Exception) -> Told | None:
-    """The line of the nearest class of the error; None for an error that the table does not know."""
+    """The table's line for the error's class or its nearest base class; None when there is none."""
     return next((REPLIES[kind] for kind in type(error).__mro__ if kind in REPLIES), None)
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a transport writes in its own form. `text` of an OK is the message of its partial_success."""
+    """A reply before a transport encodes it. For OK, `text` is the message of partial_success."""
 
     code: str
     status: int

@@ -7,6 +7,8 @@ from typing import Annotated, Self
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import NoDecode
 
+from receiver.translate.mapping import METADATA_ATTRIBUTES
+from receiver.translate.rules import ENDPOINT_EXCLUDE
 from shared.engine import EngineSetting
 from shared.settings import (
     CommaSeparated,
@@ -19,15 +21,6 @@ from shared.settings import (
 )
 
 MEBIBYTE = 1024 * 1024
-DEFAULT_EXCLUDED = ("/health", "/healthz", "/livez", "/readyz", "/metrics", "/favicon.ico")
-DEFAULT_METADATA = (
-    "metadata.*",
-    "service.name",
-    "service.version",
-    "service.namespace",
-    "error.type",
-    "telemetry.sdk.language",
-)
 
 
 def _globs(value: object) -> object:
@@ -94,7 +87,7 @@ class ReceiverSettings(ReceiverPlace, KafkaSettings, IdSettings):
     publish_linger_ms: int = Field(5, ge=0, le=1000, description="how long a batch of records stays open for more")
 
     metadata_attributes: CommaSeparated = Field(
-        DEFAULT_METADATA, description="attributes that event_metadata may hold; `*` at the end stands for any rest"
+        METADATA_ATTRIBUTES, description="attributes that event_metadata may hold; `*` at the end stands for any rest"
     )
     engine: EngineSetting = Field(
         "auto", description="`native` or `python` forces an engine; `auto`: native where it was built"
@@ -102,7 +95,7 @@ class ReceiverSettings(ReceiverPlace, KafkaSettings, IdSettings):
     infer_events: bool = Field(True, description="take feature.name, served requests and model calls for events")  # noqa: FBT003
     identity_by_trace: bool = Field(True, description="let ids on other spans of the trace count")  # noqa: FBT003
     endpoint_exclude: Globs = Field(
-        DEFAULT_EXCLUDED, description="globs of endpoints that are no events; `none`: no exclusion"
+        ENDPOINT_EXCLUDE, description="globs of endpoints that are no events; `none`: no exclusion"
     )
     endpoints_per_service: int = Field(
         200, ge=0, le=10_000, description="distinct endpoints of a service's raw paths, then `{other}`; 0: no bound"

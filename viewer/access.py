@@ -19,7 +19,7 @@ OPEN_PATHS = frozenset({"/healthz"})
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a request gets no page."""
+    """The status and the text for a request that is refused."""
 
     status: int
     text: str

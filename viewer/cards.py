@@ -83,13 +83,13 @@ class Asker:
         return row
 
     async def cards(self, keys: Sequence[str], view: View) -> list[Card]:
-        """In order; asked side by side as far as the connections allow."""
+        """The cards in the order of `keys`. Their queries run at the same time, as far as there are connections."""
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(self.card(key, view)) for key in keys]
         return [task.result() for task in tasks]
 
     async def choices(self, view: View) -> dict[str, list[str]]:
-        """Services and deployments to filter by; none when that has no answer."""
+        """Services and deployments to filter by; empty when the query gets no answer."""
         try:
             rows = await self.rows("choices", view)
         except NoAnswer:

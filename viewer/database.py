@@ -112,7 +112,7 @@ class Database:
 
 
 async def _limited(connection: Any) -> None:
-    """At every acquire, as the pool resets a connection when it comes back."""
+    """Set the limits of a session. The pool resets a connection on release, so this runs at every acquire."""
     await connection.execute(
         f"SET statement_timeout = '{STATEMENT_TIMEOUT_S}s'; SET lock_timeout = '2s'; SET timezone = 'UTC';"
         " SET idle_in_transaction_session_timeout = '15s'; SET default_transaction_read_only = on"

@@ -34,15 +34,15 @@ def _finite(value: float) -> float:
 
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask at a terminal.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what the command would do, and change nothing.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation at a terminal.")]
 Rate = Annotated[
-    float, typer.Option(min=0, max=RATE_MAX, callback=_finite, help="Most records a second; 0 for no limit.")
+    float, typer.Option(min=0, max=RATE_MAX, callback=_finite, help="Maximum records a second; 0: no limit.")
 ]
 
 
 def run_command(work: Coroutine[Any, Any, T]) -> T:
-    """Run it, and turn what it raises into words and an exit code."""
+    """Run the command's work. An error becomes a sentence on standard error and an exit code."""
     try:
         return asyncio.run(work)
     except WrongUse as error:
@@ -94,7 +94,7 @@ def place_of(text: str) -> tuple[int, int]:
 
 
 def time_of(text: str | None) -> datetime | None:
-    """ISO 8601; UTC when it says no zone."""
+    """Parse an ISO 8601 time; without a zone it is UTC."""
     if text is None:
         return None
     try:

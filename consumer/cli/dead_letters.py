@@ -25,15 +25,17 @@ from shared.errors import DeadLetterReason
 commands = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="Records that could not become rows: look at them, try them again.\n\n"
+    help="List, show and redrive records that could not become rows.\n\n"
     "Example:\n\n\b\n  python -m consumer dead-letters list --reason invalid_fields",
 )
 app.add_typer(commands, name="dead-letters")
 
-Reason = Annotated[DeadLetterReason | None, typer.Option(help="Only those of this reason.")]
-Since = Annotated[str | None, typer.Option(help="Only those received from then on, as 2026-11-24T08:00:00Z.")]
-Until = Annotated[str | None, typer.Option(help="Only those received before then.")]
-Place = Annotated[str | None, typer.Option(help="Only the one at PARTITION:OFFSET.")]
+Reason = Annotated[DeadLetterReason | None, typer.Option(help="Only dead letters with this reason.")]
+Since = Annotated[
+    str | None, typer.Option(help="Only records received at or after this time, such as 2026-11-24T08:00:00Z.")
+]
+Until = Annotated[str | None, typer.Option(help="Only records received before this time.")]
+Place = Annotated[str | None, typer.Option(help="Only the dead letter at PARTITION:OFFSET.")]
 
 
 @commands.command("list")
@@ -43,11 +45,11 @@ def dead_letters_list(
     since: Since = None,
     until: Until = None,
     place: Place = None,
-    redriven: Annotated[bool, typer.Option("--redriven", help="Those that became rows after all.")] = False,
+    redriven: Annotated[bool, typer.Option("--redriven", help="Only dead letters that a redrive has settled.")] = False,
     limit: Annotated[int, typer.Option(min=1, max=100_000)] = 100,
     as_json: AsJson = False,
 ) -> None:
-    """Places, times and reasons, without content.
+    """List dead letters with place, time and reason, without their content.
 
     Example: python -m consumer dead-letters list --reason newer_schema
     """
@@ -63,12 +65,12 @@ def dead_letters_list(
         f"{each['partition']}:{each['offset']} {each['reason']} {each['record_time']} {each['bytes']} bytes"
         for each in found
     )
-    answer({"dead_letters": found}, as_json=as_json, text=text or "none")
+    answer({"dead_letters": found}, as_json=as_json, text=text or "no dead letter matches")
 
 
 @commands.command("show")
 def dead_letters_show(place: str, *, as_json: AsJson = False) -> None:
-    """One letter whole, at PARTITION:OFFSET. Exit 1 when there is none.
+    """Show the whole dead letter at PARTITION:OFFSET. Exits 1 when there is none.
 
     Example: python -m consumer dead-letters show 3:1200
     """
@@ -80,7 +82,7 @@ def dead_letters_show(place: str, *, as_json: AsJson = False) -> None:
 
     found = run_command(work())
     text = "\n\n".join("\n".join(f"{name}: {told(value)}" for name, value in each.items()) for each in found)
-    answer({"dead_letters": found}, as_json=as_json, text=text or "none")
+    answer({"dead_letters": found}, as_json=as_json, text=text or f"no dead letter at {place}")
     raise typer.Exit(DONE if found else PROBLEM)
 
 
@@ -95,7 +97,7 @@ def dead_letters_redrive(
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Decode dead letters again with today's code, and store those that are now events. Exit 1 when some still fail.
+    """Decode dead letters with today's code, and store those that are events now. Exits 1 when some still fail.
 
     Example: python -m consumer dead-letters redrive --reason newer_schema --dry-run
     """
@@ -116,9 +118,11 @@ def dead_letters_redrive(
 
     done = run_command(work())
     still = dict(done.still)
-    counts = {**asdict(done), "still": still, "dry_run": dry_run}
-    text = "\n".join(f"{name.replace('_', ' ')}: {count}" for name, count in counts.items())
-    answer(counts, as_json=as_json, text=text)
+    counts = {name: count for name, count in asdict(done).items() if name != "still"}
+    lines = [f"{name.replace('_', ' ')}: {count}" for name, count in counts.items()]
+    lines += [f"still a dead letter, {reason}: {count}" for reason, count in still.items()]
+    text = "\n".join(lines + ["dry run: nothing was changed"] * dry_run)
+    answer({**counts, "still": still, "dry_run": dry_run}, as_json=as_json, text=text)
     raise typer.Exit(PROBLEM if still else DONE)
 
 

@@ -29,7 +29,7 @@ from shared.settings import load
 gaps = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="Offsets that retention took away unread, or that the topic lost: look at them, acknowledge them.\n\n"
+    help="List and acknowledge offsets that retention deleted unread, or that the topic lost.\n\n"
     "Example:\n\n\b\n  python -m consumer gaps list",
 )
 app.add_typer(gaps, name="gaps")
@@ -41,12 +41,13 @@ def status(
     watch: Annotated[
         bool,
         typer.Option(
-            "--watch", help="Every two seconds until Ctrl-C, with owner, rate, time left, and what stops a consumer."
+            "--watch",
+            help="Repeat every two seconds until Ctrl-C. Also shows each partition's owner, rate and time left.",
         ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Where is everything: positions, lag, dead letters, rebuilds under way.
+    """Show positions, lag, dead letters, and rebuilds under way.
 
     Examples: python -m consumer status --json
               python -m consumer status --watch
@@ -91,7 +92,7 @@ def _status_text(found: reporting.Status, pace: reporting.Pace | None = None) ->
 
 @app.command()
 def audit(*, as_json: AsJson = False) -> None:
-    """Does the ledger balance, is it the same topic, are the tables as the models say? Exit 1 with findings.
+    """Check that the ledger balances, the topic is the same, and the tables fit the models. Exits 1 with findings.
 
     Example: python -m consumer audit
     """
@@ -109,11 +110,14 @@ def audit(*, as_json: AsJson = False) -> None:
 def doctor(
     *,
     receiver_metrics: Annotated[
-        str | None, typer.Option(help="The /metrics of a receiver, to see what senders do wrong; default: this host's.")
+        str | None,
+        typer.Option(
+            help="Address of a receiver's /metrics, to see what senders do wrong. Default: this host's receiver."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Connect to everything; say what is wrong, and how to repair it. Exit 1 with errors; warnings alone are 0.
+    """Connect to everything, say what is wrong and how to repair it. Exits 1 with errors, 0 with warnings alone.
 
     Example: python -m consumer doctor --receiver-metrics http://telemetry-receiver:9464/metrics
     """
@@ -128,7 +132,7 @@ def doctor(
 
 @app.command()
 def find(trace_id: str, span_id: str, *, as_json: AsJson = False) -> None:
-    """Where is my span? Its row, its dead letter, suppressed, waiting in the topic, or not seen. Exit 1: not seen.
+    """Find a span: as a row, a dead letter, suppressed, waiting in the topic, or gone. Exits 1 when it was not seen.
 
     Example: python -m consumer find 0af7651916cd43dd8448eb211c80319c b7ad6b7169203331
     """
@@ -146,9 +150,11 @@ def find(trace_id: str, span_id: str, *, as_json: AsJson = False) -> None:
 
 @app.command()
 def health(
-    url: Annotated[str | None, typer.Option(help="The /readyz to ask; default: this process's own port.")] = None,
+    url: Annotated[
+        str | None, typer.Option(help="Address of /readyz. Default: this consumer's own metrics port.")
+    ] = None,
 ) -> None:
-    """Exit 0 when the running consumer is ready, else 1: for a container's health check.
+    """Exit 0 when the running consumer is ready, else 1. For container health checks.
 
     Example: python -m consumer health
     """
@@ -161,10 +167,10 @@ def health(
 @gaps.command("list")
 def gaps_list(
     *,
-    acknowledged: Annotated[bool, typer.Option("--acknowledged", help="Those that were acknowledged too.")] = False,
+    acknowledged: Annotated[bool, typer.Option("--acknowledged", help="Also list acknowledged gaps.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Partition, offsets, reason and time of each gap that nobody has acknowledged.
+    """List partition, offsets, reason and time of each gap that nobody has acknowledged.
 
     Example: python -m consumer gaps list
     """
@@ -180,16 +186,18 @@ def gaps_list(
         f"{gap['reason']}, seen {gap['seen_at']:%Y-%m-%d %H:%M:%S} UTC"
         for gap in found
     )
-    answer({"gaps": found}, as_json=as_json, text=text or "none")
+    answer({"gaps": found}, as_json=as_json, text=text or ("no gaps" if acknowledged else "no unacknowledged gaps"))
 
 
 @gaps.command("ack")
 def gaps_ack(
-    ids: Annotated[list[int] | None, typer.Argument(min=1, max=2**63 - 1, help="Numbers of gaps; none: all.")] = None,
+    ids: Annotated[
+        list[int] | None, typer.Argument(min=1, max=2**63 - 1, help="Numbers of the gaps. Default: all gaps.")
+    ] = None,
     *,
     as_json: AsJson = False,
 ) -> None:
-    """Note that the gaps are known, so that audit no longer finds them. The rows of ingest.gaps stay.
+    """Mark gaps as known, so that audit no longer reports them. The rows of ingest.gaps stay.
 
     Examples: python -m consumer gaps ack
               python -m consumer gaps ack 3 4

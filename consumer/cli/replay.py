@@ -29,9 +29,9 @@ from consumer.rebuild import rebuild as rebuilding
 @app.command()
 def rewind(
     *,
-    to_start: Annotated[bool, typer.Option("--to-start", help="To the first record that each partition has.")] = False,
-    to_time: Annotated[str | None, typer.Option(help="To the first record received from then on.")] = None,
-    to_offset: Annotated[list[str] | None, typer.Option(help="PARTITION:OFFSET; may be repeated.")] = None,
+    to_start: Annotated[bool, typer.Option("--to-start", help="Go to the first record of each partition.")] = False,
+    to_time: Annotated[str | None, typer.Option(help="Go to the first record received at or after this time.")] = None,
+    to_offset: Annotated[list[str] | None, typer.Option(help="Go to PARTITION:OFFSET; may be repeated.")] = None,
     accept_new_topic: Annotated[
         bool, typer.Option("--accept-new-topic", help="Adopt a topic that was deleted and created again.")
     ] = False,
@@ -39,7 +39,7 @@ def rewind(
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
-    """Replay in place, with consumers running or not. Rows are upserts, so nothing doubles.
+    """Replay records into the live tables. Consumers may run. Nothing doubles, because each row is an upsert.
 
     Examples: python -m consumer rewind --to-time 2026-11-24T00:00:00Z
               python -m consumer rewind --to-offset 3:1200 --to-offset 4:900
@@ -77,26 +77,28 @@ def _rewound_text(done: list[rewinding.Rewound], *, dry_run: bool) -> str:
 @app.command()
 def rebuild(
     *,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Fill, compare, and drop what was filled.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with one that was interrupted.")] = False,
-    abort: Annotated[bool, typer.Option("--abort", help="Drop one that was interrupted.")] = False,
-    drop_old: Annotated[bool, typer.Option("--drop-old", help="Drop the tables that the last one replaced.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Fill and compare the shadow tables, then drop them.")
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted rebuild.")] = False,
+    abort: Annotated[bool, typer.Option("--abort", help="Drop the shadow tables of an interrupted rebuild.")] = False,
+    drop_old: Annotated[
+        bool, typer.Option("--drop-old", help="Drop the tables that the last rebuild replaced.")
+    ] = False,
     only_topic: Annotated[
-        bool, typer.Option("--only-topic", help="Carry no row over that is older than the topic's reach.")
+        bool, typer.Option("--only-topic", help="Do not keep rows that are older than the topic: they are lost.")
     ] = False,
     accept_unexplained: Annotated[
         bool,
-        typer.Option(
-            "--accept-unexplained", help="Swap even if live rows would vanish that the topic does not explain."
-        ),
+        typer.Option("--accept-unexplained", help="Swap, and lose the live rows that the topic does not explain."),
     ] = False,
     rate: Rate = 20_000,
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
-    """Replay into shadow tables beside the live ones, catch up, compare, swap in one transaction.
+    """Replay the topic into shadow tables, compare them with the live tables, and swap them in one transaction.
 
-    Live consumers go on. The old tables stay in the schema before_rebuild until --drop-old.
+    Live consumers keep running. The old tables stay in the schema before_rebuild until --drop-old.
 
     Examples: python -m consumer rebuild --dry-run
               python -m consumer rebuild --rate 50000

@@ -26,10 +26,13 @@ from consumer.store import retain as retaining
 from consumer.store.suppressions import Kind, Subject
 from shared.output import write_out
 
-UserId = Annotated[str | None, typer.Option(help="Raw id; - reads it from standard input, out of the shell's history.")]
-UserHash = Annotated[str | None, typer.Option(help="Hash, as the tables have it.")]
+UserId = Annotated[
+    str | None,
+    typer.Option(help="Raw id of a user; - reads it from standard input, so it is not in the shell's history."),
+]
+UserHash = Annotated[str | None, typer.Option(help="Hash of a user, as in the tables.")]
 OrganizationId = Annotated[str | None, typer.Option(help="Raw id of an organization; - reads standard input.")]
-OrganizationHash = Annotated[str | None, typer.Option(help="Hash of an organization.")]
+OrganizationHash = Annotated[str | None, typer.Option(help="Hash of an organization, as in the tables.")]
 
 
 @app.command()
@@ -87,7 +90,7 @@ def _erasures(settings: ConsumerSettings, *, as_json: bool) -> None:
         + (f", done at {each['done_at']:%Y-%m-%d %H:%M:%S} UTC" if each["done_at"] else ", under way")
         for each in found
     )
-    answer({"erasures": found}, as_json=as_json, text=text or "none")
+    answer({"erasures": found}, as_json=as_json, text=text or "no erasures")
 
 
 def _receipt_fields(receipt: erasing.Receipt) -> dict[str, Any]:
@@ -119,7 +122,7 @@ def export(
     organization_id: OrganizationId = None,
     organization_hash: OrganizationHash = None,
 ) -> None:
-    """The subject's rows as JSON lines, for an access request.
+    """Print the subject's rows as JSON lines, for an access request.
 
     Example: python -m consumer export --user-id - > rows.jsonl
     """
@@ -140,12 +143,12 @@ def export(
 @app.command()
 def retain(
     *,
-    days: Annotated[int | None, typer.Option(min=1, max=36_500, help="Instead of RETENTION_DAYS.")] = None,
+    days: Annotated[int | None, typer.Option(min=1, max=36_500, help="Days to keep. Overrides RETENTION_DAYS.")] = None,
     dry_run: DryRun = False,
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
-    """Delete rows and dead letters past RETENTION_DAYS, in small batches. A replay does not bring them back.
+    """Delete rows and dead letters older than RETENTION_DAYS, in small batches.
 
     Example: python -m consumer retain --dry-run
     """

@@ -19,8 +19,8 @@ from consumer.store.erasures import lacking, pending
 from consumer.store.schema import FATES, metadata
 from consumer.store.suppressions import unpublished
 from consumer.store.suppressions_topic import Topic as SuppressionsTopic
+from consumer.topic_identity import NO_TOPIC_ID
 from shared.errors import BrokerUnavailable, DatabaseUnavailable, WrongTopic
-from shared.topic_identity import NO_TOPIC_ID
 
 RECOUNTED_DAYS = 7
 

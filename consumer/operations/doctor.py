@@ -39,9 +39,9 @@ async def doctor(settings: DoctorSettings, *, receiver_metrics: str | None = Non
         (
             _kafka,
             "broker",
-            "is it running, and is KAFKA_BOOTSTRAP_SERVERS right? Check the KAFKA_SASL_ and KAFKA_SSL_ settings",
+            "start it, or correct KAFKA_BOOTSTRAP_SERVERS and the KAFKA_SASL_ and KAFKA_SSL_ settings",
         ),
-        (postgres, "database", "is it running, and is ANALYTICS_DATABASE_URL right, password and sslmode included?"),
+        (postgres, "database", "start it, or correct ANALYTICS_DATABASE_URL, with its password and sslmode"),
     ):
         try:
             found += [diagnosis async for diagnosis in examine(settings)]
@@ -65,16 +65,16 @@ def _settings(settings: ConsumerSettings) -> list[Diagnosis]:
     if not settings.hash_key:
         warn(
             "hash_key",
-            "ID_HASH_KEY is not set: hashes of guessable ids can be enumerated",
-            "set it, to 32 bytes or more, for receiver and consumer alike; sql.md says what it does to counts",
+            "ID_HASH_KEY is not set: anybody can reverse the hashes of guessable ids",
+            "set the same key of 32 bytes or more for receiver and consumer; docs/sql.md says how it changes counts",
         )
     if not settings.kafka_security_protocol.endswith("SSL"):
-        warn("transport", "Kafka is spoken to in plain text", "set KAFKA_SECURITY_PROTOCOL=SSL or SASL_SSL")
+        warn("transport", "connections to Kafka are not encrypted", "set KAFKA_SECURITY_PROTOCOL=SSL or SASL_SSL")
     if settings.retention_days and settings.retention_days * 24 < settings.kafka_topic_retention_hours:
         warn(
             "retention_days",
             "RETENTION_DAYS is shorter than the topic's retention",
-            "harmless; but the topic then holds personal data for longer than the tables do",
+            "lower the topic's retention.ms, if personal data must not be kept longer than in the tables",
         )
     return found
 
@@ -133,14 +133,17 @@ async def _topic(admin: Any, settings: ConsumerSettings, topic: str, config: dic
             Diagnosis(
                 "replication",
                 "warning",
-                f"{topic} has one replica: what is acknowledged is lost with its disk",
-                "three brokers, KAFKA_TOPIC_REPLICATION=3 and KAFKA_TOPIC_MIN_INSYNC_REPLICAS=2",
+                f"{topic} has one replica: acknowledged records are lost with its disk",
+                "run three brokers with KAFKA_TOPIC_REPLICATION=3 and KAFKA_TOPIC_MIN_INSYNC_REPLICAS=2",
             )
         )
     elif int(actual.get("min.insync.replicas") or 1) < 2:
         found.append(
             Diagnosis(
-                "min_insync", "warning", f"{topic}: min.insync.replicas is 1", "set it to 2, for acks=all to mean two"
+                "min_insync",
+                "warning",
+                f"{topic}: min.insync.replicas is 1",
+                "set it to 2, so that acks=all waits for two",
             )
         )
     if any(not partition["isr"] or partition["leader"] < 0 for partition in described["partitions"]):
@@ -161,8 +164,8 @@ async def _topic(admin: Any, settings: ConsumerSettings, topic: str, config: dic
             Diagnosis(
                 "retention",
                 "warning",
-                f"{topic} keeps records for {retention_ms / HOUR_MS:.1f} h; a consumer may stand still longer",
-                "three days or more, so that a weekend's outage is survived",
+                f"{topic} keeps records for only {retention_ms / HOUR_MS:.1f} h: a longer outage loses records",
+                "raise retention.ms to three days or more, so that a weekend's outage loses nothing",
             )
         )
     return found
@@ -192,16 +195,16 @@ async def _members(admin: Any, settings: ConsumerSettings) -> list[Diagnosis]:
 
 
 _REMEDIES: dict[str, str] = {
-    "topic_identity": "if that was meant: consumer rewind --to-start --accept-new-topic. If not, "
-    "KAFKA_BOOTSTRAP_SERVERS or KAFKA_TOPIC points elsewhere",
-    "bounds": "another cluster, or retention that passed a stopped consumer: start it, or rewind",
+    "topic_identity": "if the topic was recreated on purpose: consumer rewind --to-start --accept-new-topic. If not, "
+    "correct KAFKA_BOOTSTRAP_SERVERS or KAFKA_TOPIC",
+    "bounds": "this is another cluster, or retention has passed a stopped consumer: start the consumer, or rewind",
     "balance": "somebody wrote to ingest.partition_offsets: restore it, or rewind --to-start",
     "no_line": "start a consumer",
-    "gap": "what is gone is gone: docs/operate.md says what to do. Acknowledge it with `consumer gaps ack`",
+    "gap": "these records are lost: docs/operate.md says what to do. Then acknowledge it with `consumer gaps ack`",
     "database": "do what it says",
-    "erasure": "a consumer or `consumer erase` again finishes it; copies of a rebuild need the owner's role",
-    "suppressions": "restart a consumer, or see docs/operate.md",
-    "schema": "alembic upgrade head; if it is at head, somebody altered the tables by hand",
+    "erasure": "run `consumer erase` again, or start a consumer; copies of a rebuild need the owner's role",
+    "suppressions": "restart a consumer; if that does not help, see docs/operate.md",
+    "schema": "run alembic upgrade head; if it is at head, somebody altered the tables by hand",
     "unreachable": "bring the server back",
 }
 

@@ -88,7 +88,7 @@ async def _grants(connection: asyncpg.Connection) -> list[Diagnosis]:
 
 
 async def _partitions(connection: asyncpg.Connection) -> list[Diagnosis]:
-    """May this role have partitions made, and is there one for the time to come?"""
+    """Findings about partitions: the role may not create them, or none exists for tomorrow."""
     found = [
         Diagnosis(
             "grants",
@@ -109,7 +109,7 @@ async def _partitions(connection: asyncpg.Connection) -> list[Diagnosis]:
                     "partitions",
                     "warning",
                     f"{table} has no partition for tomorrow, so its rows will go to the default one",
-                    "start a consumer: it makes them; partitions_put_off in its log says why it did not",
+                    "start a consumer, which makes them; if one runs, partitions_put_off in its log says why it failed",
                 )
             )
     return found
@@ -135,7 +135,7 @@ async def _endpoints(connection: asyncpg.Connection) -> list[Diagnosis]:
         Diagnosis(
             "endpoints",
             "warning",
-            f"these services send paths where templates belong, and too many distinct ones: {services}",
+            f"these services send raw paths without a template, and too many different ones: {services}",
             "set http.route in them, as their framework's instrumentation does; or raise ENDPOINTS_PER_SERVICE",
         )
     ]
@@ -214,8 +214,8 @@ async def _timeouts(connection: asyncpg.Connection) -> list[Diagnosis]:
         Diagnosis(
             "timeouts",
             "error",
-            f"{row['name']} is {row['setting']} ms, and {wanted[row['name']]} s was asked for",
-            "a connection pooler drops startup parameters: connect to Postgres itself, see docs/scaling.md",
+            f"{row['name']} is {row['setting']} ms instead of {wanted[row['name']]} s",
+            "a connection pooler drops the setting: connect to Postgres directly, see docs/scaling.md",
         )
         for row in rows
         if row["setting"] != wanted[row["name"]] * 1000
@@ -239,13 +239,13 @@ async def _disk(connection: asyncpg.Connection) -> list[Diagnosis]:
             "disk",
             "warning",
             f"{free.free / 2**30:.1f} GiB of {free.total / 2**30:.1f} GiB are free where Postgres keeps its data",
-            "a larger volume, or fewer rows: docs/operate.md, Postgres: disk full",
+            "use a larger volume, or delete rows: docs/operate.md, Postgres: disk full",
         )
     ]
 
 
 async def _connections(connection: asyncpg.Connection, settings: ConsumerSettings) -> list[Diagnosis]:
-    """Is there room for one more consumer: its writers, its watch, and retention?"""
+    """A finding when Postgres has no room for the connections of one more consumer."""
     needed = settings.consumer_writers + 2
     allowed = int(
         await connection.fetchval(
@@ -260,7 +260,7 @@ async def _connections(connection: asyncpg.Connection, settings: ConsumerSetting
             "connections",
             "warning",
             f"{used} of {allowed} connections are in use, and one more consumer needs {needed}",
-            "raise max_connections, or lower CONSUMER_WRITERS; each consumer needs that many and two",
+            "raise max_connections, or lower CONSUMER_WRITERS; each consumer needs CONSUMER_WRITERS + 2",
         )
     ]
 
@@ -273,7 +273,7 @@ async def _clock(connection: asyncpg.Connection) -> list[Diagnosis]:
         Diagnosis(
             "clock",
             "warning",
-            f"the database's clock is {skew_s:+.1f} s off ours",
+            f"the database's clock differs from this host's by {skew_s:+.1f} s",
             "run NTP on both",
         )
     ]

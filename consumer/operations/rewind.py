@@ -13,8 +13,8 @@ from consumer.pipeline import positions
 from consumer.pipeline.peek import peek_with
 from consumer.pipeline.truncation import changed_partitions
 from consumer.store.ledger import LIVE
+from consumer.topic_identity import NO_TOPIC_ID
 from shared.errors import WrongTopic
-from shared.topic_identity import NO_TOPIC_ID
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,32 +12,32 @@ from prometheus_client.parser import text_string_to_metric_families
 REJECTED_SHARE_MAX = 0.01  # of product events, as in the alert TelemetrySpansRejected
 REFUSED_SHARE_MAX = 0.05  # of requests, as in the alert TelemetryReceiverRefusing
 
-EXPLAIN = "save a request of theirs and see: python -m receiver explain FILE"
+EXPLAIN = "to see why, save one of their requests and run: python -m receiver explain FILE"
 
 # A code upon which an exporter drops its spans for good: one is too many.
 DROPPED = {
-    "UNAUTHENTICATED": "they show no key, or an old one: OTEL_EXPORTER_OTLP_HEADERS=x-api-key=... there, API_KEYS here",
-    "INVALID_ARGUMENT": "they send something else than OTLP traces, or more than MAX_SPANS_PER_REQUEST",
-    "RESOURCE_EXHAUSTED": "smaller batches there, or a larger MAX_REQUEST_BYTES here",
-    "UNIMPLEMENTED": "OTEL_EXPORTER_OTLP_COMPRESSION=gzip there, or none",
+    "UNAUTHENTICATED": "no key, or an old one: set OTEL_EXPORTER_OTLP_HEADERS=x-api-key=... there, or API_KEYS here",
+    "INVALID_ARGUMENT": "no OTLP traces, or more spans than MAX_SPANS_PER_REQUEST: correct the exporter there",
+    "RESOURCE_EXHAUSTED": "send smaller batches there, or raise MAX_REQUEST_BYTES here",
+    "UNIMPLEMENTED": "set OTEL_EXPORTER_OTLP_COMPRESSION=gzip there, or none",
 }
 # By the port that was spoken to.
 WRONG_DOORS = {
     "grpc": (
-        "spoke something else than gRPC to PORT",
+        "used another protocol than gRPC on PORT",
         "OTLP/HTTP is on HTTP_PORT: change the endpoint there, or set OTEL_EXPORTER_OTLP_PROTOCOL=grpc",
     ),
     "http": (
-        "spoke gRPC, or TLS where none is set, to HTTP_PORT",
+        "used gRPC on HTTP_PORT, or TLS although none is set",
         "OTLP/gRPC is on PORT: change the endpoint there, or set OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf",
     ),
 }
 REJECTED = {
-    "malformed_span": "their exporter writes no valid protobuf; check what stands between it and the receiver",
-    "malformed_resource": "their exporter writes no valid protobuf; check what stands between it and the receiver",
-    "invalid_trace_id": "trace ids have 16 bytes, and not all of them zero",
-    "invalid_span_id": "span ids have 8 bytes, and not all of them zero",
-    "span_too_large": "smaller attributes there, or a larger MAX_SPAN_BYTES here",
+    "malformed_span": "the spans are no valid protobuf: check the exporter, and proxies between it and the receiver",
+    "malformed_resource": "the resources are no valid protobuf: check the exporter, and proxies behind it",
+    "invalid_trace_id": "a trace id needs 16 bytes that are not all zero: correct the exporter there",
+    "invalid_span_id": "a span id needs 8 bytes that are not all zero: correct the exporter there",
+    "span_too_large": "send smaller attributes there, or raise MAX_SPAN_BYTES here",
     "internal": "a bug of the receiver: see spans_untranslatable in its log",
 }
 IGNORED = {
@@ -94,11 +94,11 @@ def _of_requests(counted: Callable[[str, str], Counter[str]]) -> Iterator[Mistak
         yield Mistake(
             "senders",
             "no request has come since the receiver started",
-            "OTEL_EXPORTER_OTLP_ENDPOINT there: HTTP_PORT here for OTLP/HTTP, which is the default, PORT for OTLP/gRPC",
+            "set OTEL_EXPORTER_OTLP_ENDPOINT there: to HTTP_PORT for OTLP/HTTP, which is the default, or PORT for gRPC",
         )
     elif not counted("receiver_spans_received_total", "").total() and requests["OK"]:
         yield Mistake(
-            "senders", f"{requests['OK']} requests have come, without a span", "is their sampler off, or all filtered?"
+            "senders", f"{requests['OK']} requests have come, without a span", "check samplers and filters there"
         )
     for transport, count in counted("receiver_wrong_door_total", "transport").items():
         yield Mistake(
@@ -118,7 +118,7 @@ def _of_requests(counted: Callable[[str, str], Counter[str]]) -> Iterator[Mistak
         yield Mistake(
             "senders_left",
             f"{requests['CANCELLED']} of {total} calls ended before their answer",
-            "their timeout should be 5 s or more, and a request below MAX_REQUEST_BYTES",
+            "set their timeout to 5 s or more, and keep requests below MAX_REQUEST_BYTES",
         )
 
 

@@ -25,7 +25,7 @@ def engine_of(setting: EngineSetting = "auto") -> Engine:
 
 
 def record_hash(record: ConsumerRecord) -> bytes:
-    """By which a record is known again, and with it the log before it: SHA-256 of the value."""
+    """SHA-256 of the value. It recognises a record, and with it the log before the record."""
     return sha256(record.value or b"").digest()
 
 
@@ -45,7 +45,7 @@ class Batch:
         object.__setattr__(self, "last", last)
 
     def cut(self, length: int) -> "Batch":
-        """The first `length` records, of which there are more."""
+        """A batch of the first `length` records; the batch has more than that."""
         kept: list[Part] = []
         for part in self.parts:
             if length < len(part):
@@ -59,18 +59,18 @@ class Batch:
         return next(iter(self.lines.values())).topic_id
 
     def moves(self) -> dict[int, Move]:
-        """From where the lines are to behind the last records; still without fates."""
+        """The moves of the ledger's lines, from their offsets to behind the last records. Fates are still empty."""
         return {
             partition: Move(self.lines[partition], record.offset + 1, record_hash(record), time_of(record.timestamp))
             for partition, record in self.last.items()
         }
 
     def next_offsets(self) -> dict[int, int]:
-        """Where each partition goes on after the batch."""
+        """The next offset of each partition after the batch."""
         return {partition: record.offset + 1 for partition, record in self.last.items()}
 
     def lines_after(self) -> dict[int, Line]:
-        """Where all lines will be once the batch is written."""
+        """All lines as they will be once the batch is written."""
         moved = self.next_offsets()
         return {
             partition: replace(line, next_offset=moved.get(partition, line.next_offset))
@@ -82,11 +82,11 @@ class Batch:
         return [*chain.from_iterable(part.letters() for part in self.parts)]
 
     def subjects(self) -> set[Subject]:
-        """Whom the rows are about."""
+        """The persons and organizations that the rows name."""
         return set().union(*(part.subjects() for part in self.parts))
 
     def matching(self, subjects: Collection[Subject], before_us: int | None) -> Iterator[Decoded]:
-        """Records with rows: all of these subjects, all whose row happened before that, and perhaps others."""
+        """Records with rows: every one of these subjects or from before that time, and perhaps others."""
         return chain.from_iterable(part.matching(subjects, before_us) for part in self.parts)
 
     def are_at(self, places: Collection[Place]) -> list[bool]:

@@ -19,8 +19,8 @@ from shared.errors import BrokerUnavailable, Transient
 
 IDLE_MS = 500  # how long a fetch waits for the first record, and so how late a stop is seen
 FETCH_BATCHES = 32  # record batches taken from aiokafka in one go: its own cost of a call is high
-# What the records of a batch become in memory, over all writers of the process. Three such are there at once: one is
-# written, one waits, one is read.
+# Memory of a batch's records, over all writers of the process. Three batches exist at once: one is written, one waits,
+# one is read.
 BATCH_BYTES_MAX = 128 * 1024 * 1024
 
 
@@ -38,7 +38,7 @@ class Limits:
 
 
 class Fetching:
-    """Of one cycle: what it holds was fetched after the last seek. `check` raises Moved when that is outdated."""
+    """Fetches batches between two seeks. `check` raises Moved when the consumer must seek again."""
 
     def __init__(self, consumer: AIOKafkaConsumer, engine: Engine, topic: str, check: Callable[[], None]) -> None:
         self._consumer = consumer

@@ -1,4 +1,4 @@
-"""How far behind, in records and in time, and when it will be gone: the metrics on which alerts rest."""
+"""The lag in records and in seconds, and the time until it is gone: the metrics that alerts use."""
 
 import math
 import time
@@ -56,8 +56,8 @@ class Lag:
     ) -> None:
         """Find out when the first waiting record of each partition was received.
 
-        While a partition moves, the record just settled is near enough. One that stands still is looked at: on a
-        quiet partition the last settled record may be days older than the first that waits.
+        While a partition moves, the time of its last settled record is close enough. When it stands still, the waiting
+        record is read: on a quiet partition the last settled record may be days older.
         """
         unknown = {}
         for partition in behind:
@@ -78,7 +78,7 @@ class Lag:
                 self._waiting[place.partition] = (unknown[place], record.timestamp / 1000)
 
     def _measure_drain(self, lag: int) -> None:
-        """From what the lag has done within the last minute, whoever it was that drained or filled it."""
+        """Estimate the time from the change of the lag within the last minute."""
         now = time.monotonic()
         self._rates.append((now, lag))
         while now - self._rates[0][0] > RATE_WINDOW_S:

@@ -1,7 +1,7 @@
 """The loop: positions from the ledger, fetch, decode, one transaction, and on.
 
-Fetching and decoding the next batch overlaps with writing this one. Whatever goes wrong, the loop begins
-again at the ledger, so there is one way back and no state to mend.
+The next batch is fetched and decoded while this one is written. After any error the loop begins again at the ledger, so
+there is one way back, and no state to repair.
 """
 
 import asyncio
@@ -74,7 +74,7 @@ class Pipeline:
         share: Share = WHOLE,
         pace: Callable[[int], Awaitable[None]] | None = None,
     ) -> None:
-        """`pace` is awaited after each batch, with the number of its records: to hold a rebuild back."""
+        """`pace` is awaited after each batch, with the number of its records. A rebuild uses it to limit its rate."""
         self._consumer = consumer
         self._rebalances = rebalances
         self._ledger = ledger
@@ -107,7 +107,7 @@ class Pipeline:
         Returns early, and only then, when the breaker has opened.
 
         Raises:
-            Stuck: it made no progress, however often it was begun anew. The process had better be.
+            Stuck: restarts of the loop gave no progress, so the process must be restarted.
         """
         attempt = 0
         while not stop.is_set():
@@ -142,10 +142,10 @@ class Pipeline:
                 self.attempts += 1
 
     def interrupt(self) -> None:
-        """Begin again at the ledger, from whatever the loop hangs in. For the watchdog.
+        """Cancel what the loop hangs in, so that it begins again at the ledger. For the watchdog.
 
         Raises:
-            Stuck: that was done INTERRUPTIONS_MAX times, and not a batch was written since.
+            Stuck: INTERRUPTIONS_MAX interruptions before this one, and no batch was written since.
         """
         self._interruptions += 1
         metrics.interruptions.inc()
@@ -233,14 +233,14 @@ class Pipeline:
         return lines
 
     async def _republish(self, erased: Suppressions) -> None:
-        """The table and the topic are equally true: what the topic lost is written to it again."""
+        """Publish erasures of the table that the topic has lost. Table and topic each hold every erasure."""
         lost = await self._writer.using(lambda connection: unpublished(connection, erased))
         if lost:
             await self._suppressions.republish(lost)
             log.warning("suppressions_republished", count=len(lost))
 
     async def _check_leaders(self, lines: dict[int, Line]) -> None:
-        """A log may have lost its tail whenever its leader changed: then begin again at the ledger, which compares."""
+        """Begin again at the ledger when a leader changed: the log may have lost its tail, as the loading detects."""
         epochs = await positions.leader_epochs(self._consumer, self._ledger.topic)
         if any(epochs.get(partition) != line.leader_epoch for partition, line in lines.items()):
             raise Moved("leader")
@@ -271,7 +271,7 @@ class Pipeline:
             raise Moved("assignment or ledger")
 
     def notice(self, found: dict[int, Line]) -> None:
-        """The ledger as somebody read it just now: begin again when it is neither where we are nor where we go."""
+        """Take the ledger as the monitor has just read it. Begin again when it is not where this loop is or will be."""
         for partition, line in self._lines.items():
             there = found.get(partition)
             if (
@@ -282,7 +282,7 @@ class Pipeline:
                 self._is_moved = True
 
     def notice_topic(self) -> None:
-        """The topic is another one."""
+        """The monitor has found another topic under the name: begin again."""
         self._is_moved = True
 
     def next_offsets(self) -> dict[int, int]:
@@ -294,7 +294,7 @@ class Pipeline:
         return dict(self._record_times)
 
     def _tell_group(self, written: Written) -> None:
-        """Commit to the group, for lag tools only: later, and left out while the last one is under way."""
+        """Commit the offsets to the Kafka group, for lag tools only. Skipped while the last such commit still runs."""
         if not self._ledger.may_begin or not written.moves or (self._group_commit and not self._group_commit.done()):
             return
         offsets = {
@@ -310,11 +310,13 @@ class Pipeline:
 
     def _stop_at(self, written: Written) -> None:
         metrics.breaker_open.set(1)
-        self._health.block("breaker", "too many dead letters: see ingest.dead_letters, mend, and restart")
+        self._health.block(
+            "breaker", "too many dead letters: remove their cause (consumer dead-letters list), then restart"
+        )
         log.error("breaker_opened", records_before=written.cut_at)
 
     async def close(self) -> None:
-        """End what the loop left under way."""
+        """End the loop's tasks and its connection."""
         if self._group_commit:
             await asyncio.wait([self._group_commit], timeout=1)
             self._group_commit.cancel()
@@ -322,7 +324,7 @@ class Pipeline:
 
 
 async def _next(fetched: asyncio.Queue[Batch], fetching: asyncio.Task[None]) -> Batch:
-    """The next batch, or what ended the fetching."""
+    """The next batch; raises the error that ended the fetching."""
     if fetched.empty():
         getting = asyncio.create_task(fetched.get(), name="next")
         try:

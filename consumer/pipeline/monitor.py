@@ -1,7 +1,7 @@
-"""Looks at broker, database and ledger every two seconds, whatever the loop is doing: readiness, lag, moves.
+"""Checks broker, database and ledger every two seconds, independently of the loop: readiness, lag, moved ledgers.
 
-On connections of its own, so that a loop that waits for a lock or a frozen server is seen from outside. An
-idle consumer never meets the fence; this is how it learns of a rewind, a restored database or a new topic.
+It has connections of its own, so it also sees a loop that waits for a lock or a frozen server. An idle consumer writes
+nothing and never meets the fence, so it learns here of a rewind, a restored database or a new topic.
 """
 
 import asyncio
@@ -34,8 +34,8 @@ ENDS_EVERY_S = 10.0  # how old `freshness` may be
 STALL_S = 90.0  # longer than any statement may take, with its lock, and a rebalance beside it
 
 
-class Watch:
-    """The two questions that readiness rests on, asked again and again, and what follows from the answers."""
+class Monitor:
+    """Asks broker and database every two seconds, and sets readiness, lag and what the loops must know."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class Watch:
             self._connection.terminate()
 
     async def _ask_broker(self) -> None:
-        """Is the topic the same, and where does it end?"""
+        """Ask for the topic's id and the partitions' ends."""
         try:
             async with asyncio.timeout(ASK_TIMEOUT_S):
                 asked_at = datetime.now(UTC)
@@ -103,11 +103,11 @@ class Watch:
         self._ends_seen_at = asked_at
 
     async def _ask_database(self) -> None:
-        """Is the schema ours or later, and where is the ledger?"""
+        """Check that the schema is ours or a later one, and read the ledger."""
         try:
             async with asyncio.timeout(ASK_TIMEOUT_S):
                 if self._connection is None or self._connection.is_closed():
-                    self._connection = await connect(self._database_url, application_name="telemetry-consumer-watch")
+                    self._connection = await connect(self._database_url, application_name="telemetry-consumer-monitor")
                 revision = await self._connection.fetchval("SELECT version_num FROM public.alembic_version")
                 if revision_number(revision) < revision_number(SCHEMA_REVISION):
                     self._health.block("schema", f"at {revision}, needs {SCHEMA_REVISION}: run `alembic upgrade head`")
@@ -130,7 +130,7 @@ class Watch:
         self._health.answered("database")
 
     async def _note_ends(self, connection: asyncpg.Connection) -> None:
-        """For whoever sees the tables alone: how many records wait in the topic."""
+        """Store the topic's ends in the database, so that readers of the tables know how many records wait."""
         seen_at, noted_at = self._ends_seen_at, self._ends_noted_at
         if (
             seen_at is None
@@ -142,7 +142,7 @@ class Watch:
         self._ends_noted_at = seen_at
 
     async def _ask_writable(self, connection: asyncpg.Connection) -> None:
-        """A standby, or a server set to read-only, answers every question and takes no row."""
+        """Check that rows can be written: a standby, or a server set to read-only, answers queries and refuses rows."""
         why_not = await why_not_writable(connection)
         if why_not:
             self._health.block("database_read_only", why_not)
@@ -150,7 +150,7 @@ class Watch:
             self._health.unblock("database_read_only")
 
     async def _ask_suppressions(self) -> None:
-        """What was erased must be known before anything is written: can its topic be read?"""
+        """Check that the topic of erasures can be read: erasures must be known before anything is written."""
         try:
             async with asyncio.timeout(ASK_TIMEOUT_S):
                 await self._suppressions.read()
@@ -166,9 +166,9 @@ class Watch:
         return {partition: at for pipeline in self._pipelines for partition, at in pipeline.next_offsets().items()}
 
     def _interrupt_stalled(self, *, is_ready: bool) -> None:
-        """A loop that ends no attempt with records before it, while both servers work, hangs in something.
+        """Interrupt a loop that hangs: records wait, both servers work, and no attempt ends.
 
-        One that fails again and again does not hang: it goes on by itself once its server works.
+        A loop that fails again and again does not hang: it continues by itself once its server works.
         """
         now = time.monotonic()
         for pipeline in self._pipelines:

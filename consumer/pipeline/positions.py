@@ -9,14 +9,13 @@ import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from asyncpg import Connection
 
-from consumer import metrics
+from consumer import metrics, topic_identity
 from consumer.pipeline import truncation
 from consumer.pipeline.peek import Peek
 from consumer.store.ledger import Ledger, Line
-from shared import topic_identity
+from consumer.topic_identity import NO_TOPIC_ID, topic_id
 from shared.broker import KAFKA_ERRORS
 from shared.errors import BrokerUnavailable, WrongTopic
-from shared.topic_identity import NO_TOPIC_ID, topic_id
 
 log = structlog.get_logger("consumer.pipeline.positions")
 
@@ -131,7 +130,7 @@ async def _turn_back(
     if not is_identified:  # then a shorter log may be another topic, or another cluster, and a person decides
         raise WrongTopic(
             f"topic {ledger.topic}, partition {line.partition} ends at {cut.end_offset}, before the "
-            f"ledger's {line.next_offset}: another cluster, or a topic made anew. `consumer doctor` explains"
+            f"ledger's {line.next_offset}: another cluster, or a recreated topic. Run `consumer doctor`"
         )
     await ledger.turn_back(connection, line, cut.restart_at)
     metrics.truncations.inc()

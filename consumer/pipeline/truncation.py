@@ -16,9 +16,9 @@ from consumer.pipeline.batch import record_hash
 from consumer.pipeline.peek import Peek
 from consumer.store.dead_letters import time_of
 from consumer.store.ledger import Line
+from consumer.topic_identity import epoch_ends
 from shared.broker import KAFKA_ERRORS
 from shared.errors import BrokerUnavailable
-from shared.topic_identity import epoch_ends
 
 ASKED_TIMES = 5
 ASK_PAUSE_S = 0.5  # a new leader may give an end that is a little behind, until its followers have fetched
@@ -29,7 +29,7 @@ CLOCK_MARGIN = timedelta(minutes=10)
 
 @dataclass(frozen=True, slots=True)
 class Truncation:
-    """`line` stands where the log is no longer what was settled. It may differ from `restart_at` on."""
+    """A log that differs from what `line` has settled, perhaps from `restart_at` on. It ends at `end_offset`."""
 
     line: Line
     restart_at: int
@@ -64,7 +64,7 @@ async def truncations(
     changed: Collection[int],
     epochs: Mapping[int, int],
 ) -> list[Truncation]:
-    """The lines that the log no longer bears out.
+    """The lines whose settled records the log no longer holds.
 
     `changed`: partitions whose last settled record is another. `epochs`: the leader epochs now.
 

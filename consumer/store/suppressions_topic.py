@@ -7,11 +7,11 @@ from uuid import UUID
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
 
 from consumer.store.suppressions import COLUMN, Subject, Suppressions
+from consumer.topic_identity import topic_id
 from shared.broker import KAFKA_ERRORS, new_consumer, new_producer
 from shared.errors import BrokerUnavailable, WrongTopic
 from shared.lifecycle import stop_within
 from shared.settings import KafkaSettings
-from shared.topic_identity import topic_id
 
 READ_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 5.0

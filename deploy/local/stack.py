@@ -278,7 +278,7 @@ def _has_history(stack: Stack) -> bool:
 def _send_history(folder: Path, endpoint: str) -> str:
     """How many spans were sent; Kafka has them then, and the consumer stores them within seconds."""
     days = str(_HISTORY_DAYS)
-    with ModuleServer("deploy.local.history", folder, _sender_environment(endpoint), arguments=(days,)) as history:
+    with ModuleServer("deploy.local.demo.history", folder, _sender_environment(endpoint), arguments=(days,)) as history:
         give_up_at = time.monotonic() + _HISTORY_SECONDS
         while history.is_running:
             if time.monotonic() > give_up_at:
@@ -298,7 +298,7 @@ def _sender_environment(endpoint: str) -> dict[str, str]:
 
 def _demo(folder: Path, endpoint: str, spans_per_second: float) -> ModuleServer:
     environment = _sender_environment(endpoint)
-    return ModuleServer("deploy.local.demo", folder, environment, arguments=(str(spans_per_second),))
+    return ModuleServer("deploy.local.demo.shop", folder, environment, arguments=(str(spans_per_second),))
 
 
 def _say_what_was_stored(stack: Stack, first: display.Snapshot) -> None:

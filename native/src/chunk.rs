@@ -1,4 +1,4 @@
-//! Records -> the COPY rows of those that are plain. The others are named, and the reference reads them.
+//! Records -> COPY rows of the plain records, and the numbers of the others, which the reference reads.
 
 use std::collections::HashSet;
 
@@ -10,7 +10,7 @@ use crate::rows::{self, NotPlain, Row, RowLayout, Value};
 #[derive(Debug)]
 pub struct Table {
     pub types: Vec<ColumnType>,
-    /// Each column as it is written when its field is missing.
+    /// For each column, what is written when its field is missing.
     pub defaults: Vec<Vec<u8>>,
     /// The columns of the key: a UUID and a time.
     pub key: (usize, usize),
@@ -109,7 +109,7 @@ impl Chunk {
         layouts.tables[at.table].subjects.iter().map(|&column| copy::field(row, column))
     }
 
-    /// Numbers of the records that may concern one of `wanted`, for each of the subjects, or a time before `until`.
+    /// Numbers of the records whose row may have a wanted text in one of its subject columns, or a time before `until`.
     #[must_use]
     pub fn matching(
         &self,
@@ -138,7 +138,7 @@ fn plain_row<'a>(layouts: &Layouts, value: &'a [u8], row: &mut Row<'a>, out: &mu
     Ok(RowAt { table, start, end: out.len(), id, time })
 }
 
-/// A row in COPY's format; its key. None: a value does not fit its column, and what was written is of no use.
+/// Write a row in COPY's format and return its key. None: a value does not fit its column; the caller drops the bytes.
 #[must_use]
 pub fn write_row(table: &Table, row: &[Option<Value<'_>>], out: &mut Vec<u8>) -> Option<([u8; 16], i64)> {
     if row.len() != table.types.len() {

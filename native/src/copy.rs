@@ -21,7 +21,7 @@ pub fn write_null(out: &mut Vec<u8>) {
     out.extend_from_slice(&(-1i32).to_be_bytes());
 }
 
-/// None: the value does not fit its column; nothing sure was added.
+/// Write a text value. None: it does not fit its column, and `out` may hold part of it.
 #[must_use]
 pub fn write_text(out: &mut Vec<u8>, column: ColumnType, text: &str) -> Option<()> {
     match column {
@@ -83,7 +83,7 @@ fn length_at(row: &[u8], at: usize) -> Option<i32> {
     Some(i32::from_be_bytes(row.get(at..at + 4)?.try_into().ok()?))
 }
 
-/// A row with one more column behind, an int4.
+/// A row with one more column at its end, an int4.
 pub fn write_with_one_more(out: &mut Vec<u8>, row: &[u8], number: i32) {
     let (count, fields) = row.split_at(2);
     let count = i16::from_be_bytes([count[0], count[1]]);

@@ -1,7 +1,7 @@
 //! A Kafka record batch as the broker hands it out -> its records.
 //!
-//! Only what is beyond doubt is read: format 2, no or zstd compression, a right checksum, every byte accounted for.
-//! For anything else there is no answer, and the client library judges the bytes.
+//! This module reads only format 2, uncompressed or zstd, with a correct checksum and every byte accounted for.
+//! It gives no answer for any other bytes; the client library reads those.
 
 use std::io::Read;
 
@@ -14,10 +14,10 @@ const CODEC: i16 = 0x07;
 const ZSTD: i16 = 4;
 const LOG_APPEND_TIME: i16 = 0x08;
 const CONTROL: i16 = 0x20;
-/// Of a batch once it is decompressed: 64 times the broker's default limit of a compressed one.
+/// The limit of a decompressed batch: 64 times the broker's default limit of a compressed one.
 const BYTES_MAX: u64 = 64 * 1024 * 1024;
 
-/// From where to where in `Records::bytes`.
+/// A range in `Records::bytes`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Span {
     pub start: u32,
@@ -61,7 +61,7 @@ impl Records {
     }
 }
 
-/// The records of one whole batch from `from_offset` on; None when the client library must judge it.
+/// The records of one whole batch from `from_offset` on; None when the client library must read it.
 #[must_use]
 pub fn read(batch: &[u8], from_offset: i64) -> Option<Records> {
     let length = i32::from_be_bytes(fixed(batch, 8)?);
@@ -98,13 +98,13 @@ pub fn read(batch: &[u8], from_offset: i64) -> Option<Records> {
     (reader.at == bytes.len()).then_some(Records { bytes, records, timestamp_type })
 }
 
-/// What of the batch's header tells a record's offset and time.
+/// The fields of the batch's header from which a record's offset and time follow.
 struct Origin {
     base_offset: i64,
     last_offset_delta: i64,
     first_ms: i64,
     appended_ms: Option<i64>,
-    /// The lowest offset that the next record may have; those between were compacted away.
+    /// The lowest offset that the next record may have. Compaction may have removed records, so it may be higher.
     next_delta: i64,
 }
 
@@ -134,7 +134,7 @@ fn record(reader: &mut Reader<'_>, header: &mut Origin) -> Option<Record> {
     })
 }
 
-/// Hand each header to `found`; None when they are no headers.
+/// Pass each header to `found`; None when the bytes are no headers.
 fn each_header<'a>(reader: &mut Reader<'a>, mut found: impl FnMut(Header<'a>)) -> Option<()> {
     for _ in 0..usize::try_from(reader.varint()?).ok()? {
         let name = reader.nullable()??;
@@ -185,7 +185,7 @@ impl Reader<'_> {
         None
     }
 
-    /// Bytes with their length before them; -1 is null. The outer None: there are no such bytes.
+    /// Bytes after their length; the inner None is null, which is length -1. The outer None: the bytes end too early.
     #[allow(clippy::option_option)]
     fn nullable(&mut self) -> Option<Option<Span>> {
         let length = self.varint()?;

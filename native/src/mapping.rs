@@ -1,4 +1,4 @@
-//! The mapping and the limits, handed over as data. Nothing here knows what a column means.
+//! The mapping and the limits, which Python passes as data. Nothing here knows what a column means.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ pub enum Kind {
     Text(usize),
     /// An id, stored as its hash and nowhere else.
     HashedId,
-    /// A path, in which segments that are ids give way to a placeholder.
+    /// A path; a placeholder replaces each segment that is an id.
     Path(usize),
     /// Letters, in upper case.
     Token(usize),
@@ -37,9 +37,9 @@ pub enum Form {
 #[derive(Debug, Clone)]
 pub struct Column {
     pub kind: Kind,
-    /// A span without it takes it from another span of its trace.
+    /// A span without a value takes the value of another span of its trace.
     pub is_inherited: bool,
-    /// A server span's name, `METHOD /path`, stands in for it where no `Route` does.
+    /// Without a `Route` value, the name of a SERVER span, `METHOD /path`, gives the value.
     pub is_named_by_span: bool,
 }
 
@@ -67,14 +67,14 @@ pub struct MetadataRole {
     pub keeps_bool: bool,
 }
 
-/// What stands in one place of a record.
+/// Where the value of a field of a record comes from.
 #[derive(Debug, Clone)]
 pub enum Source {
     EventId,
     TimestampUs,
     TraceId,
     Metadata,
-    /// What the reference makes of an absent sampling threshold.
+    /// The value for a span without a sampling threshold.
     Weight(Vec<u8>),
     Column {
         column: usize,
@@ -101,7 +101,7 @@ pub struct Table {
     pub headers: Vec<u8>,
 }
 
-/// One line of how an event is recognised; the first line that applies decides.
+/// One condition for an event. Conditions are tried in order; the first one that holds decides.
 #[derive(Debug, Clone)]
 pub struct Inference {
     pub needs_server: bool,
@@ -116,7 +116,7 @@ pub struct Inference {
 pub enum Inferred {
     /// This table, unless this column matches an exclusion.
     Table(usize, Option<usize>),
-    /// Left to the reference.
+    /// The reference decides.
     Reference,
 }
 
@@ -169,7 +169,7 @@ pub struct Mapping {
     pub inferences: Vec<Inference>,
     pub exclusions: Vec<Glob>,
     pub hashing: Hashing,
-    /// What a segment that is an id becomes.
+    /// The placeholder for a segment that is an id.
     pub placeholder: Vec<u8>,
     pub span_bytes_max: usize,
     pub span_attributes_max: usize,
@@ -177,17 +177,17 @@ pub struct Mapping {
     pub metadata_chars_max: usize,
     pub spans_max: usize,
     pub fields_max: usize,
-    /// Columns whose paths are counted, each with the column that they are counted by: both as `"name":`.
+    /// Columns whose paths are counted, each with the column by which they are counted. Both are written `"name":`.
     pub counted: Vec<(Vec<u8>, Vec<u8>)>,
-    /// The segment that stands for any, in what is stored in the place of a path.
+    /// The wildcard segment in a stored path.
     pub wildcard: Vec<u8>,
-    /// A span of which neither bytes nor resource hold one of these is no event.
+    /// The deciding keys. A span is no event when neither its bytes nor its resource hold one.
     pub deciding: Finder,
     pub shared: Arc<SharedKeys>,
     /// A text that holds one of these could concern a privacy rule.
     pub suspicious: Finder,
     pub all_suspicious: AhoCorasick,
-    /// Of those, the ones that count only where no letter or digit stands before.
+    /// Literals that count only when no letter or digit stands before them.
     pub is_bounded: Vec<bool>,
 }
 
@@ -198,7 +198,7 @@ pub struct SharedKeys {
     pub columns: Vec<usize>,
 }
 
-/// Says whether any of some literals is there: vectorised where the processor can.
+/// Searches bytes for any of several literals; uses vector instructions where the processor has them.
 #[derive(Clone)]
 pub enum Finder {
     Vectorised(packed::Searcher),

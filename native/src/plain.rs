@@ -1,20 +1,21 @@
 //! Text -> whether it is provably plain: no privacy rule could change it, and its JSON is itself between quotes.
 //!
-//! These are no rules, only tests on the safe side: the reference has the rules, and judges every other text.
+//! These tests are no rules: they accept only texts that no rule can concern. The reference has the rules, and judges
+//! every other text.
 
-/// A card number has at least so many digits; so has nothing with fewer.
+/// The most digits that no card number has: a card number has 13 or more.
 const DIGITS_MAX: u32 = 12;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Class {
-    /// Never in a plain text: controls, escapes, and what begins a query, an address or a user.
+    /// Never in a plain text: control characters, escapes, and characters that may begin a query, an address or a user.
     No,
     Letter,
     Digit,
     Dot,
     Colon,
     Quote,
-    /// Harmless by itself; digits on both sides may belong together.
+    /// A separator: harmless by itself, but digits on its two sides may form one number.
     Other,
 }
 
@@ -46,9 +47,9 @@ pub enum Plain {
     Escaped,
 }
 
-/// Whether no rule could concern the text; None: the reference judges it.
+/// How to write the text when no rule could concern it; None: the reference judges it.
 ///
-/// Literals of secrets are looked for elsewhere, in the whole span at once.
+/// The literals of secrets are not searched here, but once in the whole span.
 #[must_use]
 pub fn text(bytes: &[u8], chars_max: usize) -> Option<Plain> {
     let &first = bytes.first()?;
@@ -107,7 +108,7 @@ pub fn write_text(out: &mut Vec<u8>, bytes: &[u8], how: Plain) {
     out.push(b'"');
 }
 
-/// Add the template of a path between quotes; None, with nothing sure about what was added: the reference judges it.
+/// Add the template of a path between quotes. None: the reference judges the path, and `out` may hold part of it.
 ///
 /// `may_have_placeholders`: segments such as `{name}` stay. `needs_no_ids`: a path that holds one is declined.
 #[must_use]
@@ -217,7 +218,7 @@ pub fn write_token(out: &mut Vec<u8>, bytes: &[u8], chars_max: usize) -> Option<
     Some(())
 }
 
-/// A card number may stand in an integer as well.
+/// The largest integer that cannot be a card number.
 const NUMBER_MAX: i64 = 999_999_999_999;
 
 /// Add an integer; None: the reference judges it.

@@ -1,6 +1,5 @@
-//! What Python sees: `Engine`, `Request` and `Batch`.
+//! The classes for Python: `Engine`, `Request` and `Batch`.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -10,206 +9,19 @@ use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::{PyBytes, PyDict};
 
-use crate::mapping::{
-    Column, Field, Finder, Form, Glob, Hashing, Inference, Inferred, Kind, Mapping, MetadataRole, Role, SharedKeys,
-    Source, Table, searcher,
-};
-use crate::otlp::Refused;
+use crate::envelope::Refused;
+use crate::known_paths::{Answer, Known};
+use crate::mapping::Mapping;
+use crate::python_mapping::{ByPython, MappingSpec};
 use crate::python_rows::{Chunk, Rows, TableRows};
-use crate::record_batch::{self, encode_headers};
-use crate::request::{self, Answer, Known, Leftover};
-use crate::translate::{Classify, Declined, Translator};
+use crate::record_batch;
+use crate::request::{self, Leftover};
+use crate::translate::{Declined, Translator};
 
 create_exception!(telemetry_native, Odd, PyException, "A spelling of the request that only protobuf reads.");
 create_exception!(telemetry_native, TooMany, PyException, "More spans, or fields around them, than allowed.");
 
-#[derive(FromPyObject)]
-#[pyo3(from_item_all)]
-struct ColumnSpec {
-    kind: String,
-    chars_max: usize,
-    minimum: i64,
-    maximum: i64,
-    is_inherited: bool,
-    is_named_by_span: bool,
-    shared_keys: Vec<Vec<u8>>,
-}
-
-#[derive(FromPyObject)]
-#[pyo3(from_item_all)]
-struct FieldSpec {
-    prefix: Vec<u8>,
-    source: String,
-    column: usize,
-    is_required: bool,
-    default: Option<Vec<u8>>,
-    is_duration: bool,
-}
-
-#[derive(FromPyObject)]
-#[pyo3(from_item_all)]
-struct TableSpec {
-    name: String,
-    prefix: Vec<u8>,
-    fields: Vec<FieldSpec>,
-    headers: Vec<(String, Vec<u8>)>,
-}
-
-#[derive(FromPyObject)]
-#[pyo3(from_item_all)]
-struct InferenceSpec {
-    needs_server: bool,
-    any_of: u64,
-    all_of: u64,
-    table: Option<usize>,
-    excluded_by: Option<usize>,
-}
-
-#[derive(FromPyObject)]
-#[pyo3(from_item_all)]
-struct MappingSpec {
-    columns: Vec<ColumnSpec>,
-    tables: Vec<TableSpec>,
-    category: Option<usize>,
-    inferences: Vec<InferenceSpec>,
-    exclusions: Vec<String>,
-    hash_key: Option<Vec<u8>>,
-    is_prehashed: bool,
-    placeholder: Vec<u8>,
-    span_bytes_max: usize,
-    span_attributes_max: usize,
-    metadata_keys_max: usize,
-    metadata_chars_max: usize,
-    spans_max: usize,
-    fields_max: usize,
-    counted: Vec<(Vec<u8>, Vec<u8>)>,
-    wildcard: Vec<u8>,
-    deciding_keys: Vec<Vec<u8>>,
-    suspicious: Vec<(Vec<u8>, bool)>,
-}
-
-fn kind_of(spec: &ColumnSpec) -> Kind {
-    match spec.kind.as_str() {
-        "text" => Kind::Text(spec.chars_max),
-        "hashed_id" => Kind::HashedId,
-        "path" => Kind::Path(spec.chars_max),
-        "token" => Kind::Token(spec.chars_max),
-        "integer" => Kind::Integer(spec.minimum, spec.maximum),
-        "number" => Kind::Number,
-        _ => Kind::Judged,
-    }
-}
-
-fn source_of(spec: FieldSpec) -> PyResult<Source> {
-    let FieldSpec { source, column, is_required, default, is_duration, .. } = spec;
-    Ok(match source.as_str() {
-        "column" => Source::Column { column, is_required, default, is_duration },
-        "event_id" => Source::EventId,
-        "timestamp_us" => Source::TimestampUs,
-        "trace_id" => Source::TraceId,
-        "metadata" => Source::Metadata,
-        "weight" => Source::Weight(default.unwrap_or_default()),
-        other => return Err(PyValueError::new_err(format!("no such source of a field: {other}"))),
-    })
-}
-
-impl MappingSpec {
-    fn mapping(self) -> PyResult<Mapping> {
-        let wrong = |error: aho_corasick::BuildError| PyValueError::new_err(error.to_string());
-        let shared: (Vec<usize>, Vec<Vec<u8>>) = (self.columns.iter().enumerate())
-            .flat_map(|(column, spec)| spec.shared_keys.iter().map(move |key| (column, key.clone())))
-            .unzip();
-        let columns = self.columns.iter().map(|spec| Column {
-            kind: kind_of(spec),
-            is_inherited: spec.is_inherited,
-            is_named_by_span: spec.is_named_by_span,
-        });
-        let tables = self.tables.into_iter().map(|table| {
-            let fields = table.fields.into_iter().map(|mut field| {
-                let prefix = std::mem::take(&mut field.prefix);
-                Ok(Field { prefix, source: source_of(field)? })
-            });
-            Ok(Table {
-                name: table.name,
-                prefix: table.prefix,
-                fields: fields.collect::<PyResult<_>>()?,
-                headers: encode_headers(&table.headers),
-            })
-        });
-        let inferences = self.inferences.into_iter().map(|spec| Inference {
-            needs_server: spec.needs_server,
-            any_of: spec.any_of,
-            all_of: spec.all_of,
-            outcome: spec.table.map_or(Inferred::Reference, |table| Inferred::Table(table, spec.excluded_by)),
-        });
-        let (suspicious, is_bounded): (Vec<_>, Vec<_>) = self.suspicious.into_iter().unzip();
-        Ok(Mapping {
-            columns: columns.collect(),
-            tables: tables.collect::<PyResult<_>>()?,
-            category: self.category,
-            inferences: inferences.collect(),
-            exclusions: self.exclusions.iter().map(|pattern| Glob::new(pattern)).collect(),
-            hashing: Hashing { key: self.hash_key, is_prehashed: self.is_prehashed },
-            placeholder: self.placeholder,
-            span_bytes_max: self.span_bytes_max,
-            span_attributes_max: self.span_attributes_max,
-            metadata_keys_max: self.metadata_keys_max,
-            metadata_chars_max: self.metadata_chars_max,
-            spans_max: self.spans_max,
-            fields_max: self.fields_max,
-            counted: self.counted,
-            wildcard: self.wildcard,
-            deciding: Finder::new(&self.deciding_keys).map_err(wrong)?,
-            shared: Arc::new(SharedKeys { searcher: searcher(&shared.1).map_err(wrong)?, columns: shared.0 }),
-            suspicious: Finder::new(&suspicious).map_err(wrong)?,
-            all_suspicious: searcher(&suspicious).map_err(wrong)?,
-            is_bounded,
-        })
-    }
-}
-
-/// (columns as (column, rank, form), conditions, metadata as (prefix, keeps text, number, bool), is it declined)
-type RoleSpec = (Vec<(usize, u32, String)>, u64, Option<(Vec<u8>, bool, bool, bool)>, bool);
-
-/// Asks Python what a key says.
-struct ByPython<'e> {
-    role_of: &'e Py<PyAny>,
-    failed: Option<PyErr>,
-}
-
-impl ByPython<'_> {
-    fn ask(&mut self, key: &[u8]) -> PyResult<Role> {
-        let spec: RoleSpec = Python::attach(|py| self.role_of.call1(py, (PyBytes::new(py, key),))?.extract(py))?;
-        let (columns, conditions, metadata, is_declined) = spec;
-        let columns = columns.into_iter().map(|(column, rank, form)| {
-            let form = match form.as_str() {
-                "" => Form::Any,
-                "route" => Form::Route,
-                "path" => Form::Path,
-                _ => Form::Judged,
-            };
-            (column, rank, form)
-        });
-        let metadata = metadata.map(|(prefix, keeps_text, keeps_number, keeps_bool)| {
-            let mut hasher = DefaultHasher::new();
-            prefix.hash(&mut hasher);
-            let name = hasher.finish();
-            MetadataRole { prefix: prefix.into(), name, keeps_text, keeps_number, keeps_bool }
-        });
-        Ok(Role { columns: columns.collect(), conditions, metadata, is_declined })
-    }
-}
-
-impl Classify for ByPython<'_> {
-    fn role_of(&mut self, key: &[u8]) -> Role {
-        self.ask(key).unwrap_or_else(|error| {
-            self.failed = Some(error);
-            Role { is_declined: true, ..Role::default() }
-        })
-    }
-}
-
-/// Translates plain spans by a mapping that is handed over as data; one a process.
+/// Translates plain spans by a mapping that Python passes as data. A process has one engine.
 #[pyclass(frozen)]
 struct Engine {
     translator: Mutex<Translator>,
@@ -218,7 +30,8 @@ struct Engine {
     role_of: Py<PyAny>,
 }
 
-/// A thread that panicked left memory that is sound: at worst it forgot what it had just learnt.
+/// Take the lock even after another thread panicked with it. The memory is sound; at worst the last key is not
+/// remembered.
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -234,7 +47,7 @@ impl Engine {
         Ok(Self { translator, mapping: Arc::new(mapping), known, role_of })
     }
 
-    /// Memory of what is remembered from request to request.
+    /// Memory that is kept between requests.
     #[getter]
     fn remembered_bytes(&self) -> usize {
         locked(&self.translator).remembered_bytes() + locked(&self.known).bytes
@@ -250,7 +63,7 @@ impl Engine {
         }
     }
 
-    /// Translate for about so many seconds; whether every span was looked at. Other threads run meanwhile.
+    /// Translate for about so many seconds, and return whether every span was visited. Other threads may run meanwhile.
     fn step(&self, py: Python<'_>, request: &Request, seconds: f64) -> PyResult<bool> {
         let slice = Duration::try_from_secs_f64(seconds).map_err(|error| PyValueError::new_err(error.to_string()))?;
         py.detach(|| {
@@ -260,9 +73,9 @@ impl Engine {
         })
     }
 
-    /// Ask what is stored in the place of each path that no template gave, in the order of the spans; some thousand
-    /// a call. Whether all were asked for. `ask(owner, path)` in JSON gives the other path or None, whether older
-    /// answers are void, and whether the answer is a pattern.
+    /// Ask what to store instead of each path that came without a template, in the order of the spans, some thousand in
+    /// each call. Returns whether all were asked. `ask(owner, path)`, both in JSON, returns the path to store (None:
+    /// the path itself), whether older answers are void, and whether the answer is a pattern.
     fn bound(&self, request: &Request, ask: &Bound<'_, PyAny>) -> PyResult<bool> {
         let mut ask = |owner: &[u8], path: &[u8]| -> PyResult<Answer> {
             ask.call1((PyBytes::new(ask.py(), owner), PyBytes::new(ask.py(), path)))?.extract()
@@ -270,7 +83,7 @@ impl Engine {
         locked(&request.inner).bound(&self.mapping.counted, &mut locked(&self.known), &mut ask)
     }
 
-    /// Add records of a partition to a batch, from the `start`th on; how many there was room for.
+    /// Add records of a partition to a batch, beginning with number `start`; return how many fitted.
     fn add(&self, request: &Request, batch: &Batch, partition: usize, start: usize, now_ms: i64) -> usize {
         let request = locked(&request.inner);
         request.add_to(&mut locked(&batch.inner), partition, start, now_ms, &self.mapping)
@@ -290,7 +103,7 @@ impl Request {
         locked(&self.inner).spans
     }
 
-    /// Paths in whose place another is stored.
+    /// How many paths were replaced by another one.
     #[getter]
     fn replaced(&self) -> usize {
         locked(&self.inner).replaced
@@ -325,7 +138,7 @@ impl Request {
             .collect()
     }
 
-    /// Put the reference's record into its place.
+    /// Store the record that the reference made for a span.
     #[allow(clippy::needless_pass_by_value)] // pyo3 hands arguments over
     fn settle(&self, place: usize, table: usize, id: [u8; 16], value: PyBackedBytes, is_raw_path: bool) {
         locked(&self.inner).settle(place, table, id, &value, is_raw_path);
@@ -386,7 +199,7 @@ impl Batch {
         locked(&self.inner).bytes_count()
     }
 
-    /// Always: nobody else adds to it.
+    /// Always true: only the native engine adds records.
     #[allow(clippy::unused_self)]
     fn closed(&self) -> bool {
         true

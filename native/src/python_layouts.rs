@@ -1,4 +1,4 @@
-//! Layouts and values that Python hands over.
+//! Layouts and values that Python passes.
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -112,7 +112,7 @@ pub fn write_row(
     Ok(chunk::write_row(table, &values, out))
 }
 
-/// A value that Python handed over.
+/// A value that Python passed.
 enum Owned {
     Null,
     Text(String),

@@ -1,4 +1,4 @@
-//! What Python sees of rows: `Rows` reads records, `Chunk` holds what they are, `TableRows` is what goes to Postgres.
+//! The classes for Python that make rows: `Rows` reads records, `Chunk` holds their rows, `TableRows` goes to Postgres.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,17 +8,17 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyTuple};
 
 use crate::chunk::{self, Layouts, Outcome};
+use crate::event_id::uuid_text;
 use crate::fetched::{self, Record, Records, Span};
 use crate::python_layouts::{RowLayoutSpec, layouts_of, write_row};
 use crate::rows::NotPlain;
 use crate::table;
-use crate::translate::uuid_text;
 
 /// A partition, a chunk, its first record, the record behind its last, and the numbers of those left out.
 type PartSpec<'py> = (i32, Bound<'py, Chunk>, usize, usize, Vec<usize>);
 type Headers<'py> = Bound<'py, PyTuple>;
 
-/// Reads records by layouts that are handed over as data.
+/// Reads records by layouts that Python passes as data.
 #[pyclass(frozen)]
 pub struct Rows {
     layouts: Arc<Layouts>,
@@ -31,12 +31,12 @@ impl Rows {
         Ok(Self { layouts: Arc::new(layouts_of(py, layouts)?) })
     }
 
-    /// The records of a whole record batch from `from_offset` on; None when the client library must judge the bytes.
+    /// The records of a whole record batch from `from_offset` on; None when the client library must read the bytes.
     fn read(&self, batch: &[u8], from_offset: i64) -> Option<Chunk> {
         fetched::read(batch, from_offset).map(|records| self.chunk(records))
     }
 
-    /// Records that were read by others, in the order of their offsets: offset, time in milliseconds and value.
+    /// Records that the client library has read, in the order of their offsets: offset, time in milliseconds and value.
     fn read_values(&self, values: Vec<(i64, i64, Option<Vec<u8>>)>) -> PyResult<Chunk> {
         let mut records = Records::default();
         let place = |at: usize| u32::try_from(at).map_err(|_| PyValueError::new_err("more than 4 GiB of records"));
@@ -99,8 +99,8 @@ impl Chunk {
         found.map_err(|_| PyIndexError::new_err("no such offset"))
     }
 
-    /// The records that the reference has to read, and why: 0 for another table, version or order, 1 for another way of
-    /// writing.
+    /// The records that the reference has to read, and why. 0: another table, version or order of fields; 1: a field
+    /// that our encoder would write differently.
     fn declined(&self) -> Vec<(usize, u8)> {
         let chunk = self.now();
         let outcomes = chunk.outcomes.iter().enumerate();
@@ -161,8 +161,8 @@ impl Chunk {
         found.into_iter().map(|texts| texts.into_iter().map(text).collect()).collect()
     }
 
-    /// Numbers of the records of `start..stop` whose row has one of the texts wanted of each subject, or a time before
-    /// `until`.
+    /// Numbers of the records of `start..stop` whose row has a wanted text in one of its subject columns, or a time
+    /// before `until`.
     fn matching(&self, start: usize, stop: usize, wanted: Vec<HashSet<String>>, until: Option<i64>) -> Vec<usize> {
         let bytes = |wanted: HashSet<String>| wanted.into_iter().map(String::into_bytes).collect();
         let wanted: Vec<HashSet<Vec<u8>>> = wanted.into_iter().map(bytes).collect();
@@ -224,7 +224,7 @@ impl TableRows {
         locked(&self.inner).conflicts().map(<[_]>::to_vec).collect()
     }
 
-    /// Take the row that a conflict came to; conflicts come in their order. False when a value does not fit.
+    /// Take the row to store for a conflict; called for each conflict, in order. False when a value does not fit.
     fn resolve(&self, conflict: usize, row: &Bound<'_, PyTuple>) -> PyResult<bool> {
         let mut rows = locked(&self.inner);
         let mut written = Vec::new();

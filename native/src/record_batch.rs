@@ -6,7 +6,7 @@ use zstd::bulk::Compressor;
 
 use crate::translate::uuid_text;
 
-/// Base offset to record count: what stands before the records.
+/// The length of a batch's header, from base offset to record count.
 pub const HEADER_BYTES: usize = 61;
 const NONE: i64 = -1; // no producer id, epoch or sequence: the producer is not idempotent
 const MAGIC: u8 = 2;
@@ -28,7 +28,7 @@ fn compressed(bytes: &[u8], level: i32) -> std::io::Result<Vec<u8>> {
 
 /// A batch that records are added to until it is built.
 pub struct Batch {
-    /// The header's place, then records.
+    /// Room for the header, then the records.
     bytes: Vec<u8>,
     count: i32,
     first_ms: i64,

@@ -1,28 +1,29 @@
-//! One request on its way from bytes to records: a slice of spans at a time, in the order sent.
+//! Translates one request from bytes to records, a slice of spans at a time, in the order sent.
 
 use std::ops::Range;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hashbrown::{HashMap, HashSet};
+use hashbrown::HashMap;
 
-use crate::mapping::{Mapping, SharedKeys};
-use crate::otlp::{self, Fields, Group, Place, Refused, Wire};
+use crate::envelope::{self, Group, Place, Refused};
+use crate::known_paths::{Answer, Known};
+use crate::mapping::Mapping;
 use crate::record_batch::Batch;
-use crate::translate::{Classify, Declined, Fate, Trace, Translator};
+use crate::trace_index::{BYTES_A_TRACE, InRequest, TraceIndex, trace_id_of};
+use crate::translate::{Classify, Declined, Fate, Translator};
 
-/// A record's value in the request's memory, or the place kept for a span that the reference translates.
+/// A record's value in the request's memory, or a reserved entry for a span that the reference translates.
 #[derive(Debug, Clone, Copy)]
 struct Entry {
     table: Option<u32>,
     id: [u8; 16],
     start: usize,
     end: usize,
-    /// It holds a path that no template gave.
+    /// The record holds a path that came without a template.
     is_raw_path: bool,
 }
 
-/// A span for the reference: the place kept for its record, and where it stands in the request.
+/// A span for the reference: the entry that is reserved for its record, and the span's place in the request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Leftover {
     pub entry: usize,
@@ -54,35 +55,31 @@ pub struct Request<B> {
     spans_by_trace: Option<SpansByTrace>,
     /// By partition, the numbers of its entries, in order.
     places: Vec<Vec<u32>>,
-    /// So many entries were asked for what is stored in the place of their paths.
+    /// For how many entries the path to store was asked.
     bounded: usize,
-    /// Paths in whose place another is stored.
+    /// How many paths were replaced by another one.
     pub replaced: usize,
     pub spans: usize,
     pub counts: Counts,
     pub leftovers: Vec<Leftover>,
 }
 
-/// How often the clock is read.
+/// The clock is read after so many spans.
 const SPANS_A_LOOK: usize = 16;
-/// A trace in an index: its id, what stands under it, and the room that a table keeps free.
-const BYTES_A_TRACE: usize = 128;
-/// Room for records is made so much at a time, or an eighth of what there is: doubled, it would be half empty.
+/// How long one call of `bound` may take.
 const BOUND_SLICE: Duration = Duration::from_millis(2);
-const KNOWN_BYTES_MAX: usize = 4 * 1024 * 1024;
-const BYTES_A_PATH: usize = 64;
-const PATTERNS_MAX: usize = 64;
+/// Memory for records grows by this many bytes, or by an eighth. Doubling it would leave up to half of it unused.
 const VALUES_STEP: usize = 256 * 1024;
-/// A slice ends early when the reference has so many spans to do.
+/// A slice ends early when so many spans wait for the reference.
 const LEFTOVERS_MAX: usize = 64;
 
 impl<B: AsRef<[u8]>> Request<B> {
     /// Split a request into spans.
     ///
     /// # Errors
-    /// As `otlp::request`.
+    /// As `envelope::request`.
     pub fn open(body: B, mapping: &Mapping) -> Result<Self, Refused> {
-        let groups = otlp::request(body.as_ref(), mapping.spans_max, mapping.fields_max)?;
+        let groups = envelope::request(body.as_ref(), mapping.spans_max, mapping.fields_max)?;
         Ok(Self {
             spans: groups.iter().map(|group| group.spans.len()).sum(),
             body,
@@ -101,9 +98,9 @@ impl<B: AsRef<[u8]>> Request<B> {
         })
     }
 
-    /// Translate for about so long; whether every span has been looked at.
+    /// Translate for about so long, and return whether every span was visited.
     ///
-    /// A slice ends early, with leftovers, when the reference has enough to do.
+    /// A slice ends early when enough spans are left for the reference.
     #[allow(clippy::cast_possible_truncation)] // tables are few
     pub fn step(&mut self, translator: &mut Translator, classify: &mut impl Classify, slice: Duration) -> bool {
         let body = self.body.as_ref();
@@ -175,7 +172,7 @@ impl<B: AsRef<[u8]>> Request<B> {
         same_group.map(bytes).collect()
     }
 
-    /// Put the reference's record into the place that was kept for it.
+    /// Store the reference's record in the entry that is reserved for it.
     #[allow(clippy::cast_possible_truncation)] // tables are few
     pub fn settle(&mut self, entry: usize, table: usize, id: [u8; 16], value: &[u8], is_raw_path: bool) {
         let start = self.values.len();
@@ -185,8 +182,8 @@ impl<B: AsRef<[u8]>> Request<B> {
         self.entries[entry] = Entry { table: Some(table as u32), id, start, end: self.values.len(), is_raw_path };
     }
 
-    /// Let `ask` say what is stored in the place of each path that no template gave: in order, and some at a time.
-    /// Whether all were asked for.
+    /// Let `ask` say what to store instead of each path that came without a template, in order, some in each call.
+    /// Returns whether all were asked.
     ///
     /// # Errors
     /// What `ask` fails with.
@@ -267,7 +264,7 @@ impl<B: AsRef<[u8]>> Request<B> {
             .spans_by_trace
             .as_ref()
             .map_or(0, |by_trace| by_trace.len() * BYTES_A_TRACE + self.spans * 2 * size_of::<(u32, Place)>());
-        let named = self.index.by_trace.as_ref().map_or(0, |named| named.len() * BYTES_A_TRACE);
+        let named = self.index.held_bytes();
         let entries = self.entries.capacity() * size_of::<Entry>();
         self.values.capacity() + entries + self.spans * size_of::<Place>() + places + by_trace + named
     }
@@ -284,7 +281,7 @@ impl<B: AsRef<[u8]>> Request<B> {
         counted.filter(|&(_, records)| records > 0).collect()
     }
 
-    /// Add records of a partition to a batch, from the `from`th on; how many there are room for.
+    /// Add records of a partition to a batch, beginning with number `from`; return how many fitted.
     pub fn add_to(&self, batch: &mut Batch, partition: usize, from: usize, now_ms: i64, mapping: &Mapping) -> usize {
         let places = self.places[partition].get(from..).unwrap_or_default();
         let fits = |&&number: &&u32| {
@@ -296,14 +293,14 @@ impl<B: AsRef<[u8]>> Request<B> {
     }
 }
 
-/// Large vectors are moved by the kernel, which copies nothing, so that they need not be doubled.
+/// Grow a large vector by less than double. The kernel moves its pages without a copy, so growing often is cheap.
 fn make_room(values: &mut Vec<u8>, size: usize) {
     if values.len() >= VALUES_STEP && values.capacity() - values.len() < size {
         values.reserve_exact(size.max(VALUES_STEP).max(values.len() / 8));
     }
 }
 
-/// Where in a record the text of a field stands, with its quotes; the first field of that name is the record's own.
+/// The place of a field's text in a record, with its quotes. Of several fields with the name, the first is the column.
 fn text_behind(value: &[u8], prefix: &[u8]) -> Option<Range<usize>> {
     let start = memchr::memmem::find(value, prefix)? + prefix.len();
     let mut at = start + 1;
@@ -315,142 +312,4 @@ fn text_behind(value: &[u8], prefix: &[u8]) -> Option<Range<usize>> {
         }
     }
     None
-}
-
-/// The path that is stored in the place of another, in JSON, or None; whether older answers are void; and whether the
-/// same answer would be given for each path that differs only where the answer has the wildcard.
-pub type Answer = (Option<Vec<u8>>, bool, bool);
-
-/// Answers that would be given again, by owner: paths that are stored as they are, and patterns.
-#[derive(Default)]
-pub struct Known {
-    wildcard: Vec<u8>,
-    by_owner: HashMap<Box<[u8]>, HashSet<Box<[u8]>>>,
-    patterns: HashMap<Box<[u8]>, Vec<Box<[u8]>>>,
-    pub bytes: usize,
-}
-
-impl Known {
-    #[must_use]
-    pub fn new(wildcard: Vec<u8>) -> Self {
-        Self { wildcard, ..Self::default() }
-    }
-
-    fn pattern_of(&self, owner: &[u8], path: &[u8]) -> Option<&[u8]> {
-        let mut patterns = self.patterns.get(owner)?.iter().map(AsRef::as_ref);
-        patterns.find(|pattern| is_like(path, pattern, &self.wildcard))
-    }
-
-    fn insert_pattern(&mut self, owner: &[u8], pattern: &[u8]) {
-        let patterns = self.patterns.entry(owner.into()).or_default();
-        if patterns.len() < PATTERNS_MAX {
-            self.bytes += BYTES_A_PATH + owner.len() + pattern.len();
-            patterns.push(pattern.into());
-        }
-        if self.bytes > KNOWN_BYTES_MAX {
-            self.clear();
-        }
-    }
-
-    fn holds(&self, owner: &[u8], path: &[u8]) -> bool {
-        self.by_owner.get(owner).is_some_and(|paths| paths.contains(path))
-    }
-
-    fn insert(&mut self, owner: &[u8], path: &[u8]) {
-        if self.bytes > KNOWN_BYTES_MAX {
-            self.clear();
-        }
-        self.bytes += BYTES_A_PATH + path.len() + if self.by_owner.contains_key(owner) { 0 } else { owner.len() };
-        self.by_owner.entry(owner.into()).or_default().insert(path.into());
-    }
-
-    fn clear(&mut self) {
-        self.by_owner.clear();
-        self.patterns.clear();
-        self.bytes = 0;
-    }
-}
-
-/// Whether path and pattern, both in quotes, have the same segments but for the pattern's wildcards.
-fn is_like(path: &[u8], pattern: &[u8], wildcard: &[u8]) -> bool {
-    let bare = |text: &[u8]| -> Range<usize> { 1..text.len().saturating_sub(1).max(1) };
-    let (path, pattern) = (&path[bare(path)], &pattern[bare(pattern)]);
-    let mut segments = path.split(|&byte| byte == b'/');
-    for expected in pattern.split(|&byte| byte == b'/') {
-        match segments.next() {
-            Some(segment) if segment == expected || expected == wildcard => {}
-            _ => return false,
-        }
-    }
-    segments.next().is_none()
-}
-
-/// Which traces of the request name which inherited columns. Made when first asked for.
-struct TraceIndex {
-    shared: Arc<SharedKeys>,
-    /// Columns that any span or resource of the request names; None: not looked yet.
-    named: Option<u64>,
-    by_trace: Option<HashMap<Box<[u8]>, u64>>,
-}
-
-impl TraceIndex {
-    fn new(shared: Arc<SharedKeys>) -> Self {
-        Self { shared, named: None, by_trace: None }
-    }
-
-    fn columns_in(&self, bytes: &[u8]) -> u64 {
-        let found = self.shared.searcher.find_overlapping_iter(bytes);
-        found.fold(0, |columns, key| columns | 1 << self.shared.columns[key.pattern().as_usize()])
-    }
-}
-
-struct InRequest<'r> {
-    index: &'r mut TraceIndex,
-    body: &'r [u8],
-    groups: &'r [Group],
-}
-
-impl InRequest<'_> {
-    fn by_trace(&self) -> HashMap<Box<[u8]>, u64> {
-        let mut by_trace = HashMap::default();
-        for group in self.groups {
-            let of_resource = self.index.columns_in(group.resource.of(self.body));
-            for span in &group.spans {
-                let raw = span.of(self.body);
-                let columns = of_resource | self.index.columns_in(raw);
-                if columns != 0 {
-                    *by_trace.entry(trace_id_of(raw).into()).or_default() |= columns;
-                }
-            }
-        }
-        by_trace
-    }
-}
-
-impl Trace for InRequest<'_> {
-    fn names(&mut self, column: usize, trace_id: &[u8]) -> bool {
-        if self.index.named.is_none() {
-            self.index.named = Some(self.index.columns_in(self.body));
-        }
-        if self.index.named.is_some_and(|columns| columns >> column & 1 == 0) {
-            return false;
-        }
-        if self.index.by_trace.is_none() {
-            self.index.by_trace = Some(self.by_trace());
-        }
-        let columns = self.index.by_trace.as_ref().and_then(|by_trace| by_trace.get(trace_id));
-        columns.is_some_and(|columns| columns >> column & 1 == 1)
-    }
-}
-
-/// The last of a span's fields 1; nothing where the bytes turn odd.
-fn trace_id_of(raw: &[u8]) -> &[u8] {
-    let mut found: &[u8] = &[];
-    let mut fields = Fields::of(raw);
-    while let Ok(Some((number, value))) = fields.next_field() {
-        if let (1, Wire::Bytes(id)) = (number, value) {
-            found = id;
-        }
-    }
-    found
 }

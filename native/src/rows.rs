@@ -1,6 +1,6 @@
 //! Record values, just as our own encoder writes them -> the values of a row. The reference reads every other value.
 //!
-//! A value is compact JSON with its fields in the order of the event. Layouts are handed over as data.
+//! A value is compact JSON with its fields in the order of the event. Python passes the layouts as data.
 
 /// How a field's text becomes a column's value.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -37,7 +37,7 @@ pub struct RowLayout {
 /// A column's value; None is the field's default.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Value<'a> {
-    /// Of rows that the reference made; a record that holds one is not plain.
+    /// Only in rows that the reference made: a record with such a value is not plain.
     Null,
     Uuid([u8; 16]),
     Text(&'a str),
@@ -45,12 +45,12 @@ pub enum Value<'a> {
     Double(f64),
 }
 
-/// Why a value is left to the reference.
+/// Why the reference has to read a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NotPlain {
     /// No layout begins so: another table, version or order.
     Table,
-    /// A field is missing, or its value is written another way.
+    /// A field is missing, or our encoder would write its value differently.
     Field,
 }
 
@@ -144,10 +144,10 @@ fn uuid(text: &[u8]) -> Option<[u8; 16]> {
     (has_dashes && wrong & NO_DIGIT == 0).then_some(id)
 }
 
-/// Where in a UUID's text its bytes stand.
+/// The position of each byte in a UUID's text.
 const HEX_AT: [usize; 16] = [0, 2, 4, 6, 9, 11, 14, 16, 19, 21, 24, 26, 28, 30, 32, 34];
 const NO_DIGIT: u8 = 0x80;
-/// Of each byte the value as a lower-case hex digit.
+/// The value of each byte as a lower-case hex digit.
 const DIGITS: [u8; 256] = {
     let mut digits = [NO_DIGIT; 256];
     let mut value = 0;
@@ -210,7 +210,7 @@ fn object_length(bytes: &[u8], depth: u32) -> Option<usize> {
     loop {
         let key = string_length(&bytes[at..], true)?;
         if keys.contains(&&bytes[at..at + key]) || keys.len() >= KEYS_MAX {
-            return None; // of a key that comes twice, the reference keeps one
+            return None; // a key that comes twice: the reference decides which value stays
         }
         keys.push(&bytes[at..at + key]);
         at += key;

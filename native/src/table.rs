@@ -33,7 +33,7 @@ pub struct Rows {
     counts: Vec<(i32, usize)>,
     /// Index in `latest`, and the versions, the oldest first.
     conflicts: Vec<(usize, Vec<Place>)>,
-    /// What the versions came to, by index in `latest`.
+    /// The resolved row of each conflict, by index in `latest`.
     resolved: Vec<(usize, Vec<u8>)>,
 }
 
@@ -94,7 +94,7 @@ impl Rows {
         self.conflicts.iter().map(|(_, places)| &places[..])
     }
 
-    /// What the versions of a conflict come to. Conflicts are resolved in their order.
+    /// Set the resolved row of the next conflict. Conflicts are resolved in their order.
     pub fn resolve(&mut self, conflict: usize, row: Vec<u8>) {
         if let Some((index, _)) = self.conflicts.get(conflict) {
             self.resolved.push((*index, row));

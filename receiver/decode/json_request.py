@@ -1,7 +1,7 @@
 """OTLP's JSON -> the same request as protobuf bytes. Pure: follows the published descriptors.
 
-OTLP departs from protobuf's own JSON in two ways: ids are hex, and enums are numbers. A span that is no span in
-JSON becomes bytes that are none in protobuf, so that it is rejected alone.
+OTLP's JSON differs from protobuf's own JSON in two ways: ids are hex, and enums are numbers. A malformed span becomes
+bytes that protobuf refuses too, so that only this span is rejected.
 """
 
 import base64
@@ -17,12 +17,13 @@ from opentelemetry.proto.trace.v1 import trace_pb2
 from receiver.decode.spans import MalformedRequest
 from shared.errors import Permanent
 
-BYTES_MAX = 8 * 1024 * 1024  # 80 ms of parsing, which nothing can interrupt
-CONTAINERS_MAX = 400_000  # arrays and objects: a byte or two each, and 200 in memory
+BYTES_MAX = 8 * 1024 * 1024  # takes 80 ms to parse, and the parser cannot be interrupted
+CONTAINERS_MAX = 400_000  # arrays and objects: one or two bytes each in the text, 200 bytes each in memory
 SPANS_A_STEP = 32
 
 _HEX_NAMES = {"trace_id", "span_id", "parent_span_id"}
 _MALFORMED_SPAN = b"\xff"
+_BAD_ID = b"\xff"
 _MALFORMED = "not an ExportTraceServiceRequest in JSON"
 _Value = Callable[[Any], bytes]
 
@@ -31,15 +32,15 @@ class TooLargeJson(Permanent):
     """More JSON than is parsed at once."""
 
 
-class _Misfit(Exception):  # noqa: N818  what the value is
-    """A value of another type than its field's."""
+class _Misfit(Exception):  # noqa: N818  names the value, not an error
+    """A value has another type than its field."""
 
 
 def reading(body: bytes) -> Generator[None, None, bytes]:
-    """The request as protobuf, in steps of some milliseconds.
+    """Convert a JSON request to protobuf, in steps of some milliseconds; the generator returns the bytes.
 
     Raises:
-        MalformedRequest: the bytes are no such request in JSON.
+        MalformedRequest: the bytes are no ExportTraceServiceRequest in JSON.
         TooLargeJson: above BYTES_MAX, or more than CONTAINERS_MAX arrays and objects.
     """
     if len(body) > BYTES_MAX or body.count(b"{") + body.count(b"[") > CONTAINERS_MAX:
@@ -52,10 +53,10 @@ def reading(body: bytes) -> Generator[None, None, bytes]:
 
 
 def written(request: Any) -> Generator[None, None, bytes]:
-    """A request that is parsed already, as `reading`.
+    """Convert a request that is parsed already, as `reading` does.
 
     Raises:
-        MalformedRequest: it is no such request.
+        MalformedRequest: the value is no ExportTraceServiceRequest.
     """
     try:
         return (yield from _request(request if isinstance(request, dict) else _misfit()))
@@ -183,11 +184,11 @@ def _sized(payload: bytes) -> bytes:
 
 
 def _id(value: Any) -> bytes:
-    """Hex; anything else is no id, which rejects its span by the reason for that."""
+    """Decode hex. Other text becomes one byte: no id has that length, so the span is rejected for its id."""
     try:
         return _sized(binascii.unhexlify(value)) if isinstance(value, str) else _misfit()
     except ValueError:
-        return _sized(value.encode()[:64])
+        return _sized(_BAD_ID)
 
 
 def _base64(value: Any) -> bytes:

@@ -1,9 +1,9 @@
 """OTLP's messages as this service reads them: the same wire, bytes where OTLP has strings. Pure.
 
-Protobuf refuses a whole message for one string of bad UTF-8, and senders do cut strings in the middle of
-a character. Bytes cost nothing to check, and each value is decoded where it is used, as strictly as it has
-to be. What is not read here (scopes, states, what span events and links hold) is not declared, so
-it is skipped; its unit test compares every field with the published descriptors.
+Protobuf refuses a whole message for one string of bad UTF-8, and some senders truncate strings in the middle of a
+character. Bytes need no check, and each value is decoded where it is used, as strictly as that use needs. Fields that
+nothing reads (scopes, states, the content of span events and links) are not declared, so protobuf skips them. A unit
+test compares every field with the published descriptors.
 """
 
 from collections.abc import Iterable, Sequence
@@ -56,12 +56,12 @@ class Span(Protocol):
     start_time_unix_nano: int
     end_time_unix_nano: int
     attributes: Sequence[KeyValue]
-    events: Sequence[bytes]  # counted, never looked into
-    links: Sequence[bytes]  # as events
+    events: Sequence[bytes]  # counted, never parsed
+    links: Sequence[bytes]  # counted, never parsed
 
 
 class Link(Protocol):
-    """A span's place in its trace, and nothing else of it."""
+    """Only the ids of a span: of its trace, of itself and of its parent."""
 
     trace_id: bytes
     span_id: bytes
@@ -77,7 +77,7 @@ class ScopeSpans(Protocol):
 
 
 class ResourceSpans(Protocol):
-    resource: Sequence[bytes]  # joined, pieces of a message are that message merged
+    resource: Sequence[bytes]  # a message sent in parts: the joined bytes parse as the merged message
     scope_spans: Sequence[ScopeSpans]
 
 
@@ -156,12 +156,12 @@ MESSAGES = _compiled()
 
 
 def parse_request(body: bytes) -> Request:
-    """Raises google.protobuf.message.DecodeError, as the two below."""
+    """Parse the outer message. Like every `parse_` function here, raises google.protobuf.message.DecodeError."""
     return cast("Request", MESSAGES["Request"].FromString(body))
 
 
 def request_of(groups: Iterable[tuple[bytes, Sequence[bytes]]]) -> bytes:
-    """A request of resources and their spans."""
+    """Encode resources and their spans as a request."""
     fields = [{"resource": [resource], "scope_spans": [{"spans": spans}]} for resource, spans in groups]
     written: bytes = MESSAGES["Request"](resource_spans=fields).SerializeToString()
     return written

@@ -1,6 +1,6 @@
-"""request bytes -> spans, each still bytes. Pure: knows OTLP's envelope and nothing of what a span says.
+"""request bytes -> spans, each still bytes. Pure: knows OTLP's envelope, and no field of a span.
 
-Spans stay bytes so that one that is broken costs nobody but itself.
+A span stays bytes, so that a malformed span is rejected alone.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from google.protobuf.message import DecodeError
 from receiver.decode import otlp, scan
 from shared.errors import Permanent
 
-# What a legitimate span may bring along beside itself: its group's resource and schema, its scope and schema.
+# Fields that may come with a span: resource and schema of its group, scope and schema of its scope.
 _PIECES_PER_SPAN = 8
 _PIECES_SPARE = 1024
 _PIECE_BYTES_MIN = 2
@@ -35,12 +35,12 @@ class ResourceSpans(NamedTuple):
 def read_request(body: bytes, *, spans_max: int) -> list[ResourceSpans]:
     """The spans of an ExportTraceServiceRequest by resource, as bytes; groups without a span are left out.
 
-    Memory is bounded before anything is made for each span or group: a body that could hold more than
-    `fields_max` pieces is counted first.
+    Memory is bounded before anything is allocated for a span or group: the fields of a body that could hold more than
+    `fields_max` are counted first.
 
     Raises:
-        MalformedRequest: the bytes are no such request.
-        TooManySpans: more than `spans_max` spans, or more pieces than that many spans need.
+        MalformedRequest: the bytes are no ExportTraceServiceRequest.
+        TooManySpans: more than `spans_max` spans, or more fields than that many spans need.
     """
     pieces_max = fields_max(spans_max)
     try:
@@ -66,10 +66,10 @@ def read_request(body: bytes, *, spans_max: int) -> list[ResourceSpans]:
 
 
 def fields_max(spans_max: int) -> int:
-    """Most fields of a request that hold spans, groups of them, and what stands beside both."""
+    """The most fields that a request of `spans_max` spans may have: spans, groups, and the fields beside them."""
     return _PIECES_PER_SPAN * spans_max + _PIECES_SPARE
 
 
 def written_plainly(groups: Sequence[ResourceSpans]) -> bytes:
-    """A request of these spans without anything else: each resource and its spans, in their order."""
+    """Encode a request of only these resources and spans, in their order."""
     return otlp.request_of((group.resource, group.spans) for group in groups)

@@ -2,7 +2,7 @@
 
 `append` puts a record into its partition's open batch and gives back that batch's future, so a request of a
 thousand spans waits for a dozen futures. A batch is shipped when it is full or has lingered; its future then
-says whether every in-sync replica has it. Callers who leave take nothing along: the batch belongs to nobody.
+says whether every in-sync replica has it. A batch belongs to no caller: when a caller leaves, its records stay in it.
 """
 
 import asyncio
@@ -32,12 +32,12 @@ CONNECT_TIMEOUT_S = 10.0
 RETRY_S_MAX = 1.0  # publishing works again within 5 s of the broker's return
 PROBE_EVERY_S = 1.0
 PROBE_TIMEOUT_S = 3.0
-SILENCE_S_MAX = 15.0  # of a client that gets no answer; then a new one is made, in case it is the client
+SILENCE_S_MAX = 15.0  # without an answer from the broker; then a new producer replaces this one, in case it is broken
 FLUSH_TIMEOUT_S = 3.5  # this, the next and the server's stop fit into 15 s
 STOP_TIMEOUT_S = 3.0
 AUTHORIZATION = "authorization"  # what Health calls it
 UNAUTHORIZED = (TopicAuthorizationFailedError, ClusterAuthorizationFailedError)
-UNAUTHORIZED_S = 30.0  # after the last refusal; then ready again, so that writes come that find out
+UNAUTHORIZED_S = 30.0  # not ready for so long after a refusal; then ready, so that a new write can show the result
 
 
 @dataclass(slots=True, eq=False)
@@ -58,8 +58,8 @@ class Lane:
     partition: int
     open: Batch | None = None
     unsettled: int = 0
-    # aiokafka 0.14 counts the whole wait anew at each turn when several wait for a partition's place in its
-    # queue, and then gives up long before its timeout: so one of ours waits there at a time.
+    # When several sends wait for one partition's place in its queue, aiokafka 0.14 gives up long before its timeout.
+    # So only one batch of a partition waits there at a time.
     entrance: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -117,10 +117,10 @@ class Publisher:
     async def acknowledged(self, batches: Iterable[asyncio.Future[bool]]) -> None:
         """Return once every in-sync replica has every one of these batches.
 
-        A caller that is cancelled here leaves them on their way.
+        When the caller is cancelled here, the batches are still sent.
 
         Raises:
-            BrokerUnavailable: at least one was refused or is late. Its records may be stored all the same.
+            BrokerUnavailable: at least one batch was refused or is late. Its records may be stored all the same.
         """
         waiting = set(batches)
         if not waiting:
@@ -137,7 +137,7 @@ class Publisher:
         return batch
 
     def _due(self, connection: Connection, lane: Lane, batch: Batch) -> None:
-        """A batch that has lingered stays open as long as another is on its way: so load makes batches larger."""
+        """Ship a batch that has lingered, unless another one is on its way: so batches grow under load."""
         batch.is_due = True
         if lane.open is batch and not lane.unsettled:
             self._ship(connection, lane)
@@ -174,7 +174,7 @@ class Publisher:
             self._settle(connection, lane, batch, outcome)
 
     def _refused(self, topic: str) -> None:
-        """For want of a right. Not ready, so that a load balancer asks others, which may have it."""
+        """The broker refused a write for lack of a right. Not ready, so that a load balancer uses other receivers."""
         self._unauthorized_at = time.monotonic()
         self._health.block(AUTHORIZATION, f"Kafka refuses writes to {topic}: give this user WRITE and DESCRIBE on it")
 
@@ -188,7 +188,7 @@ class Publisher:
             self._ship(connection, lane)
 
     async def run(self) -> None:
-        """Connect, watch, connect again, until cancelled; then give what is open its last chance."""
+        """Connect, monitor and reconnect until cancelled; then ship the open batches once more."""
         attempt = 0
         while True:
             try:
@@ -225,7 +225,7 @@ class Publisher:
             await stop_within(producer.stop(), STOP_TIMEOUT_S)
 
     async def _flush(self, connection: Connection | None) -> None:
-        """Ship what is open, and wait for what is on its way."""
+        """Ship the open batches, and wait for all that are on their way."""
         if connection is None:
             return
         for lane in connection.lanes:
@@ -235,10 +235,10 @@ class Publisher:
             await asyncio.wait(self._shipping, timeout=FLUSH_TIMEOUT_S)
 
     async def _watch(self, connection: Connection) -> None:
-        """Ask for metadata every second: tells readiness, and finds added partitions.
+        """Ask the broker for metadata every second, to set readiness and to find added partitions.
 
         Raises:
-            BrokerUnavailable: this producer will not work again.
+            BrokerUnavailable: no answer, no sender task, or no topic any more: the producer must be replaced.
         """
         client = connection.producer.client
         answered_at = time.monotonic()

@@ -1,4 +1,4 @@
-"""call headers -> may this caller send? Decided before a byte of the body is read."""
+"""call headers -> whether the caller may send. Decided before a byte of the body is read."""
 
 import hmac
 import time
@@ -19,11 +19,11 @@ _Fingerprint = tuple[int, int, int]
 
 
 class Keys:
-    """The keys that open the door; none at all, and it stands open.
+    """The accepted API keys. Without any key, every caller may send.
 
-    The file is looked at once a second at most, and read when two looks find the same change, so that a file
-    which is still being written is not read. When it vanishes, holds no key or a key that is too short, or cannot
-    be read, the last keys stay: a rotation that writes in place would otherwise refuse callers who are in the right.
+    The file is checked at most once a second, and read when two checks find the same change, so that a half-written
+    file is not read. When the file is missing or unreadable, holds no key, or holds a key that is too short, the last
+    keys stay: otherwise a rotation that writes in place would refuse callers with a valid key.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Keys:
 
 
 class _Unusable(ValueError):  # noqa: N818  what the file is
-    """The file is readable, and its text is ours: it repeats nothing of the file."""
+    """The file cannot be used. The message repeats nothing of the file, so it may be logged."""
 
 
 def _shown(headers: Iterable[tuple[bytes, bytes]]) -> list[bytes]:
@@ -102,7 +102,7 @@ def _shown(headers: Iterable[tuple[bytes, bytes]]) -> list[bytes]:
 
 
 def _is_one_of(shown: bytes, keys: Sequence[bytes]) -> bool:
-    """Every key is compared, so that the time taken tells nothing about which one was near."""
+    """Compares every key, so that the time taken does not tell which key was similar."""
     return any([hmac.compare_digest(shown, key) for key in keys])  # noqa: C419  a generator would stop early
 
 

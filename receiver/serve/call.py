@@ -16,21 +16,21 @@ class Call(Protocol):
 
     @property
     def peer(self) -> Hashable:
-        """The connection: what turns and memory are shared fairly by."""
+        """The connection. Turns and memory are shared fairly between connections."""
 
     @property
     def headers(self) -> Iterable[tuple[bytes, bytes]]:
         """Names in lower case."""
 
     def remaining_s(self) -> float | None:
-        """Until the client gives up; None when it did not say."""
+        """Seconds until the client's deadline; None when the client sent none."""
 
     async def read(self, arrival: Arrival) -> bytes:
-        """The body, decompressed; its bytes are counted by `arrival` as they come.
+        """Read the whole body and decompress it. `arrival` counts the bytes as they come.
 
         Raises:
-            NoBody, TooLarge, UnknownEncoding, BadEncoding: see the table of replies.
-            SenderStalled: the body is late, and others wait.
+            NoBody, TooLarge, UnknownEncoding, BadEncoding: see `REPLIES` in receiver/replies.py.
+            SenderStalled: the body made no progress while other bodies waited.
         """
 
     def give_way(self, error: Exception) -> None:

@@ -21,7 +21,7 @@ from receiver.publish.publisher import Publisher
 from receiver.replies import Draining, KeyRefused, Reply
 from receiver.serve.auth import Keys
 from receiver.serve.call import Call
-from receiver.serve.course import Course
+from receiver.serve.observer import Observer
 from receiver.serve.turns import Turns
 from receiver.serve.unfinished import SLICE_S, Begun, Unfinished, key_of
 from receiver.settings import ReceiverSettings
@@ -34,11 +34,11 @@ log = structlog.get_logger(__name__)
 # What a request holds at most for each byte of its body, until its reply: the body, protobuf's copy, and the spans cut
 # out of it; its records are counted as they are made. bench/receiver_memory.py measures it.
 HELD_PER_BODY_BYTE = 3  # and no request may hold more for each byte of MAX_REQUEST_BYTES, its records included
-SMALL_BODY_BYTES = 4 * 1024  # looked through without a turn: half a millisecond, whatever it holds
+SMALL_BODY_BYTES = 4 * 1024  # counted without a turn: that takes at most half a millisecond
 HELD_PER_GROUP = 300  # bytes: a group of six on the wire is a tuple, a list and a resource here
 BUDGET_WAIT_S = 1.0
-CALLS_MAX = 4_000  # in all, whatever they wait for; each holds some 10 KiB besides its body
-REPLY_MARGIN_S = 0.3  # so that our reply and not the client's own deadline is what the client sees
+CALLS_MAX = 4_000  # open calls of a worker; each holds some 10 KiB besides its body
+REPLY_MARGIN_S = 0.3  # our reply comes so long before the client's deadline, so that the client sees it
 MIDDLING_SLICES = 10  # 50 ms, or about two thousand events
 RETRY_AFTER_S = (1.0, 30.0)  # bounds; the Collector gives up when a delay leads past its 300 s
 
@@ -87,7 +87,7 @@ class Export:
         turns: Turns,
         engine: Engine,
         publisher: Publisher,
-        begin: Callable[[str], Course] = Course,
+        begin: Callable[[str], Observer] = Observer,
     ) -> None:
         self._settings = settings
         self._begin = begin
@@ -107,32 +107,32 @@ class Export:
         self._failing_since: float | None = None
 
     async def answer(self, call: Call) -> Reply:
-        """A reply OK means: every in-sync replica has every event of this request. Anything else is a refusal.
+        """Answer one call. OK means: every in-sync replica has every event of this request. Any other reply refuses it.
 
-        Whatever goes wrong before leaves the client with its spans, and with a code upon which it sends them
-        again unless that is of no use. What was published until then is published twice, and stored once.
+        When something fails before that, the client keeps its spans, and gets a code upon which it sends them again,
+        unless that cannot help. Records that were published already are then published twice, and stored once.
         """
         started_at = time.monotonic()
         tally = Tally()
-        course = self._begin(call.transport)
+        observer = self._begin(call.transport)
         reply = Reply(replies.CANCELLED, 0)
         self._enter()
         try:
             async with asyncio.timeout(self._reply_within_s(call)):
                 self._admit(call)
                 async with self._received(call) as (body, begun):  # nothing was read before this line
-                    course.read(body)
-                    await self._publish(body, begun, tally, call, course)
+                    observer.received(body)
+                    await self._publish(body, begun, tally, call, observer)
             reply = replies.success(tally.rejected)  # from here on the events are durable, and only this says so
         except Exception as error:  # noqa: BLE001  the table decides; what is not in it gets an id and a log line
             reply = self._refusal(error)
         finally:
             self._leave(reply.code, call.transport, started_at, tally)
-            course.ended(reply.code, tally)
+            observer.answered(reply.code, tally)
         return reply
 
     def is_known(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
-        """Whether a call shows a key, or needs none: for what is answered beside Export."""
+        """Whether a call has a valid key, or needs none. For calls that are not Export."""
         return self._keys.accept(headers)
 
     @property
@@ -161,9 +161,9 @@ class Export:
 
     @contextlib.asynccontextmanager
     async def _received(self, call: Call) -> AsyncIterator[tuple[bytes, Begun | None]]:
-        """The body, once there is room for it, and what an earlier attempt began with it.
+        """The body, once there is room for it, and the progress of an earlier attempt with the same bytes.
 
-        Its bytes are given back at the end of the block.
+        The end of the block releases the body's bytes.
         """
         with self._arrivals.arriving(call.peer, call.give_way) as arrival:
             body = await call.read(arrival)
@@ -185,7 +185,7 @@ class Export:
         async with self._turns.turn(call.peer):
             return scan.groups_in(body)
 
-    async def _publish(self, body: bytes, begun: Begun | None, tally: Tally, call: Call, course: Course) -> None:
+    async def _publish(self, body: bytes, begun: Begun | None, tally: Tally, call: Call, observer: Observer) -> None:
         """Translate the whole request, then publish it: nothing of it is in a batch before that.
 
         Returns when every batch is acknowledged.
@@ -205,7 +205,7 @@ class Export:
             tally.take(job.translation)
             if tally.published and not job.batches:
                 job.batches = frozenset(self._publisher.append(job.translation, received_at_ms=received_at_ms))
-            course.translated()
+            observer.translated()
             if job.is_long:
                 await self._acknowledged(job)
                 return
@@ -225,9 +225,9 @@ class Export:
             raise
 
     async def _translate(self, job: "_Job") -> None:
-        """Small requests overtake larger ones, and larger ones go one after another.
+        """Translate a request. Small requests overtake larger ones, and larger ones are translated one after another.
 
-        Had they all a share of the loop, all would be late: each answered too late to count, and sent again.
+        If all large requests shared the loop, each would be answered too late, and all would be sent again.
         """
         if await self._is_done(job, slices=range(1)):
             return
@@ -243,12 +243,12 @@ class Export:
             raise
 
     async def _keep(self, job: "_Job") -> None:
-        """The sender's next attempt finds the translation finished, or farther."""
+        """Keep the translation, and continue it, for the sender's next attempt."""
         metrics.requests_unfinished.inc()
         self.unfinished.keep(await key_of(job.body), len(job.body), Begun(job.translation, job.batches))
 
     async def _is_done(self, job: "_Job", *, slices: Iterable[int]) -> bool:
-        """Translate for so many slices, one of all requests' at a time."""
+        """Translate for at most so many slices, each in a turn of its own; return whether the translation is done."""
         for _ in slices:
             async with self._turns.turn(job.call.peer):
                 is_done = job.translation.step(SLICE_S)
@@ -274,7 +274,7 @@ class Export:
         return Reply(told.code, told.status, text, retry_after_s=self._retry_after_s())
 
     def _retry_after_s(self) -> float:
-        """Jittered, and the longer requests have been failing, the later."""
+        """Seconds until the sender should try again: jittered, and longer the longer requests have been failing."""
         now = time.monotonic()
         self._failing_since = self._failing_since or now
         first_s, last_s = RETRY_AFTER_S

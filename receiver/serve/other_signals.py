@@ -1,4 +1,4 @@
-"""Metrics and logs, which default SDKs send along: taken, thrown away, counted, and said once in the log."""
+"""Metrics and logs, which SDKs send by default: answered with success, dropped, counted, and logged once."""
 
 import structlog
 
@@ -10,7 +10,7 @@ VARIABLES = {"metrics": "OTEL_METRICS_EXPORTER=none", "logs": "OTEL_LOGS_EXPORTE
 
 
 class OtherSignals:
-    """What becomes of requests that are not about traces. `seconds_max`: how long a body may take."""
+    """Drops requests with metrics or logs. `seconds_max`: how long a body may take to arrive."""
 
     def __init__(self, *, are_accepted: bool, seconds_max: float) -> None:
         self.are_accepted = are_accepted
@@ -18,7 +18,7 @@ class OtherSignals:
         self._is_told: set[str] = set()
 
     def dropped(self, signal: str) -> None:
-        """A request of this signal was answered with success, and nothing of it is kept."""
+        """Count a request that was answered with success and dropped; log the first one of each signal."""
         metrics.unsupported_items.labels(signal).inc()
         if signal not in self._is_told:
             self._is_told.add(signal)

@@ -1,8 +1,8 @@
 """an Export -> a span about it, to TRACING_ENDPOINT. Imported only when that is set: needs the extra `tracing`.
 
-No instrumentation: spans are made here, by hand and after the reply, so the exporter's own calls make none. A
-request that carries spans which a receiver made about itself makes none either, whichever way it came: through
-a Collector or a load balancer it would otherwise go round for ever.
+There is no automatic instrumentation: this module makes the spans itself, after the reply, so the exporter's own calls
+make no spans. A request that carries spans of a receiver about itself makes no spans either. Otherwise such spans would
+circulate for ever, through a Collector or a load balancer.
 """
 
 import ipaddress
@@ -22,7 +22,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.trace import SpanKind, StatusCode, Tracer, set_span_in_context
 
-from receiver.serve.course import Course, Fates
+from receiver.serve.observer import Fates, Observer
 from receiver.settings import ReceiverSettings
 from shared.errors import WrongSetting
 
@@ -30,13 +30,13 @@ log = structlog.get_logger(__name__)
 
 EXPORT_EVERY_MS = 1_000
 EXPORT_TIMEOUT_MS = 3_000
-SPANS_MAX = 2_048  # that wait to be sent; more are dropped
-STOP_S = 0.5  # of the 15 in which the process must end
+SPANS_MAX = 2_048  # spans that wait to be sent; more are dropped
+STOP_S = 0.5  # to send what waits; the whole process stops within 15 s
 MARK = b"telemetry-receiver/about-itself"
 
 
 class Tracing:
-    """Makes a Course for each request, and sends what is sampled from a thread of the SDK's."""
+    """Makes a Observer for each request, and sends what is sampled from a thread of the SDK's."""
 
     def __init__(self, settings: ReceiverSettings) -> None:
         """Raises WrongSetting when the spans would come back to this receiver."""
@@ -50,7 +50,7 @@ class Tracing:
         }
         self._provider = TracerProvider(
             resource=Resource.create(resource),
-            sampler=ALWAYS_ON,  # of those that `begin` takes: the others cost as much as none at all
+            sampler=ALWAYS_ON,  # `begin` has sampled already; other requests make no span at all
             shutdown_on_exit=False,
         )
         # Credentials and headers are the SDK's own variables: OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE, _HEADERS.
@@ -66,19 +66,19 @@ class Tracing:
         self._sample_ratio = settings.tracing_sample_ratio
         log.info("tracing_started", endpoint=endpoint.netloc, sample_ratio=settings.tracing_sample_ratio)
 
-    def begin(self, transport: str) -> Course:
-        """A request has come. Whether it is sampled does not depend on its sender."""
+    def begin(self, transport: str) -> Observer:
+        """Begin a request's Observer. The sampling decision is ours and does not depend on the sender."""
         is_sampled = random.random() < self._sample_ratio  # noqa: S311  not a secret
-        return _TracedCourse(self._tracer, transport) if is_sampled else Course(transport)
+        return _TracingObserver(self._tracer, transport) if is_sampled else Observer(transport)
 
     def stop(self) -> None:
-        """Send what waits, for half a second at most."""
+        """Send the waiting spans, for at most half a second."""
         thread = threading.Thread(target=self._provider.shutdown, daemon=True, name="tracing-stop")
         thread.start()
         thread.join(STOP_S)
 
 
-class _TracedCourse(Course):
+class _TracingObserver(Observer):
     def __init__(self, tracer: Tracer, transport: str) -> None:
         super().__init__(transport)
         self._tracer = tracer
@@ -88,7 +88,7 @@ class _TracedCourse(Course):
         self._bytes = 0
         self._is_about_us = False
 
-    def read(self, body: bytes) -> None:
+    def received(self, body: bytes) -> None:
         self._bytes = len(body)
         self._is_about_us = MARK in body
         self._passed.append(("read", time.time_ns()))
@@ -96,7 +96,7 @@ class _TracedCourse(Course):
     def translated(self) -> None:
         self._passed.append(("translate", time.time_ns()))
 
-    def ended(self, code: str, fates: Fates) -> None:
+    def answered(self, code: str, fates: Fates) -> None:
         if self._is_about_us:
             return
         ended_at_ns = time.time_ns()
@@ -132,7 +132,7 @@ _STAGES = ("read", "translate", "publish")
 
 
 def _is_ours(host: str, port: int, settings: ReceiverSettings) -> bool:
-    """Whether a connection there would arrive at our own socket. A name that nobody knows is not ours, or not yet."""
+    """Whether a connection to this address would reach our own socket. A name that cannot be resolved does not."""
     if port != settings.port:
         return False
     listening = _addresses(settings.host)

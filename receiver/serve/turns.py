@@ -1,4 +1,4 @@
-"""Who works next: one slice of work at a time, and the connection that has had least time is next."""
+"""Which connection works next: one slice of work at a time, for the connection that has used the least time."""
 
 import asyncio
 import time
@@ -7,14 +7,14 @@ from collections.abc import AsyncIterator, Callable, Hashable
 from contextlib import asynccontextmanager
 
 ROUND_S = 0.002  # of work in one round of the loop; then everything else has its round first
-PEERS_MAX = 1_000  # remembered although nothing of theirs waits
+PEERS_MAX = 1_000  # connections whose used time is remembered while they wait for nothing
 
 
 class Turns:
-    """A lock that is fair by connection: a sender of much work queues behind itself.
+    """A lock that is fair to connections: a sender of much work delays itself and not others.
 
-    A connection's time counts only against connections that work at the same moment: one that was idle begins
-    where the least served one stands, neither ahead nor behind.
+    Time counts only between connections that are active together: a connection that was idle starts with the used time
+    of the least served one, so it is neither ahead nor behind.
     """
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -28,7 +28,7 @@ class Turns:
 
     @asynccontextmanager
     async def turn(self, peer: Hashable) -> AsyncIterator[None]:
-        """Nothing else works within the block."""
+        """Run the block while no other turn runs."""
         if self._is_taken:
             await self._wait(peer)
         self._is_taken = True
@@ -52,7 +52,7 @@ class Turns:
             raise
 
     def _pass_on(self, worked_s: float) -> None:
-        """At once, or after a round of the loop: tasks that are all ready would else work one after another in it."""
+        """Start the next turn, now or after a round of the event loop, so that one round does not hold many turns."""
         self._round_s += worked_s
         if not self._is_round_counted:
             self._is_round_counted = True

@@ -1,8 +1,8 @@
-"""Long requests whose time ended too early: their translation goes on until the sender's next attempt.
+"""Long requests whose deadline passed: their translation continues until the sender's next attempt.
 
-A sender repeats a request that was not answered in time. Without this, a request that takes longer than one attempt
-would never be answered. It is published when all of it is translated; where the acknowledgement came too late for an
-attempt, the next one waits for the same batches, so that nothing is published twice.
+A sender repeats a request that was not answered in time. Without this module, a request that takes longer than one
+attempt would never be answered. A request is published once all of it is translated. When the acknowledgement comes too
+late for an attempt, the next attempt waits for the same batches, so nothing is published twice.
 """
 
 import asyncio
@@ -17,13 +17,13 @@ from receiver.serve.turns import Turns
 from receiver.translate.engines.engine import Translation
 
 REQUESTS_MAX = 8
-KEEP_S = 60.0  # an exporter waits 30 s, and half of that more, at most between two attempts
-SLICE_S = 0.005  # what any request may wait for in each round
+KEEP_S = 60.0  # an exporter waits at most 45 s between two attempts: 30 s, and half of that as jitter
+SLICE_S = 0.005  # of translation; other requests wait no longer for it in one round of the loop
 
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """How far an attempt came."""
+    """The progress of an attempt: its translation, and its batches once they are published."""
 
     translation: Translation
     batches: frozenset[asyncio.Future[bool]] = frozenset()  # none: nothing of it is published
@@ -41,8 +41,8 @@ class _Kept:
 class Unfinished:
     """A few translations, by the SHA-256 of their request. They count in the budget.
 
-    A translation that is kept stays until its sender comes back, or for a minute: were it to give way to the next
-    one, two senders of long requests would undo each other's work for ever.
+    A kept translation stays until its sender repeats the request, or for a minute. It is not displaced by another one:
+    otherwise two senders of long requests would discard each other's work for ever.
     """
 
     def __init__(self, budget: Budget, turns: Turns, *, held_max: int, slice_s: float = SLICE_S) -> None:
@@ -59,10 +59,10 @@ class Unfinished:
             raise TooMuchToHold
 
     async def take(self, body: bytes) -> Begun | None:
-        """What was begun with these bytes, as far as it came; None when nothing was. It is the caller's now.
+        """Take over the progress of an earlier attempt with the same bytes; None when there is none.
 
         Raises:
-            TooMuchToHold: as was found out since the last attempt.
+            TooMuchToHold: since that attempt the request was found to be too large.
         """
         if not any(kept.body_bytes == len(body) for kept in self._kept.values()):
             return None
@@ -72,7 +72,7 @@ class Unfinished:
         return None if kept is None else kept.begun
 
     def keep(self, key: bytes, body_bytes: int, begun: Begun) -> None:
-        """Go on with it, when there is room for it beside those that are kept."""
+        """Continue an attempt's translation, if there is room beside the kept ones."""
         self.forget()
         size = body_bytes + begun.translation.held_bytes
         if len(self._kept) < REQUESTS_MAX and self._budget.held["unfinished"] + size <= self._held_max:
@@ -82,13 +82,13 @@ class Unfinished:
             self._has_work.set()
 
     def forget(self) -> None:
-        """Those whose senders have not come back."""
+        """Drop translations whose senders did not repeat the request within KEEP_S."""
         old = [key for key, kept in self._kept.items() if time.monotonic() - kept.since > KEEP_S]
         for key in old:
             self._drop(key)
 
     async def run(self) -> None:
-        """Translate what is kept, oldest first, a slice at a time and in turn with the connections."""
+        """Translate the kept requests, oldest first, one slice at a time. Connections get turns in between."""
         while True:
             await self._has_work.wait()
             work = next(((key, kept) for key, kept in self._kept.items() if not kept.is_done), None)
@@ -125,5 +125,5 @@ class Unfinished:
 
 
 async def key_of(body: bytes) -> bytes:
-    """What a request is known by. In a thread: 64 MiB take 40 ms and more."""
+    """The SHA-256 of a body. Runs in a thread: 64 MiB take 40 ms or more."""
     return await asyncio.to_thread(lambda: sha256(body).digest())

@@ -1,7 +1,7 @@
-"""Several processes on one port: started, watched, started again, and drained together.
+"""Several worker processes on one port: this module starts, monitors, restarts and drains them.
 
-Each worker is a whole receiver; the kernel gives it a share of the connections. It tells on its standard output
-why it is not ready. Metrics are summed from the files that prometheus_client keeps for this purpose.
+Each worker is a whole receiver; the kernel gives it a share of the connections. It reports on its standard output why
+it is not ready. Metrics are summed from the files that prometheus_client keeps for this purpose.
 """
 
 import asyncio
@@ -28,14 +28,14 @@ from shared.probes import Health
 log = structlog.get_logger(__name__)
 
 REPORT_EVERY_S = 0.5
-SILENCE_S_MAX = 15.0  # of a worker, whose loop is then stuck for good: it is killed and started again
+SILENCE_S_MAX = 15.0  # a worker without a report for so long is stuck: it is killed and started again
 STEADY_S = 30.0  # a worker that lived this long starts anew without a wait
 STOP_S = 14.0
 WRONG_SETTING = 2
 
 
 async def report(state: Health, stop: asyncio.Event) -> None:
-    """A worker's side: tell on standard output why we are not ready, and stop when nobody listens any more."""
+    """In a worker: report on standard output why it is not ready, and stop when nobody reads the reports any more."""
     os.set_blocking(sys.stdout.fileno(), False)
     while True:
         try:
@@ -90,7 +90,10 @@ class Workers:
         return max(codes)
 
     async def _keep(self, number: int, stop: asyncio.Event) -> int:
-        """Start worker `number`, and again when it ends unasked. Its exit code once it was asked, or cannot run."""
+        """Start worker `number`, and restart it when it ends by itself.
+
+        Returns its exit code after `stop`, or when a setting keeps it from running.
+        """
         attempt = 0
         while not stop.is_set():
             started_at = time.monotonic()
@@ -137,7 +140,7 @@ def _name(number: int) -> str:
 
 
 def _check_port(settings: ReceiverSettings) -> None:
-    """Sharing a port is for our own workers; with another receiver it would be an accident."""
+    """Refuse a port on which another process listens: only our own workers may share it."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     for variable, port in (("PORT", settings.port), ("HTTP_PORT", settings.http_port)):
         with socket.socket(family) as probe:

@@ -1,7 +1,7 @@
 """attribute lists -> values by key: span over resource, the first present key wins. Pure.
 
-An attribute that is unset, empty or only white space is absent: its resource's value, or the next key, then
-counts. Whatever else is there decides, even when its type is of no use.
+An attribute that is unset, empty or only white space is absent: then the resource's value, or the next key, is used.
+Any other attribute is used, even when its type does not fit.
 """
 
 import math
@@ -19,9 +19,9 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 class Notes:
-    """What was done to one span's values. An event keeps the cuts; `explain` keeps all of it, in a subclass.
+    """Notes of what was done to one span's values. Here only truncations are kept; `explain` keeps every note.
 
-    A place is a column, or `event_metadata.<key>`; it is fit to be shown, a key may not be.
+    A place is a column, or `event_metadata.<key>`. A place may be shown to anybody, a sender's key may not.
     """
 
     __slots__ = ("cuts", "is_raw_path", "own_ids")
@@ -44,11 +44,11 @@ class Notes:
         """The attribute, or key of a map, was left out."""
 
     def redacted(self, place: str, rule: str) -> None:
-        """A text gave way to a mark or a hash."""
+        """A text was replaced by `[redacted]` or by a hash."""
 
 
 class Found(NamedTuple):
-    """A present attribute."""
+    """An attribute that is not absent."""
 
     key: bytes
     kind: ValueKind
@@ -63,7 +63,7 @@ class Attributes(NamedTuple):
     notes: Notes
 
     def first(self, keys: Keys, column: str) -> Found | None:
-        """The first of `keys` that is present, noted as the source of `column` unless that is empty."""
+        """The first of `keys` that is present. It is noted as the source of `column`, unless `column` is empty."""
         for key in keys:
             value, origin = self.span.get(key), "span"
             kind = None if value is None else kind_of(value)
@@ -106,7 +106,7 @@ def _is_blank(raw: bytes) -> bool:
 
 
 def decoded(raw: bytes) -> str:
-    """For everything but ids, where a character that is not what was sent would make another subject."""
+    """Text of any value but an id; invalid UTF-8 becomes U+FFFD. In an id that would make another subject."""
     return raw.decode(errors="replace")
 
 
@@ -116,7 +116,7 @@ def without_nul(text: str) -> str:
 
 
 def text_of(found: Found | None) -> str | None:
-    """Strings as they are; int, bool and double as JSON text; None for what has no such text."""
+    """A string as it is; an int, bool or double as JSON text; None for any other value."""
     if found is None:
         return None
     match found.kind:
@@ -137,7 +137,7 @@ class BadId(Exception):  # noqa: N818  what the value is
 
 
 def raw_id_of(found: Found) -> str:
-    """An id exactly as sent: nothing trimmed, folded or normalised.
+    """An id exactly as sent: not trimmed, not case-folded, not normalised.
 
     Raises:
         BadId: neither a string nor an int64, or invalid UTF-8.

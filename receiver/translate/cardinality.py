@@ -1,9 +1,9 @@
 """endpoints of raw paths -> the same, or with `{other}` in the segment that varies. Pure; remembers endpoints.
 
-A framework that gives no template gives `/people/anna`: each person an endpoint. Of each service a bounded number of
-distinct endpoints is learned, as a tree of their segments. One more, and the segments under the widest place of the
-tree count as values: there, every segment is `{other}` from then on, those that were learned before too. Endpoints of
-templates are not learned. What is decided stands in the record: a replay asks nobody.
+Without templates of a framework, `/people/anna` and `/people/bob` are two endpoints. For each service a bounded number
+of distinct endpoints is learned, as a tree of their segments. When one more arrives, the tree is narrowed: the children
+of its widest node count as values, and from then on each of them is stored as `{other}`, known ones too. Endpoints from
+templates are not learned. The record holds the result, so a replay does not decide again.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ SERVICES_MAX = 128  # beyond, services are counted together
 DEPTH_MAX = 16  # segments; what lies deeper counts as one
 BYTES_MAX = 8 * 1024 * 1024
 _NODE_BYTES = 320  # in Python, beside its segment's characters
-_FREED_SHARE = 4  # a quarter of the places is free afterwards, so that the next endpoint is not the next occasion
+_FREED_SHARE = 4  # narrowing frees a quarter of the bound, so that the next endpoint does not narrow again
 
 
 class _Node:
@@ -33,7 +33,7 @@ class _Node:
             yield from child.walk()
 
     def take_in(self, other: "_Node") -> None:
-        """Be both."""
+        """Merge the other node into this one."""
         self.is_end |= other.is_end
         if other.varies and not self.varies:
             self._vary()
@@ -48,7 +48,7 @@ class _Node:
         return found
 
     def narrow(self, children_max: int) -> None:
-        """From here on down, vary where there are more children."""
+        """Replace the children by `{other}` in this node, and in each node below, that has more than `children_max`."""
         if len(self.children) > children_max:
             self._vary()
         for child in self.children.values():
@@ -70,7 +70,7 @@ class _Tree:
         self.bytes = 0
 
     def learn(self, segments: list[str]) -> list[str]:
-        """The segments as they are stored."""
+        """Learn an endpoint's segments, and return the segments to store."""
         node, stored = self.root, []
         for segment in segments:
             name = OTHER if node.varies else segment
@@ -84,7 +84,7 @@ class _Tree:
         return stored
 
     def narrow(self, endpoints_max: int) -> None:
-        """Let the widest places vary, until so many endpoints are left, or nothing has two children."""
+        """Narrow the widest nodes until at most `endpoints_max` endpoints are left, or no node has two children."""
         while self.endpoints > endpoints_max:
             widest = max(len(node.children) for node in self.root.walk())
             if widest < 2:
@@ -102,14 +102,14 @@ class Guard:
         self._endpoints_max = endpoints_max
         self._trees: dict[str, _Tree] = {}
         self.held_bytes = 0
-        self.narrowings = 0  # what was said of an endpoint before the last one may be said no more
+        self.narrowings = 0  # an answer from before the last narrowing may be out of date
 
     @property
     def is_on(self) -> bool:
         return self._endpoints_max > 0
 
     def stored(self, service: str, endpoint: str) -> str:
-        """The endpoint as it is stored: the same, as long as the service has few. Asking again changes nothing."""
+        """The endpoint to store: unchanged while the service has few. Idempotent."""
         tree = self._tree_of(service)
         segments = endpoint.split("/", DEPTH_MAX)
         before_bytes = tree.bytes
@@ -128,7 +128,9 @@ class Guard:
 
 
 def is_pattern(sent: str, stored: str) -> bool:
-    """Whether each path that differs from `sent` only where `stored` has `{other}` is stored alike, until the next
-    narrowing: those segments stand at places that vary, and the others are known.
+    """Whether `stored` also holds for every path that differs from `sent` only where `stored` has `{other}`.
+
+    This ends with the next narrowing: until then these segments are children of narrowed nodes, and the others are
+    known.
     """
     return stored != sent and OTHER not in sent and sent.count("/") < DEPTH_MAX and len(stored) < COLUMN_CHARS

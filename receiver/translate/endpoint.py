@@ -1,6 +1,6 @@
 """route or URL -> endpoint template: no host, no query, no ids. Pure.
 
-Some clients put raw paths into `http.route`, so every segment is judged wherever it came from.
+Some clients put raw paths into `http.route`, so every segment is judged, whichever attribute it comes from.
 """
 
 import re
@@ -23,7 +23,7 @@ _NAMED_BY_METHOD = re.compile(r"[A-Z]{1,32} (/\S*)")
 
 
 def endpoint_of(text: str, form: Form, *, own_ids: OwnIds) -> str:
-    """The template, perhaps longer than its column: only what lies beyond the column is left unjudged."""
+    """The template. It may be longer than its column; only the part beyond the column is not judged."""
     if form is Form.ROUTE:
         return _route_template(path_of(text[:_ROUTE_CHARS_MAX], form), own_ids)
     path = path_of(text[:JUDGED_CHARS_MAX], form)
@@ -63,12 +63,12 @@ _ROUTE_QUERY = re.compile(r"\?[\w.~%\[\]-]++=")
 
 
 def _segments(path: str) -> list[str]:
-    """Without parameters. Each segment brings its slash, so what follows the 256th is beyond the column."""
+    """Split a path into segments without their parameters. Segments after the 256th are beyond the column."""
     return [part.partition(";")[0] for part in path.split("/", COLUMN_CHARS + 1)[: COLUMN_CHARS + 1]]
 
 
 def _without_own(path: str, own_ids: OwnIds) -> str:
-    """An own id may hold a slash, and is then more than a segment."""
+    """Replace own ids that hold a slash, because they span more than one segment."""
     for raw in own_ids:
         if "/" in raw and raw.strip("/"):
             path = path.replace(raw, ID)
@@ -148,7 +148,7 @@ def _is_id(plain: str) -> bool:
 
 
 def _is_mixed(plain: str) -> bool:
-    """Letters and digits stand together as they do in no name: `claude-3-5-sonnet-20241022` is a name."""
+    """Whether letters and digits mix as in a token. `claude-3-5-sonnet-20241022` is a name, no token."""
     return len(_TOUCH.findall(plain)) >= 3 or any(
         not run.isdigit() and not run.isalpha() for run in _LONG_RUN.findall(plain)
     )

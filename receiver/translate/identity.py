@@ -1,8 +1,8 @@
-"""the spans of a request -> whose trace it is: ids that a span of the trace names count for those that name none. Pure.
+"""the spans of a request -> the ids of each trace, for spans that carry no id of their own. Pure.
 
-Each shared column by itself: the value of the nearest ancestor in the request that has one, else the only value that
-the trace's spans in the request have. What arrives in another request is out of reach, and so is a trace of more than
-SPANS_MAX spans in one request.
+For each shared column: the value of the nearest ancestor in the request that has one, else the only value that the
+trace's spans in the request have. Spans of other requests are not seen. A trace of more than SPANS_MAX spans in one
+request is not read.
 """
 
 from collections import Counter
@@ -17,7 +17,7 @@ from receiver.translate.attributes import AttributeMap, Attributes, BadId, Found
 from receiver.translate.mapping import SHARED_COLUMNS, Column, HashedId
 from receiver.translate.rules import Rules
 
-SPANS_MAX = 2_000  # of a trace in one request: more are not looked through, as nobody may wait for that
+SPANS_MAX = 2_000  # of a trace in one request: reading more would delay other requests
 _SPANS_A_STEP = 64
 _PLACE_BYTES = 512  # a span in its trace: two ids, a tuple, an entry, now and then a value
 _COUNT_BYTES = 128  # a trace id and its count
@@ -53,17 +53,17 @@ class Trace:
         self._only: dict[str, dict[str, Named]] = {}
 
     def add(self, link: otlp.Link, named: Values) -> None:
-        """Of a span that is there twice the first counts."""
+        """Add a span and the values that it names. When the same span comes twice, the first one counts."""
         if link.span_id in self._places:
             return
         self._places[link.span_id] = _Place(link.parent_span_id, named)
         for column, value in named.items():
             values = self._only.setdefault(column, {})
-            if len(values) < 2:  # two are as many as more: nobody
+            if len(values) < 2:  # with two values already, the column has no only value
                 values.setdefault(value.raw, value)
 
     def named(self, column: str, span_id: bytes) -> Named | None:
-        """Who counts for a span that names nobody itself; None when nobody does, or two."""
+        """The value for a span that has none itself; None when the trace has none, or two different ones."""
         place = self._places.get(span_id)
         nearest = self._ancestor(column, place.parent) if place else None
         if nearest is not None:
@@ -72,7 +72,7 @@ class Trace:
         return next(iter(values.values())) if len(values) == 1 else None
 
     def _ancestor(self, column: str, span_id: bytes) -> Named | None:
-        """Of that span or of the nearest one above. Each span is walked once, however deep the trace is."""
+        """The value of that span or of its nearest ancestor. Each span is visited once, however deep the trace is."""
         walked: list[bytes] = []
         found: Named | None = None
         while (place := self._places.get(span_id)) is not None:
@@ -94,7 +94,7 @@ NOBODY = Trace()
 
 
 class Traces:
-    """The traces of a request in which a span names somebody."""
+    """The traces of a request in which a span has an id."""
 
     def __init__(self, rules: Rules) -> None:
         self._rules = rules
@@ -159,7 +159,7 @@ class Traces:
 
 
 def _trace_id_of(raw: bytes) -> bytes:
-    """Empty when the bytes are no span."""
+    """The trace id; empty when the bytes are no span."""
     try:
         return otlp.parse_link(raw).trace_id
     except DecodeError:
@@ -173,7 +173,7 @@ def _steps(groups: Sequence[ResourceSpans]) -> Iterator[Sequence[bytes]]:
 
 
 def _values_of(attributes: Attributes, span_id: bytes) -> Values:
-    """A value of a type that is of no use names nobody."""
+    """The shared values of one span. A value of a type that does not fit is left out."""
     values: dict[str, Named] = {}
     for column in SHARED_COLUMNS:
         found = attributes.first(column.key_names, column.name)
@@ -184,7 +184,7 @@ def _values_of(attributes: Attributes, span_id: bytes) -> Values:
 
 
 def raw_text_of(column: Column, found: Found) -> str | None:
-    """The value of a shared column as sent; None when its type is of no use."""
+    """The value of a shared column as sent; None when its type does not fit."""
     if not isinstance(column.read, HashedId):
         return text_of(found)
     try:

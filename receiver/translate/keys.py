@@ -15,8 +15,8 @@ from receiver.translate.redaction.normal import normal_form
 from receiver.translate.redaction.privacy import Addresses, SecretRule, clean
 
 KEY_CHARS_MAX = 128
-# Of a key, 128 characters are stored. What is judged beyond them is what a secret needs to show itself; in
-# a key that is longer still, the letters of a secret word are enough, wherever they stand.
+# At most 128 characters of a key are stored. More are judged, so that a secret word across that end is found. In an
+# even longer key, the letters of a secret word anywhere are enough.
 _KEY_CHARS_JUDGED = 256
 
 _CASE_CHANGE = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
@@ -29,7 +29,7 @@ _SECRET_PARTS = (
     *("cardnumber", "creditcard", "debitcard"),
 )
 _SECRET_WORDS = frozenset({*_SECRET_PARTS, "otp"})
-# Secret as the last word: `auth_method`, `card_type` and `mobile_os` say nothing of anybody.
+# Secret only as the last word: `auth_method`, `card_type` and `mobile_os` hold no secret.
 _SECRET_AT_THE_END = frozenset({"card", "mobile", "pin", "auth", "oauth"})
 _SECRET_COMPOUND = re.compile(
     r"(?:user|my|card|sim)?(?:otp|pin|auth)(?:code|number|no|key|header|data|value)|(?:user|my|card|sim)pin"
@@ -50,16 +50,16 @@ _SECRET_PAIRS = frozenset(
         ("pass", "code"),
     }
 )
-# Words that only look like a compound of a secret one.
+# Words that begin or end like a secret word, and are harmless.
 _INNOCENT = re.compile("tokeni[sz]|secretar|email(?:ed|ing|er)$|phon(?:eme|etic)|.*(?:micro|head|ear|i|smart)phone$")
 _SUSPECT_LETTERS = tuple(word.encode() for word in sorted({*_SECRET_WORDS, "key", "mail", "card", "mobile", "pass"}))
 _MEASURE_WORDS = frozenset({"count", "total", "usage", "used", "limit", "max", "min", "length", "cost", "tokens"})
 
 
 class Key(NamedTuple):
-    """What a key alone says about itself and its value."""
+    """What follows from a key alone: the name to store, and whether its value may be stored."""
 
-    shown: str  # as it may be stored: redacted or cut
+    shown: str  # the name to store, redacted or truncated
     rule: SecretRule | None  # why it is redacted
     is_cut: bool
     is_secret: bool  # its value is dropped, but for booleans
@@ -101,7 +101,7 @@ def _is_secret(words: list[str]) -> bool:
 
 
 def _singular(word: str) -> str:
-    """Without digits, and without the `s` of a plural."""
+    """The word without digits, and without the `s` of a plural."""
     word = _DIGITS.sub("", word)
     return word[:-1] if len(word) > 3 and word[-1] == "s" != word[-2] else word
 

@@ -1,4 +1,4 @@
-"""What becomes of a span, as data: tables, their columns, and the attributes that fill them. Pure.
+"""The mapping, as data: tables, their columns, and the attributes that fill them. Pure.
 
 The only module that names an attribute. The reference, the native engine, the deciding keys, the reject reasons,
 `explain`, the README's table and the tests' generators read it. Order, limits and required columns come from the event
@@ -52,19 +52,19 @@ class HashedId:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A string; int, bool and double as JSON text. In a version, what looks like an IP address may stay."""
+    """A string; int, bool and double as JSON text. In a version, a text that looks like an IP address stays."""
 
     is_version: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class SessionText:
-    """A text whose place is taken by its hash when it holds a secret, or is the span's own id."""
+    """A text; when it holds a secret, or is the span's own id, its hash is stored instead."""
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A text that is an HTTP token, in upper case; any other is absent."""
+    """A text that is an HTTP token, in upper case; any other text is absent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class PathTemplate:
 
 @dataclass(frozen=True, slots=True)
 class Integer:
-    """An int64 or a decimal string from `minimum` to `maximum`; any other is absent."""
+    """An int64 or a decimal string from `minimum` to `maximum`; any other value is absent."""
 
     minimum: int
     maximum: int
@@ -125,8 +125,8 @@ class Key:
     name: bytes
     form: Form | None = None  # of a PathTemplate's key
     behind: bytes = b""  # of a CALL: the attribute that names the service
-    stands_for: tuple[str, bytes] | None = None  # this text gives way to that attribute, when it is present
-    renames: tuple[tuple[str, str], ...] = ()  # text -> what is stored; a text that is not listed fills nothing
+    stands_for: tuple[str, bytes] | None = None  # (text, attribute): this text is replaced by the attribute, if present
+    renames: tuple[tuple[str, str], ...] = ()  # (text, stored text); a text that is not listed is absent
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,14 +144,14 @@ class When:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """The value of the setting stands in for an attribute that is absent. The name is the field of `Rules`."""
+    """The value of a setting, for an attribute that is absent. `name` is a field of `Rules`."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class Constant:
-    """The text stands in for an attribute that is absent, where one of the conditions holds."""
+    """A text for an attribute that is absent, when one of the conditions holds."""
 
     text: str
     when: tuple[When, ...]
@@ -159,7 +159,7 @@ class Constant:
 
 @dataclass(frozen=True)
 class Column:
-    """The first key that is present fills the column: of each key first the span's attribute, then the resource's."""
+    """A column and the keys that may fill it. The first present key does; the span's attribute beats the resource's."""
 
     name: str
     read: Kind
@@ -173,7 +173,7 @@ class Column:
 
     @cached_property
     def bad(self) -> str | None:
-        """Why a span is rejected whose value is of no use; None where such a value is absent."""
+        """The reason to reject a span whose value has a wrong type; None where such a value counts as absent."""
         return f"invalid_{self.name}" if isinstance(self.read, HashedId) else None
 
 
@@ -202,7 +202,7 @@ class Table:
 
     @cached_property
     def missing(self) -> dict[str, str]:
-        """By column: why a span is rejected that has no value for it."""
+        """By required column: the reason to reject a span without a value for it."""
         fields = self.event.model_fields
         return {
             column.name: f"missing_{column.name}"
@@ -215,7 +215,7 @@ class Table:
 
 # ---- the mapping
 
-CATEGORY = b"event.category"  # its value names the table, and decides before any condition
+CATEGORY = b"event.category"  # its value names the table, before any condition is tried
 
 METADATA_PREFIX = b"metadata."
 METADATA_ATTRIBUTES = (  # the default of the setting; `*` stands for any characters
@@ -226,7 +226,7 @@ METADATA_ATTRIBUTES = (  # the default of the setting; `*` stands for any charac
     "error.type",
     "telemetry.sdk.language",
 )
-VERSION_KEY = "service.version"  # what looks like an IP address may stay in it
+VERSION_KEY = "service.version"  # a value that looks like an IP address stays in it
 
 
 def _keys(*names: str) -> tuple[Key, ...]:

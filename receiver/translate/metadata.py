@@ -25,17 +25,17 @@ TEXT_CHARS_MAX = 1024
 DEPTH_MAX = 4
 JSON_BYTES_MAX = 64 * 1024
 CUTS_MAX = 64
-# Work on one span, in characters judged, for at most about 50 ms. Past the half of it only the head of a text
-# is judged (a secret that shows in the 1,024 that are stored shows itself there), past all of it nothing is kept.
+# The work on one span, counted in judged characters, takes at most about 50 ms. After half of it only the first part of
+# a text is judged, which covers the 1,024 characters that are stored; after all of it no more values are kept.
 _WORK_MAX = 512 * 1024
 _HEAD_CHARS = 2 * TEXT_CHARS_MAX
 _TEXT_WORK = 32  # beside its characters
-_NORMAL_FORM_WORK = 8  # characters of a text that has escapes cost so much more
+_NORMAL_FORM_WORK = 8  # a character of a text with escapes costs eight times as much
 _KEY_WORK = 128
 # A long key is searched to its end for the letters of secret words: 4 MiB of them take 100 ms. So the long keys of
 # one span, or of one resource, are read up to this in all, at most about 40 ms; those beyond are dropped unread.
 _LONG_KEY_BYTES = 128
-KEYS_REMEMBERED = 4096  # they repeat with every span; values are never remembered
+KEYS_REMEMBERED = 4096  # keys repeat with every span; values are never remembered
 _LONG_KEYS_BYTES_MAX = 128 * 1024
 _REMEMBERED_KEY_BYTES = 1024  # the longest, as Python holds it
 CUT = "[cut]"
@@ -68,13 +68,13 @@ class AllowList:
             return None
         is_marked = raw.startswith(METADATA_PREFIX)
         name = raw.removeprefix(METADATA_PREFIX)
-        if not name or name.startswith(b"_"):  # nothing to call it; the product's own
+        if not name or name.startswith(b"_"):  # no name, or a name that is reserved for the product
             return None
         return Named(read_key(name), is_marked)
 
 
 class Candidate(NamedTuple):
-    """An allowed attribute, before anyone looked into its value."""
+    """An allowed attribute whose value is not judged yet."""
 
     origin: Origin
     raw_key: bytes
@@ -102,7 +102,7 @@ def candidates(attributes: AttributeMap, origin: Origin, allowed: AllowList, not
 
 
 def event_metadata(of_span: list[Candidate], of_resource: list[Candidate], *, notes: Notes) -> dict[str, Any]:
-    """The map to store, with what was cut, columns included, named in `_truncated`."""
+    """The map to store. Its key `_truncated` names what was truncated or left out, columns included."""
     metadata: dict[str, Json] = {}
     json_bytes = 1  # two braces, less the comma that the first key has not
     walk = _Walk(notes)
@@ -150,7 +150,7 @@ def _is_dropped(key: Key, kind: ValueKind | None) -> bool:
 
 
 class _Walk:
-    """Down one attribute: typed JSON of it, secrets out, bounds kept, and notes of what was done."""
+    """Walks through one attribute: makes JSON of it without secrets and within bounds, and notes what it did."""
 
     __slots__ = ("_notes", "_own_ids", "_room", "_work", "name")
 
@@ -200,7 +200,7 @@ class _Walk:
                 return None
 
     def _number(self, number: float) -> Json:
-        """An id or a card number is one also where the sender's language made a number of it."""
+        """A number to store, unless it equals an own id or is a card number: some senders send these as numbers."""
         hashed = self._own_ids.hash_of_number(number)
         if hashed is not None:
             self.redacted("own_id")
@@ -215,7 +215,7 @@ class _Walk:
         return self._own_hash(text) or self._bounded(self._noted(clean(text, key.addresses)))
 
     def _bytes(self, raw: bytes, key: Key) -> str:
-        """Base64, unless the bytes say what a text may not say."""
+        """Base64 of the bytes, unless they hold a text that may not be stored."""
         text = self._judgeable(raw)
         cleaned = clean(text, key.addresses)
         if cleaned.rule or cleaned.lost_query:

@@ -1,4 +1,4 @@
-"""What may become of a span: an event, ignored, or rejected with a reason. Pure."""
+"""The outcomes of a span: an event, ignored, or rejected with a reason. Pure."""
 
 from dataclasses import dataclass
 
@@ -43,7 +43,7 @@ EXCLUDED_ENDPOINT = Ignored("excluded_endpoint")
 
 
 class Unfit(Exception):  # noqa: N818  a verdict, not an error
-    """This event is rejected. Raised where it is found, caught in `translate`, seen by nobody else."""
+    """Rejects the event that is being read. Raised where the fault is found, and caught only in `translate`."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)

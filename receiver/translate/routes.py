@@ -12,14 +12,14 @@ from typing import NamedTuple
 
 _PAIRS = {"(": ")", "{": "}", "[": "]", "<": ">"}
 _CLOSING = {close: opening for opening, close in _PAIRS.items()}
-# Optional parts: of a format, which is left out, and of a segment, which stays.
+# Optional parts: a format is left out, a segment stays.
 _OPTIONAL_FORMAT = re.compile(r"\(\.:\w{1,64}\)")
 _OPTIONAL_SEGMENT = re.compile(r"\((/:?\w{1,64})\)|\{(/[^{}]{0,255})\}")
 _BRACKETS = re.compile(r"\\.|[(){}\[\]<>]", re.DOTALL)
 _IS_PATTERN = re.compile(r"\(\?P?<|^\^|\$$|\\Z$")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _NAME_OF_GROUP = re.compile(r"\(\?P?<([A-Za-z_]\w{0,63})>")
-# What a parameter in brackets may look like: a converter before its name, or a pattern, default or dots behind it.
+# A parameter in brackets: perhaps a converter before its name, perhaps a pattern, default or dots behind it.
 _BRACED = re.compile(r"\{\**([A-Za-z_][\w-]{0,63})(?:\.\.\.|[?*+]|[:=<].*)?\}", re.DOTALL)
 _ANGLED = re.compile(r"<(?:[A-Za-z_]\w{0,63}(?:\([^()<>]{0,64}\))?:)?([A-Za-z_]\w{0,63})(?::.*)?>", re.DOTALL)
 _SQUARE = re.compile(r"\[{1,2}(?:\.\.\.)?([A-Za-z_][\w-]{0,63})\]{1,2}")
@@ -65,7 +65,7 @@ def has_parameter(route: str) -> bool:
 
 
 def _ends(route: str) -> dict[int, int]:
-    """Where each bracket ends that is closed: position of the opening one -> position behind the closing one."""
+    """The closed brackets: position of the opening one -> position behind the closing one."""
     ends: dict[int, int] = {}
     open_at: list[int] = []
     for found in _BRACKETS.finditer(route):
@@ -78,7 +78,7 @@ def _ends(route: str) -> dict[int, int]:
 
 
 def _parameter_at(route: str, at: int, ends: dict[int, int]) -> tuple[str, int] | None:
-    """The name of the parameter that begins there, "" for a part that names nothing, and where it ends."""
+    """The name and the end of the parameter that begins at `at`; the name is "" for a part that is left out."""
     character = route[at]
     if character in ":*" and (at == 0 or route[at - 1] in _COLON_MAY_FOLLOW):
         name = _NAME.match(route, at + 1)
@@ -111,6 +111,6 @@ def _bracketed(part: str) -> str | None:
 
 
 def _without_anchors(pattern: str) -> str:
-    """A regular expression's slashes and literals alone."""
+    """A regular expression without its anchors: only slashes and literals."""
     pattern = pattern.removesuffix("$").removesuffix("\\Z").removesuffix("/?")
     return re.sub(r"(?:^|(?<=/))\^", "", pattern).replace("\\/", "/").replace("\\.", ".").replace("\\-", "-")

@@ -14,7 +14,7 @@ ENDPOINT_EXCLUDE = ("/health", "/healthz", "/livez", "/readyz", "/metrics", "/fa
 
 @dataclass(frozen=True, eq=False)
 class Rules:
-    """Every setting that decides what becomes of a span. Compared by identity: one a process."""
+    """Every setting on which the translation of a span depends. Compared by identity: a process has one."""
 
     hashed: Hasher
     deployment_type: str = "self-hosted"
@@ -42,7 +42,7 @@ class Rules:
 
 
 def _holds_one_of(keys: Sequence[bytes]) -> Callable[[bytes], bool]:
-    """Whether bytes hold one of the keys. A key that holds another one, as a text, need not be looked for."""
+    """A test whether bytes hold one of the keys. A key that contains another key needs no search of its own."""
     least = [key for key in keys if not any(other in key and other != key for other in keys)]
 
     def holds(raw: bytes) -> bool:

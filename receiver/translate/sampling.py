@@ -1,7 +1,7 @@
 """a span's tracestate -> how many spans it stands for. Pure.
 
-OpenTelemetry's consistent probability sampling: `ot=th:<hex>` holds the share that was thrown away, as a threshold of
-56 bits whose trailing zeros may be left out.
+OpenTelemetry's consistent probability sampling: `ot=th:<hex>` holds the share of dropped spans, as a threshold of 56
+bits whose trailing zeros may be left out.
 """
 
 import re

@@ -145,7 +145,10 @@ async def test_a_table_is_four_places_and_a_rule_is_one(stack: Stack, role_url: 
     copy = Copy(tmp_path / "project", stack.environment())
     sender = Sender(stack, copy, role_url)
     await sender.send_by_every_engine()
-    await copy.follow(PAGE["Add an analytics table"], patches=3)
+    await copy.follow(PAGE["Add an analytics table"], patches=4)
+    [golden] = re.findall(r"```json\n(.*)\n```", PAGE["Add an analytics table"])
+    (copy.folder / "tests/golden/page_view.v2.json").write_text(golden)
+    await copy.python("pytest", "-q", "-k", "golden", "tests/unit/shared/test_wire.py")
     viewed = {"event.category": "page_view", "page.name": "pricing", "page.referrer": "a@b.co"}
     await sender.send_by_every_engine((viewed, SpanKind.INTERNAL, "page_view"))
     assert changed_lines(PAGE["Add a rule"]) == 1

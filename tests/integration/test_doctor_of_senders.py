@@ -82,7 +82,7 @@ async def test_doctor_says_what_is_wrong_with_each_kind_of_sender(stack: Stack, 
     [door] = [
         each for each in await findings(stack, "--receiver-metrics", url) if each["check"] == "senders_wrong_door"
     ]
-    assert door["detail"] == "1 connections spoke something else than gRPC to PORT"
+    assert door["detail"] == "1 connections used another protocol than gRPC on PORT"
     assert "HTTP_PORT" in door["remedy"]
 
 

@@ -10,7 +10,7 @@ from uuid import UUID
 import pytest
 
 from consumer.pipeline import positions
-from shared.topic_identity import NO_TOPIC_ID
+from consumer.topic_identity import NO_TOPIC_ID
 from support.command import answered, command
 from support.loop import consumer_loop
 from support.records import made

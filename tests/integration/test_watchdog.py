@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from consumer.pipeline.monitor import Watch
+from consumer.pipeline.monitor import Monitor
 from consumer.pipeline.peek import peek_with
 from support.loop import consumer_loop
 from support.records import made
@@ -19,7 +19,7 @@ async def test_a_loop_that_hangs_with_records_before_it_is_begun_anew_and_an_idl
     """A client library that never answers again must not need a person at night."""
     async with consumer_loop(stack, monkeypatch, in_group=True) as loop:
         pipeline, client = loop.pipeline, loop.client
-        watch = Watch(
+        monitor = Monitor(
             consumer=client,
             pipelines=[pipeline],
             ledger=loop.ledger,
@@ -46,7 +46,7 @@ async def test_a_loop_that_hangs_with_records_before_it_is_begun_anew_and_an_idl
 
         monkeypatch.setattr(client, "getmany", hanging)
         monkeypatch.setattr(pipeline, "interrupt", counted)
-        loop.start(pipeline.run(loop.stop), watch.run(loop.stop))
+        loop.start(pipeline.run(loop.stop), monitor.run(loop.stop))
         records = [made(random.Random(index)) for index in range(60)]
         await stack.send([(record.partition(), record.value) for record in records[:30]])
         await stack.settled(30)

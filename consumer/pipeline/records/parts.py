@@ -17,7 +17,7 @@ from shared.engine import EngineName
 
 
 class Part(Protocol):
-    """Records of one partition in the order of their offsets, at least one, and what each of them is."""
+    """One or more records of one partition, in the order of their offsets, and the row or dead letter of each."""
 
     @property
     def partition(self) -> int: ...
@@ -25,7 +25,7 @@ class Part(Protocol):
     def first_offset(self) -> int: ...
     @property
     def next_offset(self) -> int:
-        """Behind the last record."""
+        """The offset behind the last record."""
 
     @property
     def memory_bytes(self) -> int:
@@ -46,10 +46,10 @@ class Part(Protocol):
         """The records of which no row can be made."""
 
     def subjects(self) -> set[Subject]:
-        """Whom the rows are about."""
+        """The persons and organizations that the rows name."""
 
     def matching(self, subjects: Collection[Subject], before_us: int | None) -> Iterator[Decoded]:
-        """Records with rows: all of these subjects, all whose row happened before that, and perhaps others."""
+        """Records with rows: every one of these subjects or from before that time, and perhaps others."""
 
 
 class Engine(Protocol):

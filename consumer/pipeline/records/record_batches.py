@@ -42,7 +42,7 @@ FetchedRecords = Fetched | list[ConsumerRecord]
 def take_record_batches(consumer: AIOKafkaConsumer) -> None:
     """Let `getmany` hand out FetchedRecords, each of which counts as one of `max_records`.
 
-    To be called between the consumer's start and its first seek. Positions move as ever, behind what was handed out.
+    Call it between the consumer's start and its first seek. The consumer's positions move as usual.
     """
     fetcher = consumer._fetcher  # noqa: SLF001
     method = Fetcher._proc_fetch_request  # noqa: SLF001
@@ -52,7 +52,7 @@ def take_record_batches(consumer: AIOKafkaConsumer) -> None:
 
 
 def records_of(fetched: Fetched) -> list[ConsumerRecord]:
-    """The records of a batch as aiokafka reads them: in any format, checked, without those before `from_offset`.
+    """The records of a batch from `from_offset` on, read and checked by aiokafka, in any format.
 
     Raises:
         CorruptRecordException: the bytes are damaged.

@@ -1,4 +1,4 @@
-"""pieces as they arrive -> a body: its length and its decompressed length bounded, its memory counted."""
+"""pieces of a body -> the body. Bounds its length before and after decompression, and counts its memory."""
 
 import asyncio
 import sys
@@ -14,20 +14,20 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-PIECE_BYTES = 512 * 1024  # inflated at once: 2 ms
+PIECE_BYTES = 512 * 1024  # inflated in one step, which takes 2 ms
 ENCODINGS = (b"gzip", b"deflate", b"zstd")
 
 
 class Source(Protocol):
     async def receive(self) -> bytes:
-        """The next piece; empty at the end. Asking for it tells the sender that there is room again."""
+        """The next piece; empty at the end. The call also tells the sender that it may send more."""
 
 
 async def collected(source: Source, arrival: Arrival, *, size_max: int) -> bytes:
-    """All that the source gives.
+    """All bytes of the source.
 
     Raises:
-        TooLarge: that is more than `size_max`.
+        TooLarge: they are more than `size_max`.
     """
     pieces: list[bytes] = []
     size = 0
@@ -41,12 +41,12 @@ async def collected(source: Source, arrival: Arrival, *, size_max: int) -> bytes
 
 
 async def inflated(packed: bytes, encoding: bytes, arrival: Arrival, *, turns: Turns, size_max: int) -> bytes:
-    """The decompressed body. A slice of the loop's time and half a mebibyte at a time, so that a bomb costs little.
+    """Decompress a body, half a mebibyte in each turn, so that a decompression bomb costs little.
 
     Raises:
-        TooLarge: it is more than `size_max`.
-        UnknownEncoding: it is not one of ENCODINGS.
-        BadEncoding: the bytes are not what `encoding` says, or end too early.
+        TooLarge: the result is larger than `size_max`.
+        UnknownEncoding: `encoding` is not one of ENCODINGS.
+        BadEncoding: the bytes are not in this encoding, or end too early.
     """
     if encoding in (b"", b"identity"):
         return packed
@@ -70,7 +70,7 @@ async def inflated(packed: bytes, encoding: bytes, arrival: Arrival, *, turns: T
 
 
 class _Unpacker:
-    """Gives a body piece by piece; members or frames that follow each other count as one body."""
+    """Decompresses a body piece by piece. Several members or frames in a row are one body."""
 
     def __init__(self, packed: bytes, encoding: bytes) -> None:
         self._rest = packed

@@ -1,4 +1,4 @@
-"""grpc.health.v1: the state of the process, told to those who ask and to those who watch."""
+"""grpc.health.v1: the readiness of the process, for Check calls and for Watch calls."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from google.protobuf.message import DecodeError
 
 CHECK, WATCH = b"/grpc.health.v1.Health/Check", b"/grpc.health.v1.Health/Watch"
 TRACES = "opentelemetry.proto.collector.trace.v1.TraceService"
-LIVENESS = "liveness"  # serving as long as the port answers at all: a restart mends no broker
+LIVENESS = "liveness"  # always serving while the port answers: a restart does not repair a broker
 SERVICES = ("", TRACES)
 WATCHERS_MAX = 100
 
@@ -26,7 +26,7 @@ class Status(IntEnum):
 
 
 class Watchers:
-    """The status of every service we have, which is one status, and those who are told when it changes."""
+    """The status, which is the same for every service, and the callers that watch it."""
 
     def __init__(self) -> None:
         self._status = Status.NOT_SERVING
@@ -34,14 +34,14 @@ class Watchers:
 
     @staticmethod
     def service_of(raw: bytes) -> str | None:
-        """Of a HealthCheckRequest; None for bytes that are none."""
+        """The service that a HealthCheckRequest names; None when the bytes are no such request."""
         try:
             return str(_MESSAGES["Request"].FromString(raw).service)
         except DecodeError:
             return None
 
     def set(self, *, is_serving: bool) -> None:
-        """Tell everyone of a change. A caller that does not read holds up nobody: see Stream.send."""
+        """Set the status, and tell every watcher. A watcher that does not read delays nobody: see Stream.send."""
         status = Status.SERVING if is_serving else Status.NOT_SERVING
         if status is not self._status:
             self._status = status
@@ -50,7 +50,7 @@ class Watchers:
                     tell(_encoded(status))
 
     def status(self, service: str) -> bytes | None:
-        """A HealthCheckResponse; None for a service that we do not have."""
+        """A HealthCheckResponse; None for an unknown service."""
         if service == LIVENESS:
             return _encoded(Status.SERVING)
         return _encoded(self._status) if service in SERVICES else None
@@ -77,7 +77,7 @@ def _encoded(status: Status) -> bytes:
 
 
 def _compiled() -> dict[str, Any]:
-    """The two messages on the wire. Their published classes come with the whole of grpc."""
+    """Classes of the two messages. The published classes would need the whole of grpc."""
     file = descriptor_pb2.FileDescriptorProto(
         name="telemetry_processor/health.proto", package="telemetry_processor.health", syntax="proto3"
     )

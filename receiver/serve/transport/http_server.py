@@ -30,7 +30,7 @@ TRACES = b"/v1/traces"
 SIGNALS = {b"/v1/metrics": "metrics", b"/v1/logs": "logs"}
 PROTOBUF, JSON = b"application/x-protobuf", b"application/json"
 TYPES = {PROTOBUF: PROTOBUF, b"application/protobuf": PROTOBUF, JSON: JSON}
-HELD_PER_JSON_BYTE = 12  # what JSON is parsed into
+HELD_PER_JSON_BYTE = 12  # memory of parsed JSON
 CORS_HEADERS = b"authorization, content-encoding, content-type, x-api-key, traceparent, tracestate, baggage"
 CORS_MAX_AGE_S = 7_200
 
@@ -59,7 +59,7 @@ class HttpCall:
         self._request.fail(error)
 
     async def read(self, arrival: Arrival) -> bytes:
-        """See Call.read. JSON is read into the same request as protobuf."""
+        """See Call.read. A JSON body is converted to the protobuf request."""
         length = self._request.header(b"content-length")
         if length.isdigit() and int(length) > self._size_max:
             raise TooLarge
@@ -69,7 +69,7 @@ class HttpCall:
         return await self._from_json(body, arrival) if self._is_json else body
 
     async def _from_json(self, body: bytes, arrival: Arrival) -> bytes:
-        """One at a time, as what JSON is parsed into is large."""
+        """Convert JSON bodies one at a time, because parsed JSON is large."""
         await arrival.grow(HELD_PER_JSON_BYTE * len(body))
         work = json_request.reading(body)
         async with self._json_turns.turn(self.peer):
@@ -141,7 +141,7 @@ class HttpServer:
         request.reply(reply.status, headers, _body(reply, kind))
 
     async def _drop(self, request: Request, kind: bytes, signal: str) -> None:
-        """Metrics or logs: taken, thrown away and counted."""
+        """Answer metrics or logs with success, drop them and count them."""
         if not self._export.is_known(request.headers):
             reply = Reply("UNAUTHENTICATED", 401, replies.REPLIES[replies.KeyRefused].text)
         else:
@@ -178,7 +178,7 @@ class HttpServer:
         ]
 
     def _misdirected(self, connection: Http1Connection, head: bytes) -> None:
-        """GRPC on this port is answered as gRPC. Clients would come again at once if the connection just ended."""
+        """Answer gRPC on this port as gRPC: a client would retry at once if the connection just ended."""
         if head.startswith(PREFACE):
             connection.hand_over(Http2Connection(connection.listener, serve=self._refuse_grpc), head)
         else:

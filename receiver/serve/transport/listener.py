@@ -1,4 +1,4 @@
-"""A listening socket and its connections: bounded in number, in age and in silence, whatever they speak."""
+"""A listening socket and its connections: their number, their age and their silence are bounded, for every protocol."""
 
 import asyncio
 import contextlib
@@ -20,24 +20,24 @@ from shared.logs import error_facts
 
 log = structlog.get_logger(__name__)
 
-FIRST_BYTES_S = 10.0  # from the handshake to a first request that is whole
+FIRST_BYTES_S = 10.0  # from the handshake to the first whole request
 HANDSHAKE_S = 5.0
-WRITE_STALL_S = 10.0  # of a caller that does not read its replies
-AGE_S = (270.0, 330.0)  # connections never move by themselves: ageing gives new replicas their share
-GOODBYE_S = 10.0  # for the calls of a connection that was told to go
-QUIET_S = 1.0  # a connection without a byte for so long makes room for a new one
+WRITE_STALL_S = 10.0  # then a caller that does not read its replies is cut off
+AGE_S = (270.0, 330.0)  # then a connection ends, so that a client's next one may reach a new replica
+GOODBYE_S = 10.0  # for the open calls of a connection that is about to end
+QUIET_S = 1.0  # a connection without a byte for so long may be closed to make room for a new one
 TICK_S = 0.5
 FAREWELL_S = 0.02
 BACKLOG = 1024
 ACCEPTED_AT_ONCE = 16
 ACCEPT_PAUSE_S = 0.05
 WRITE_BYTES_MAX = 64 * 1024  # unread replies; then nothing more is read from that caller
-CONNECTION_BYTES = 24 * 1024  # of an HTTP/2 connection that has asked once, without its buffers
+CONNECTION_BYTES = 24 * 1024  # memory of an HTTP/2 connection after its first call, without its buffers
 FILES_SPARE = 256  # for brokers, certificates, metrics
 
 
 class Connection(asyncio.Protocol):
-    """What every connection has. A subclass speaks a protocol."""
+    """The common part of every connection. A subclass adds the protocol."""
 
     transport: asyncio.Transport
 
@@ -73,7 +73,7 @@ class Connection(asyncio.Protocol):
 
     @property
     def held_bytes(self) -> int:
-        """Memory: itself, replies that its caller has not read, and what arrived and was not asked for yet."""
+        """Memory of the connection, of replies that its caller has not read, and of bytes that nothing has read yet."""
         return CONNECTION_BYTES + self.transport.get_write_buffer_size() + self.unread_bytes
 
     @property
@@ -88,7 +88,7 @@ class Connection(asyncio.Protocol):
         self.transport.abort()
 
     def tick(self, now: float) -> None:
-        """Called twice a second: every wait of a connection ends here."""
+        """Check the deadlines of the connection. Called twice a second."""
         if not self.has_begun and now - self.opened_at > FIRST_BYTES_S:
             self.end("silent")
         elif self._write_stalled_at is not None and now - self._write_stalled_at > WRITE_STALL_S:
@@ -102,7 +102,7 @@ class Connection(asyncio.Protocol):
             self.depart()
 
     def depart(self) -> None:
-        """Finish what runs and close."""
+        """Finish the open calls and close."""
         if self._told_to_go_at is None:
             self._told_to_go_at = time.monotonic()
             self.say_goodbye()
@@ -130,10 +130,10 @@ class Listener:
         self.held_bytes = 0  # of all connections, as of the last tick
 
     def bind(self, host: str, port: int, *, variable: str, is_shared: bool) -> None:
-        """Listen.
+        """Listen on the address.
 
         Raises:
-            WrongSetting: nobody can listen there.
+            WrongSetting: the address cannot be listened on.
         """
         try:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -152,7 +152,7 @@ class Listener:
         self._socket = made
 
     async def run(self) -> None:
-        """Accept and watch until cancelled. Nothing that a client does ends it; what does end it is raised here."""
+        """Accept and check connections until cancelled. No client can end it; any other error is raised."""
         assert self._socket is not None
         loop = asyncio.get_running_loop()
         self._failed = loop.create_future()
@@ -176,7 +176,7 @@ class Listener:
             self._socket = None
 
     async def close(self, grace_s: float) -> None:
-        """Say goodbye to all, and drop after `grace_s` who is still there."""
+        """Say goodbye to every connection, and close those that are still open after `grace_s`."""
         for connection in list(self._connections):
             connection.depart()
         ends_at = time.monotonic() + grace_s
@@ -203,7 +203,7 @@ class Listener:
         return len(self._connections)
 
     def _accept(self) -> None:
-        """Several at once: under a flood each round of the loop takes long, and newcomers wait for it."""
+        """Accept several connections in one round of the loop, because rounds are slow under a flood."""
         assert self._socket is not None
         for _ in range(ACCEPTED_AT_ONCE):
             try:
@@ -256,7 +256,11 @@ class Listener:
                 accepted.close()
 
     def _has_room(self) -> bool:
-        """Full: the oldest connection that has asked for nothing yet goes, else the one that is quiet for longest."""
+        """Whether a connection may be accepted.
+
+        When all places are taken, closes the oldest connection without a request, else the one that is quiet for
+        longest.
+        """
         if len(self._connections) + len(self._greeting) < self._connections_max:
             return True
         now = time.monotonic()
@@ -270,7 +274,7 @@ class Listener:
 
 
 def raise_file_limit() -> int:
-    """Lift the limit of open files to what the system allows; how many connections that leaves room for."""
+    """Raise the limit of open files to the system's maximum, and return how many connections fit."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

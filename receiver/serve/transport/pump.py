@@ -1,4 +1,4 @@
-"""Who reads next: connections that have more to read share a few milliseconds of each round of the loop."""
+"""Which connection reads next: connections with more to read share a few milliseconds of each round of the loop."""
 
 import asyncio
 from collections import deque
@@ -10,14 +10,14 @@ ROUND_S = 0.005  # of reading, for all connections together, in each round of th
 class Reader(Protocol):
     @property
     def is_known(self) -> bool:
-        """It asks and listens as clients do."""
+        """Whether the connection has made requests and read replies, as a client does."""
 
     def go_on(self) -> None:
-        """Its turn to read."""
+        """Read the next slice."""
 
 
 class Pump:
-    """Who reads next: a connection that has been served before those that only took, and each a slice at a time."""
+    """Gives each connection a slice of reading in turn; connections that behave like clients come first."""
 
     def __init__(self) -> None:
         self._known: deque[Reader] = deque()

@@ -1,4 +1,4 @@
-"""What is served where, what is told about it, and the order of the stop."""
+"""The ports and what serves them, the health that they report, and the order of the stop."""
 
 import asyncio
 import ipaddress
@@ -20,13 +20,13 @@ from shared.probes import Health
 
 ALPN = {"grpc": "h2", "http": "http/1.1"}
 DRAIN_S = 5.0
-REFUSE_S = 0.3  # callers who come meanwhile hear when to try again
+REFUSE_S = 0.3  # new calls in this time are told when to try again
 GRACE_S = 0.5  # for replies on their way out
 WATCH_EVERY_S = 0.2
 
 
 class Server:
-    """The listeners of a worker, and the health that they tell."""
+    """The listeners of a worker, and the health that they report."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class Server:
         await asyncio.gather(*(listener.close(GRACE_S) for listener in self._listeners))
 
     async def _watch(self) -> None:
-        """Tell the health service and the gauges."""
+        """Update the health service and the gauges."""
         while True:
             is_ready = not self._state.why_not_ready()
             metrics.ready.set(is_ready)
@@ -111,7 +111,7 @@ def _listener(
     variable: str,
     port: int,
 ) -> Listener:
-    """Raises WrongSetting when nobody can listen there."""
+    """Raises WrongSetting when the port cannot be listened on."""
     tls = Certificates(settings, protocols=[ALPN[transport]]).context if settings.tls_cert_file else None
     connections_max = min(settings.max_connections, raise_file_limit() // len(ALPN))
     listener = Listener(transport, connections_max=connections_max, connect=connect, tls=tls)

@@ -14,9 +14,9 @@ log = structlog.get_logger(__name__)
 
 
 class Certificates:
-    """The files of TLS, looked at for each new connection and read again when they changed.
+    """The TLS files. They are checked for each new connection, and read again when they changed.
 
-    A pair that does not fit together, as in the middle of a rotation, is not taken: the last one stays.
+    A certificate and a key that do not fit together, as in the middle of a rotation, are not used: the last pair stays.
     """
 
     def __init__(self, settings: ReceiverSettings, *, protocols: Sequence[str]) -> None:
@@ -33,12 +33,12 @@ class Certificates:
             ) from error
 
     def context(self) -> ssl.SSLContext:
-        """For the next connection."""
+        """The context for the next connection."""
         try:
             stamp = self._stamps()
             if stamp != self._stamp:
                 fresh = self._read()
-                if stamp == self._stamps():  # else it is still being written; the next connection looks again
+                if stamp == self._stamps():  # else a file is still being written, and the next connection checks again
                     self._stamp, self._context = stamp, fresh
                     log.info("certificates_read")
         except (OSError, ssl.SSLError) as error:
@@ -49,7 +49,8 @@ class Certificates:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.set_alpn_protocols(self._protocols)
-        # Raises when they do not fit together; an encrypted key would have it ask on the terminal.
+        # Raises when they do not fit together. Without a password here, OpenSSL would ask for an encrypted key's on the
+        # terminal.
         context.load_cert_chain(self._cert, self._key, password=b"")
         if self._ca is not None:
             context.load_verify_locations(self._ca)

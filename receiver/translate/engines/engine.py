@@ -1,7 +1,7 @@
-"""request bytes -> records, by the native engine where it was built, else by the reference. Does no I/O.
+"""request bytes -> records, by the native engine if it was built, else by the reference. Does no I/O.
 
-Both engines give the same records, byte for byte. The native engine translates spans that need no judgement and
-leaves the others, one by one, to the reference.
+Both engines give the same records, byte for byte. The native engine translates plain spans, and leaves each other span
+to the reference.
 """
 
 import time
@@ -31,9 +31,9 @@ from shared.wire import BATCH_BYTES_MAX, HEADERS, RECORD_BYTES_MAX, Record
 ZSTD_LEVEL = 1  # a third less CPU than level 3 for records of about the same size: docs/performance.md
 
 
-# A step of the reference: a few milliseconds, but for a span that takes long alone.
+# Bounds of one step of the reference, which takes a few milliseconds; a single large span may take longer.
 _BYTES_A_STEP = 64 * 1024
-_EVENT_BYTES = 2048  # an event costs as much as so many bytes of a long one
+_EVENT_BYTES = 2048  # added to each event's size, for the cost that does not depend on the size
 _IGNORED_BYTES = 64
 _RECORD_OVERHEAD_BYTES = 256  # Python's own, around key and value
 _TABLE_NAMES = [table.name for table in mapping.TABLES]
@@ -47,7 +47,7 @@ class Builder(Protocol):
 
 
 class Translation(Protocol):
-    """One request on its way from bytes to records. Nothing leaves it before `add`."""
+    """One request while it is translated. `add` is the only method that hands records to a batch."""
 
     spans: int
     ignored: Counter[str]  # by reason
@@ -61,7 +61,7 @@ class Translation(Protocol):
         """Memory beside the request's body, in bytes."""
 
     def step(self, seconds: float) -> bool:
-        """Translate for about so long. Whether every span has its answer."""
+        """Translate for about `seconds`; return whether every span is done."""
 
     def published(self) -> Counter[str]:
         """Records by table."""
@@ -70,7 +70,7 @@ class Translation(Protocol):
         """(partition, records for it), for those that have any."""
 
     def add(self, builder: Builder, partition: int, start: int, now_ms: int) -> int:
-        """Add a partition's records from the `start`th on; how many there was room for."""
+        """Add the partition's records to a batch, beginning with number `start`; return how many fitted."""
 
 
 class Engine(Protocol):
@@ -78,7 +78,7 @@ class Engine(Protocol):
 
     @property
     def remembered_bytes(self) -> int:
-        """Memory of what is remembered from request to request: keys, resources and counted endpoints."""
+        """Memory that is kept between requests: keys, resources and counted endpoints."""
 
     def open(self, body: bytes) -> Translation:
         """Split a request into spans.
@@ -93,10 +93,10 @@ class Engine(Protocol):
 
 
 def new_engine(rules: Rules, *, setting: EngineSetting, spans_max: int) -> Engine:
-    """The native engine where it was built and is not ruled out, else the reference.
+    """The native engine, unless it was not built or `setting` is `python`; then the reference.
 
     Raises:
-        WrongSetting: the native engine is asked for, and was not built.
+        WrongSetting: `setting` is `native`, and the engine was not built.
     """
     library = native_library(setting)
     if library is None:
@@ -106,7 +106,7 @@ def new_engine(rules: Rules, *, setting: EngineSetting, spans_max: int) -> Engin
 
 
 class Reference:
-    """The engine in Python: complete, and the meaning of every span."""
+    """The engine in Python. It is complete, and defines the result for every span."""
 
     name: EngineName = "python"
 
@@ -128,7 +128,7 @@ class Reference:
 
 
 class _Fates:
-    """What became of a request's spans."""
+    """Counts of a request's spans: ignored, rejected, published, declined."""
 
     def __init__(self) -> None:
         self.ignored: Counter[str] = Counter()
@@ -138,7 +138,7 @@ class _Fates:
         self.replaced = 0
 
     def record_of(self, outcome: Outcome) -> Record | None:
-        """Its record; None, and counted, when it has none."""
+        """The record of an event; or None, after counting why the span has no record."""
         match outcome:
             case Ignored(reason):
                 self.ignored[reason] += 1
@@ -176,7 +176,7 @@ class ByReference(_Fates):
         return all(time.monotonic() < ends_at for _ in self._work)
 
     def _steps(self, groups: Sequence[ResourceSpans], rules: Rules) -> Iterator[None]:
-        """A few spans a step, or one that is large."""
+        """Translate a few spans in each step, or one large span."""
         yield from self._traces.read(groups)
         for group in groups:
             resource = read_resource(group.resource, rules)
@@ -196,7 +196,7 @@ class ByReference(_Fates):
                     yield
 
     def _bounded(self, event: BaseEvent) -> BaseEvent:
-        """The event with the endpoints that the guard lets stand."""
+        """The event with its endpoints as the guard stores them."""
         for name, owner in mapping.COUNTED.items():
             path = getattr(event, name, None)
             if path is not None:
@@ -246,7 +246,7 @@ class Native:
             return ByNative(self, self.engine.open(body))
         except self._library.TooMany:
             raise TooManySpans(f"more than {self._reference.spans_max} spans") from None
-        except self._library.Odd:  # perhaps malformed, perhaps only an unusual spelling: protobuf tells
+        except self._library.Odd:  # malformed, or only encoded in an unusual way: protobuf decides
             plain = written_plainly(read_request(body, spans_max=self._reference.spans_max))
             return ByNative(self, self.engine.open(plain))
 
@@ -295,8 +295,8 @@ class ByNative(_Fates):
         return self._is_read and not self._leftovers and self._is_bounded
 
     def _stored(self, owner: bytes, path: bytes) -> tuple[bytes | None, bool, bool]:
-        """What is stored in the place of a path, None for itself; whether older answers are void, and whether this one
-        is a pattern. All in JSON.
+        """Answer the native engine: the path to store instead (None: the path itself), whether older answers are void,
+        and whether this answer is a pattern. Paths are JSON strings.
         """
         guard = self._native.guard
         sent, narrowings = orjson.loads(path), guard.narrowings

@@ -1,4 +1,4 @@
-"""OTLP in a file -> what would become of each span, and why. Pure: the same translation, with its notes kept."""
+"""OTLP in a file -> what each span would become, and why. Pure: the reference's translation, with all notes kept."""
 
 import json
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ class Note(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """One span. Hashes and names only: of what was dropped or redacted, the value is not repeated."""
+    """The explanation of one span. It holds hashes, never raw ids, and no value that was dropped or redacted."""
 
     outcome: Literal["event", "ignored", "rejected"]
     reason: str | None = None
@@ -95,7 +95,7 @@ def _body_of(document: Any) -> bytes:
 
 
 class _Recorder(Notes):
-    """Keeps every note, in the order made, each once."""
+    """Keeps every note once, in the order of the first time."""
 
     __slots__ = ("cut_by", "dropped_by", "redacted_by", "sources")
 

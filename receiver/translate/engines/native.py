@@ -1,6 +1,6 @@
-"""mapping -> the native engine's data. Pure: knows which kinds of value the engine reads, and leaves it no others.
+"""mapping -> the native engine's data. Pure: gives the engine only the kinds of value that it can read.
 
-Names of settings and columns end here: the engine gets positions, prefixes and limits.
+The engine sees no names of settings or columns. It gets positions, prefixes and limits.
 """
 
 from collections.abc import Callable
@@ -81,7 +81,7 @@ def mapping_spec(rules: Rules, *, spans_max: int, fields_max: int) -> dict[str, 
 
 
 def role_of(rules: Rules) -> Callable[[bytes], Role]:
-    """What an attribute's key says about its value: asked once for each key that the engine remembers."""
+    """The function that tells what an attribute's key says about its value. The engine calls it once for each key."""
     bits = _condition_bits()
     by_key: dict[bytes, list[tuple[int, int, str]]] = {}
     for at, column in enumerate(_COLUMNS):
@@ -148,7 +148,7 @@ def _field(column: Column, rules: Rules, *, is_required: bool) -> dict[str, Any]
         "prefix": _prefix(column.name),
         "source": _SOURCES.get(type(column.read), "column"),
         "column": _POSITIONS[column.name],
-        # A constant stands in under conditions, which the reference judges.
+        # A constant depends on conditions, which only the reference checks.
         "is_required": (is_required and default is None) or isinstance(column.otherwise, mapping.Constant),
         "default": default,
         "is_duration": isinstance(column.read, mapping.Duration),

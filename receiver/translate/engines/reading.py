@@ -1,6 +1,6 @@
 """one span's attributes -> the columns of its event, as the mapping says. Pure: names no attribute.
 
-Text columns hold what privacy leaves of the first attribute that is present, truncated to the column.
+A text column holds the first attribute that is present, after the rules of privacy, truncated to the column.
 """
 
 import re
@@ -32,7 +32,7 @@ _NUMERIC = re.compile(r"[+-]?(?:[0-9]{1,64}(?:\.[0-9]{0,64})?|\.[0-9]{1,64})(?:[
 
 
 class Reading:
-    """One span read as an event."""
+    """Reads one span: which table it belongs to, then its columns."""
 
     __slots__ = ("_attributes", "_kept", "_notes", "_own_ids", "_rules", "_span", "_trace")
 
@@ -54,7 +54,7 @@ class Reading:
     # ---- which table
 
     def table(self) -> Table | Ignored:
-        """The category's, else the first whose condition holds."""
+        """The table that `event.category` names, else the first table with a condition that holds."""
         category = self._attributes.first((mapping.CATEGORY,), "table")
         if category is not None:
             return _TABLES.get(text_of(category) or "", UNKNOWN_CATEGORY)
@@ -73,7 +73,7 @@ class Reading:
         if found is None or (when.values and text_of(found) not in when.values):
             return False
         if place:
-            self._attributes.first(when.any_of, place)  # noted as the source only now that it decides
+            self._attributes.first(when.any_of, place)  # a condition that holds is noted for `explain`
         return True
 
     def _is_excluded(self, table: Table) -> bool:
@@ -86,10 +86,10 @@ class Reading:
     # ---- the event
 
     def event(self, table: Table, *, resource_metadata: list[Candidate]) -> BaseEvent:
-        """The event, once `table` has said which.
+        """Read the span as an event of `table`.
 
         Raises:
-            Unfit: something that the event needs is missing, or of no use.
+            Unfit: a required value is missing or has a type that does not fit.
         """
         columns: dict[str, Any] = {}
         missing = table.missing
@@ -166,7 +166,7 @@ class Reading:
             raise Unfit(column.bad or "") from None
 
     def _named_by_trace(self, column: Column) -> Named | None:
-        """Who counts for a span that says nothing itself."""
+        """The value that the span's trace gives a shared column, for a span without its own."""
         if not column.is_shared_by_trace or self._attributes.first(column.key_names, "") is not None:
             return None
         return self._trace.named(column.name, self._span.span_id)
@@ -178,7 +178,7 @@ class Reading:
     # ---- numbers
 
     def _number(self, number: float | None) -> Any:
-        """A number that is an own id, or a card's, has no place in a column of numbers."""
+        """None for a number that equals an own id or is a card number, else the number."""
         if number is None or self._own_ids.hash_of_number(number) is not None or has_card(number):
             return None
         return number
@@ -259,7 +259,7 @@ class Reading:
         return self._attributes.first(column.key_names, column.name)
 
     def _text_of(self, column: Column, found: Found) -> str | None:
-        """The attribute's text, or what the mapping has in its place."""
+        """The attribute's text, or the text that the mapping stores instead of it."""
         key, text = _key_of(column, found), text_of(found)
         if key.renames:
             return dict(key.renames).get(text or "")

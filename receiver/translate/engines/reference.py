@@ -1,6 +1,6 @@
-"""spans -> events, ignored or rejected. Pure: knows what is too large or broken, knows no gRPC, Kafka or time.
+"""spans -> events, ignored or rejected. Pure: knows what is too large or malformed; knows no gRPC, Kafka or time.
 
-Classify first, then check: a span that is no event is ignored, however broken; only an event is rejected.
+A span is classified before it is checked: a malformed span that is no event is ignored, and only an event is rejected.
 """
 
 from pathlib import PurePath
@@ -18,7 +18,7 @@ from receiver.translate.rules import Rules
 
 
 class Resource(NamedTuple):
-    """A resource, read once for all its spans. With a `fault`, every event under it is rejected for that."""
+    """A resource, read once for all its spans. When it has a `fault`, every event under it is rejected for it."""
 
     has_deciding_key: bool  # no span under it may be skipped unread
     attributes: AttributeMap
@@ -46,10 +46,10 @@ def read_resource(raw: bytes, rules: Rules) -> Resource:
 def translate(
     span: bytes, resource: Resource, rules: Rules, *, traces: Traces | None = None, notes: Notes | None = None
 ) -> Outcome:
-    """What becomes of one span. Never raises, whatever the bytes. `notes` hears what is done to its values.
+    """Translate one span. Never raises, whatever the bytes. `notes` collects what is done to the span's values.
 
-    `traces` are those of the span's request. A failure of ours costs this span alone: `Rejected("internal")`, whose
-    `fault` the caller logs.
+    `traces` are the traces of the span's request. A bug of ours rejects this span alone, as `Rejected("internal")`; the
+    caller logs its `fault`.
     """
     if not (resource.has_deciding_key or rules.has_deciding_key(span)):
         return NOT_PRODUCT_EVENT
@@ -83,7 +83,7 @@ def _outcome(raw: bytes, resource: Resource, rules: Rules, traces: Traces | None
 
 
 def failed(error: Exception) -> Rejected:
-    """A bug's verdict on its span, with type and place: the text may repeat the span."""
+    """The outcome of a span that hit a bug: the error's type and place, without its text, which may repeat the span."""
     trace = error.__traceback__
     assert trace is not None  # it was raised
     while trace.tb_next is not None:

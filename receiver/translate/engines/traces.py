@@ -1,4 +1,4 @@
-"""a request of the native engine -> whose trace it is, read when a span asks. Pure."""
+"""a request of the native engine -> the identities of its traces, read when a span needs them. Pure."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,7 @@ from receiver.translate.rules import Rules
 
 
 class TracesOnDemand(Traces):
-    """Traces of a request, each read when a span of it asks whose it is: few do."""
+    """The traces of a request. Each is read when one of its spans needs an id from it, which is rare."""
 
     def __init__(self, request: Any, rules: Rules) -> None:
         super().__init__(rules)

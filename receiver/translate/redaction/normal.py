@@ -1,6 +1,6 @@
 """text -> the text that a reader would see: no escapes, no invisible characters, one form of each letter. Pure.
 
-Rules of privacy are asked of this form; what is stored is the text as it was sent, when no rule finds anything.
+The rules of privacy judge this form. When no rule finds anything, the text is stored as it was sent.
 """
 
 import re
@@ -10,7 +10,7 @@ from urllib.parse import unquote
 
 # A sender may encode a text more than once. What is still encoded after four rounds is judged as it stands.
 _ROUNDS_MAX = 4
-# Of a longer text only the head has a normal form: at most 1,024 characters are ever stored.
+# Only the first part of a longer text is normalised: at most 1,024 characters are stored.
 _CHARS_MAX = 16_384
 _ESCAPE = re.compile(
     r"&\#0*+([0-9]{1,7});?"
@@ -26,7 +26,7 @@ _INVISIBLE = re.compile(
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f"
     "\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]+"
 )
-# NFKC leaves these; a reader, and a name server, take them for the plain ones.
+# NFKC keeps these characters; readers and name servers read them as the plain ones.
 _LONG = str.maketrans({"\ufdfa": "\ufffd", "\ufdfb": "\ufffd"})  # 18 and 8 letters each; no other has more than 6
 _ALIKE = str.maketrans({"\u3002": ".", "\u2010": "-", "\u2011": "-", "\u2012": "-", "\u2013": "-", "\u2212": "-"})
 
@@ -34,7 +34,7 @@ _ALIKE = str.maketrans({"\u3002": ".", "\u2010": "-", "\u2011": "-", "\u2012": "
 def normal_form(text: str) -> str:
     """NFKC, without characters that show nothing, HTML, JSON and percent escapes decoded to a fixed point.
 
-    Takes at most about 25 ms, whatever the text: of more than 16,384 characters the rest stays as it is.
+    Takes at most about 25 ms, whatever the text: characters after the first 16,384 stay as they are.
     """
     if len(text) > _CHARS_MAX and may_change(text):
         return normal_form(text[:_CHARS_MAX]) + text[_CHARS_MAX:]
@@ -49,7 +49,7 @@ def normal_form(text: str) -> str:
 
 
 def may_change(text: str) -> bool:
-    """Whether the normal form may be another text. Costs next to nothing."""
+    """Whether the normal form may differ from the text. A cheap test."""
     return not text.isascii() or "%" in text or "&" in text or "\\" in text
 
 

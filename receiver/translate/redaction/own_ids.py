@@ -1,15 +1,15 @@
-"""a span's raw user and organization ids -> the hashes that take their place wherever the span says them. Pure."""
+"""a span's raw user and organization ids -> the hashes that replace them wherever the span holds them. Pure."""
 
 from collections.abc import Callable, Iterator
 
 from receiver.translate.redaction.normal import normal_form
 
 _DIGITS_MAX = 19  # of an int64
-CHARS_MIN = 4  # a shorter id is part of too many texts that mean something else
+CHARS_MIN = 4  # a shorter id equals too many texts that mean something else
 
 
 class OwnIds:
-    """The raw ids of one span: of every attribute that may name one, also where another one won."""
+    """The raw ids of one span, from every attribute that may name one, also if another attribute filled the column."""
 
     __slots__ = ("_hashed", "_hashes")
 
@@ -26,7 +26,7 @@ class OwnIds:
                 self._hashes.setdefault(form, hashed)
 
     def hash_of(self, text: str) -> str | None:
-        """The hash that takes the text's place; None when the text is no own id, in whatever spelling."""
+        """The hash to store instead of the text; None when neither the text nor its normal form is an own id."""
         if not self._hashes:
             return None
         return self._hashes.get(text) or self._hashes.get(normal_form(text).strip())

@@ -19,13 +19,13 @@ SecretRule = Literal[
     "email", "jwt", "bearer_token", "known_key_format", "private_key", "card_number", "url_user_info", "ip_address"
 ]
 
-# Texts are judged up to here, and end here: the longest that is stored has 1,024 characters.
+# A longer text is truncated to this length before it is judged; at most 1,024 characters are stored.
 JUDGED_CHARS_MAX = 65_536
-# Shorter than the shortest card number, and all letters and digits: nothing below can be in it.
+# Shorter than the shortest card number, and only letters and digits: no rule below can match.
 _HARMLESS_CHARS_MAX = 12
 # Nothing but a card number can be in this.
 _HEX_ID = re.compile("[0-9a-f-]{1,64}")
-# A text with more near misses than this is taken for a hit; else near misses could be made to cost seconds.
+# A text with more near misses than this is redacted: otherwise a sender could make near misses cost seconds.
 _CANDIDATES_MAX = 1000
 
 
@@ -41,8 +41,8 @@ class Cleaned(NamedTuple):
 def clean(text: str, addresses: Addresses = "all") -> Cleaned:
     """The text without a URL's query and fragment, or `[redacted]` when what is left holds a secret.
 
-    The text is judged as it is and in its normal form, and stays as it is when neither shows anything. Of a text of
-    more than JUDGED_CHARS_MAX the rest is left out, unread.
+    The text is judged as it is and in its normal form, and stays as it is when no rule matches either form. Characters
+    after the first JUDGED_CHARS_MAX are dropped unread.
     """
     if _is_harmless(text):
         return Cleaned(text, None, lost_query=False)
@@ -64,7 +64,7 @@ def has_card(number: float) -> bool:
 
 
 def without_query(text: str) -> str:
-    """Ends the text before the first query, parameter or fragment of a URL; what follows may belong to it."""
+    """Ends the text before the first query, parameter or fragment of a URL, because the rest may belong to it."""
     ends = [len(text)]
     if "://" in text and (found := _URL_QUERY.search(text)):
         ends.append(found.end() - 1)
@@ -74,7 +74,7 @@ def without_query(text: str) -> str:
 
 
 def secret_in(text: str, addresses: Addresses = "all") -> SecretRule | None:
-    """Which rule finds a secret in the text, as it is or in its normal form."""
+    """The rule that matches the text, as it is or in its normal form; None when no rule does."""
     return None if _is_harmless(text) else _rule_of(text, normal_form(text), addresses)
 
 
@@ -84,7 +84,7 @@ def _rule_of(text: str, normal: str, addresses: Addresses) -> SecretRule | None:
 
 
 def _is_harmless(text: str) -> bool:
-    """At a glance, for what comes most: short words, and the hexadecimal ids of sessions and the like."""
+    """A cheap test for the most frequent texts: short words, and hexadecimal ids such as those of sessions."""
     if len(text) <= _HARMLESS_CHARS_MAX and text.isalnum() and text.isascii():
         return True
     return _HEX_ID.fullmatch(text) is not None and not _has_card(text)
@@ -136,9 +136,9 @@ _FORMATS: tuple[tuple[str, SecretRule, re.Pattern[str]], ...] = (
     ("sk-", "known_key_format", re.compile(r"sk-(?<![A-Za-z0-9]sk-)[\w-]{16}")),  # OpenAI and its likes
     ("PRIVATE KEY", "private_key", re.compile(r"-----BEGIN [A-Z0-9 ]{0,32}PRIVATE KEY")),
 )
-# A text without any of these has none of the formats. The native engine leaves texts with one of them to the reference.
+# A text without any of these literals matches no format. The native engine leaves a text with one to the reference.
 LITERALS = tuple(literal for literal, _, _ in _FORMATS)
-# Of those, the ones that count only where no letter or digit stands before.
+# Literals that count only when no letter or digit stands before them.
 BOUNDED_LITERALS = frozenset({"sk-"})
 _BEARER = re.compile(r"bearer[\s:=]++(?:[a-z0-9._~+/=-]{6}|[a-z._~+/=-]{0,5}[0-9])", re.IGNORECASE)
 
@@ -149,7 +149,7 @@ _CARD_MIN, _CARD_MAX = 13, 19
 _CARD_MIN_VALUE, _CARD_MAX_VALUE = 10 ** (_CARD_MIN - 1), 10**_CARD_MAX - 1
 _CARD_NEAR_MISSES_MAX = 20  # one number in ten adds up by chance
 _CARD_RUN = re.compile(r"(?<![0-9])[0-9](?:[ -]?[0-9]){12}(?:[ -]?[0-9])*+")
-# Groups of digits with one and the same other separator between them, three groups or more: a decimal has two.
+# Three or more groups of digits with the same separator between them; a decimal number has only two groups.
 _SEPARATED_RUN = re.compile(r"(?<![0-9])[0-9]++(?=([^0-9A-Za-z]{1,3}+)[0-9])(?:\1[0-9]++){2,}+")
 # Grouped as cards are, whatever stands between the groups.
 _CARD_SHAPE = re.compile(
@@ -164,7 +164,7 @@ _ISSUERS = re.compile(  # Visa, Mastercard, Amex, Discover, Diners, JCB, UnionPa
 
 
 def _has_card(text: str) -> bool:
-    """13 to 19 digits, whole groups of them, that begin and add up like a card number."""
+    """Whether the text holds whole groups of 13 to 19 digits with a card's prefix and check digit."""
     starts = near_misses = 0
     for groups in _digit_groups(text):
         for start in range(len(groups)):
@@ -209,9 +209,9 @@ _DOUBLED = str.maketrans("0123456789", "0246813579")  # the sum of the digits of
 
 _OCTET = r"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 _ADDRESS_CHARS_MAX = 45
-# A run of its own, though a port or the end of a sentence may follow.
+# The whole run must match, except that a port or the end of a sentence may follow.
 _IPV4 = re.compile(rf"(?<![\w:.]){_OCTET}(?:\.{_OCTET}){{3}}(?::[0-9]{{1,5}})?[.:]*+(?![\w:.])", re.ASCII)
-# With a digit, and with `::` or six colons: what is left of these are near misses, judged one by one.
+# A candidate has a digit, and `::` or six colons. Each candidate is then parsed.
 _IPV6_RUN = re.compile(
     r"(?<![\w:.])(?=[A-Fa-f:.]*+[0-9])(?=[0-9A-Fa-f:.]*?::|(?:[0-9A-Fa-f.]*+:){6})[0-9A-Fa-f:.]++(?!\w)"
 )

@@ -14,8 +14,8 @@ from consumer.pipeline.records.parts import Engine
 from consumer.pipeline.records.record_batches import Fetched
 from consumer.pipeline.records.reference import SLICE_RECORDS, ReferenceEngine, memory_bytes
 from consumer.store.ledger import Line
+from consumer.topic_identity import NO_TOPIC_ID
 from shared.errors import BrokerUnavailable
-from shared.topic_identity import NO_TOPIC_ID
 from support.record_batches import batch_of
 
 PLACE = TopicPartition("telemetry.events", 0)

@@ -19,7 +19,7 @@ from consumer.store.dead_letters import Place
 from consumer.store.ledger import Line
 from consumer.store.rows import plain_rows
 from consumer.store.suppressions import Subject
-from shared.topic_identity import NO_TOPIC_ID
+from consumer.topic_identity import NO_TOPIC_ID
 from support.copy_data import rows_of
 from support.damaged_records import damaged
 from support.record_batches import GZIP, LOG_APPEND_TIME, NONE, PLACE, SNAPPY, ZSTD, batch_of, checked, with_attributes

@@ -135,9 +135,12 @@ def test_a_span_that_is_none_costs_no_neighbour(fields: dict[str, Any]) -> None:
     assert group.spans[1] == b"\xff"
 
 
-def test_an_id_that_is_no_hex_rejects_its_span_by_that_reason() -> None:
-    """`invalid_trace_id` says what to mend; `malformed_span` would not."""
-    assert len(span_of(traceId="not hex at all, and long").trace_id) not in (0, 16)
+@pytest.mark.parametrize("text", ["not hex at all, and long", "sixteen letters!", "8letters"])
+def test_an_id_that_is_no_hex_rejects_its_span_by_that_reason(text: str) -> None:
+    """`invalid_trace_id` says what to correct; `malformed_span` would not. No text may pass as the bytes of an id."""
+    parsed = span_of(traceId=text, spanId=text)
+    assert len(parsed.trace_id) not in (0, 16)
+    assert len(parsed.span_id) not in (0, 8)
 
 
 DEEP = '{"arrayValue":{"values":[' * 300 + '{"intValue":1}' + "]}}" * 300
