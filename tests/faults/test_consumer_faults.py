@@ -464,7 +464,9 @@ async def test_poison_among_5000_records_costs_only_itself(stack: Stack, poison:
     assert {json.loads(letter["value"])["id"] for letter in letters} == {str(records[index].id) for index in bad}
 
 
-@pytest.mark.parametrize("is_writing", [False, True], ids=["idle", "within_a_batch"])
+@pytest.mark.parametrize(
+    "is_writing", [pytest.param(False, id="idle", marks=pytest.mark.long), pytest.param(True, id="within_a_batch")]
+)
 async def test_sigterm_ends_the_consumer_in_time_with_both_servers_frozen(
     is_writing: bool, stack: Stack, own_postgres: PostgresServer, own_kafka: KafkaBroker, migrate: Migrate
 ) -> None:
