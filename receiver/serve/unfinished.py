@@ -17,8 +17,11 @@ from receiver.serve.turns import Turns
 from receiver.translate.engines.engine import Translation
 
 REQUESTS_MAX = 8
-KEEP_S = 60.0  # an exporter waits 30 s, and half of that more, at most between two attempts
+# An exporter waits 30 s, and half of that more, at most between two attempts; and of one attempt the body may not have
+# arrived in time.
+KEEP_S = 120.0
 SLICE_S = 0.005  # what any request may wait for in each round
+KEPT_SLICE_S = 0.001  # between the pieces of bodies that arrive: 64 MiB, the next attempt's, come in some 250
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +44,11 @@ class _Kept:
 class Unfinished:
     """A few translations, by the SHA-256 of their request. They count in the budget.
 
-    A translation that is kept stays until its sender comes back, or for a minute: were it to give way to the next
+    A translation that is kept stays until its sender comes back, or for two minutes: were it to give way to the next
     one, two senders of long requests would undo each other's work for ever.
     """
 
-    def __init__(self, budget: Budget, turns: Turns, *, held_max: int, slice_s: float = SLICE_S) -> None:
+    def __init__(self, budget: Budget, turns: Turns, *, held_max: int, slice_s: float = KEPT_SLICE_S) -> None:
         self._budget = budget
         self._turns = turns
         self._held_max = held_max

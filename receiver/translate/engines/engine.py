@@ -31,8 +31,9 @@ from shared.wire import BATCH_BYTES_MAX, HEADERS, RECORD_BYTES_MAX, Record
 ZSTD_LEVEL = 1  # a third less CPU than level 3 for records of about the same size: docs/performance.md
 
 
-# A step of the reference: a few milliseconds, but for a span that takes long alone.
-_BYTES_A_STEP = 64 * 1024
+# A step of the reference: three events, a millisecond or two of the slowest, but for a span that takes long alone. A
+# slice of the loop ends no finer than a step.
+_BYTES_A_STEP = 8 * 1024
 _EVENT_BYTES = 2048  # an event costs as much as so many bytes of a long one
 _IGNORED_BYTES = 64
 _RECORD_OVERHEAD_BYTES = 256  # Python's own, around key and value
