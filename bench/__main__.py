@@ -52,6 +52,7 @@ class Options:
     is_quick: bool
     repetitions: int
     rows: Sequence[int]
+    collector: str | None
 
 
 @app.command()
@@ -63,12 +64,15 @@ def main(
     quick: Annotated[bool, typer.Option("--quick", help="The main cases alone, and short.")] = False,
     repetitions: Annotated[int, typer.Option(help="Turns of each case.", min=1, max=100)] = REPETITIONS,
     rows: Annotated[list[int], typer.Option(help="growth: rows in the table before; may be repeated.", min=0)] = GROWN,
+    collector: Annotated[Path | None, typer.Option(help="receiver: beside this OpenTelemetry Collector, too.")] = None,
     json_: Annotated[Path | None, typer.Option("--json", help="Write all values there.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write the tables there, for a page.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Write a PNG there.")] = None,
 ) -> None:
     """Measure, and print the figures with their goals. A missed goal is shown, and is no failure."""
-    options = Options(suites or (QUICK if quick else USUAL), quick, repetitions, rows)
+    options = Options(
+        suites or (QUICK if quick else USUAL), quick, repetitions, rows, str(collector) if collector else None
+    )
     report = Report(Console(width=160))
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # ends what was started, as Ctrl-C
     started_at = time.monotonic()
@@ -98,7 +102,13 @@ async def _measure(folder: Path, report: Report, options: Options) -> None:
     async with servers(folder) as running:
         report.say("Kafka and Postgres are up")
         if Suite.RECEIVER in options.suites:
-            await receivers.measure(running, report, is_quick=is_quick, repetitions=repetitions)
+            await receivers.measure(
+                running,
+                report,
+                is_quick=is_quick,
+                repetitions=repetitions,
+                collector=Path(options.collector) if options.collector else None,
+            )
         if Suite.CONSUMER in options.suites:
             await consumers.measure(running, report, is_quick=is_quick, repetitions=repetitions)
         if Suite.PATH in options.suites:

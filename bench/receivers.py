@@ -1,18 +1,21 @@
 """requests -> acknowledged spans: ours beside the textbook's and rotel, on one Kafka, in turns."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import grpc
 import numpy as np
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from bench.load import Command, Sent, call_of
-from bench.report import BROKER, OURS, ROTEL, TEXTBOOK, Goal, Key, Report
+from bench.report import BROKER, COLLECTOR, OURS, ROTEL, TEXTBOOK, Goal, Key, Report
 from bench.servers import Servers, Started, cpu_s, forget_peak, json_of, peak_mib, resident_mib
 from bench.traffic import Mix, bodies
+from deploy.local.server import Server
 
 SUITE = "receiver"
 LATENCY = "latency at half load"
@@ -72,6 +75,8 @@ GOALS = (
         against=_key(MAIN, OURS, "us/span"),
     ),
     _goal("receiver, 10 % events: CPU, ours / rotel", MOSTLY_OTHERS, "us/span", ROTEL, 0.65),
+    _goal("receiver, 100 % events: CPU, ours / Collector", MAIN, "us/span", COLLECTOR, 1),
+    _goal("receiver, one span: CPU, ours / Collector", ONE, "us/span", COLLECTOR, 1),
     Goal(
         "receiver, 512 spans: CPU, HTTP / gRPC",
         _key(MAIN_HTTP, OURS, "us/span"),
@@ -119,7 +124,9 @@ class Peer:
         answered_at = time.monotonic()
         used_s = cpu_s(self.pid) - cpu_before_s
         spans, elapsed_s, lost = sent.acknowledged_spans, sent.seconds, 0
-        if self.name == ROTEL:  # it answers before the broker does: what counts is what arrives
+        if self.name == COLLECTOR:
+            lost = spans - sum([_spans_of(record.value) for record in await topics.records(self.topic, since)])
+        elif self.name == ROTEL:  # it answers before the broker does: what counts is what arrives
             elapsed_s += max(0.0, await topics.quiet(self.topic) - answered_at)
             used_s = cpu_s(self.pid) - cpu_before_s
             spans = sum(_spans_of(record.value) for record in await topics.records(self.topic, since))
@@ -155,13 +162,22 @@ def _spans_of(raw: bytes) -> int:
     return sum(len(scope.spans) for group in request.resource_spans for scope in group.scope_spans)
 
 
-async def measure(servers: Servers, report: Report, *, is_quick: bool, repetitions: int) -> None:
+async def measure(
+    servers: Servers, report: Report, *, is_quick: bool, repetitions: int, collector: Path | None
+) -> None:
     """Every case, peer by peer in turns, so that all meet the same machine."""
     cases = QUICK if is_quick else FULL
     seconds = 0.5 if is_quick else 1.0  # not less: rotel's last batch comes 0.3 s late, and counts until then
     report.aim(*GOALS)
     async with AsyncExitStack() as stack:
-        peers = [await _started(servers, report, stack, name) for name in (OURS, TEXTBOOK, ROTEL)]
+        make: dict[str, Callable[[str], Server]] = {
+            OURS: servers.receiver,
+            TEXTBOOK: servers.textbook_receiver,
+            ROTEL: servers.rotel,
+        }
+        if collector is not None:
+            make[COLLECTOR] = partial(servers.collector, collector)
+        peers = [await _started(servers, report, stack, name, started) for name, started in make.items()]
         await _compare_records(servers, report, *peers[:2])
         for peer in peers:
             await peer.load(MAIN, seconds=WARM_UP_S / 2 if is_quick else WARM_UP_S)
@@ -174,9 +190,10 @@ async def measure(servers: Servers, report: Report, *, is_quick: bool, repetitio
             await _measure_latency(servers, report, case, peers, repetitions=repetitions)
 
 
-async def _started(servers: Servers, report: Report, stack: AsyncExitStack, name: str) -> Peer:
+async def _started(
+    servers: Servers, report: Report, stack: AsyncExitStack, name: str, make: Callable[[str], Server]
+) -> Peer:
     topic = await servers.topics.create(name)
-    make = {OURS: servers.receiver, TEXTBOOK: servers.textbook_receiver, ROTEL: servers.rotel}[name]
     process = await stack.enter_async_context(servers.running(make(topic)))
     report.add("memory", "receiver at rest", name, MiB=resident_mib(process.pid))
     report.add("start", "receiver to ready", name, s=process.seconds)

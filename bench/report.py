@@ -21,8 +21,15 @@ mpl.use("agg")
 
 T = TypeVar("T")
 
-OURS, TEXTBOOK, ROTEL, COPY, BROKER = "ours", "textbook", "rotel", "COPY", "broker"
-_COLORS = {OURS: "#1f6feb", TEXTBOOK: "#8b949e", ROTEL: "#d29922", COPY: "#2da44e", BROKER: "#57606a"}
+OURS, TEXTBOOK, ROTEL, COLLECTOR, COPY, BROKER = "ours", "textbook", "rotel", "Collector", "COPY", "broker"
+_COLORS = {
+    OURS: "#1f6feb",
+    TEXTBOOK: "#8b949e",
+    ROTEL: "#d29922",
+    COLLECTOR: "#8250df",
+    COPY: "#2da44e",
+    BROKER: "#57606a",
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,6 +110,9 @@ class Servers:
     def rotel(self, topic: str) -> "Rotel":
         return Rotel(self._new_folder("rotel"), self.kafka.bootstrap_servers, topic)
 
+    def collector(self, program: Path, topic: str) -> "Collector":
+        return Collector(self._new_folder("collector"), program, self.kafka.bootstrap_servers, topic)
+
     def _module(self, module: str, environment: Mapping[str, str], ports: Mapping[str, int | None]) -> ModuleServer:
         server = ModuleServer(module, self._new_folder(module), environment, ports=ports)
         server.start_seconds, server.stop_seconds = 40.0, 16.0
@@ -295,6 +298,54 @@ class Rotel(Server):
 
     def _answers(self) -> bool:
         return self.is_running
+
+
+class Collector(Server):
+    """An OpenTelemetry Collector that was built from tests/support/collector, from OTLP to Kafka.
+
+    It has no queue and no batches, so it answers after the broker, as ours does: a request is a record.
+    """
+
+    name = "otelcol"
+    stop_seconds = 10.0
+
+    def __init__(self, folder: Path, program: Path, bootstrap_servers: str, topic: str) -> None:
+        super().__init__(folder, {"PORT": None, "HTTP_PORT": None})
+        self._program = program
+        self._bootstrap_servers = bootstrap_servers
+        self._topic = topic
+
+    def _prepare(self) -> Launch:
+        protocols = {
+            "grpc": {"endpoint": f"127.0.0.1:{self.port_of('PORT')}", "max_recv_msg_size_mib": 64},
+            "http": {"endpoint": f"127.0.0.1:{self.port_of('HTTP_PORT')}"},
+        }
+        exporter = {
+            "brokers": [self._bootstrap_servers],
+            "traces": {"topic": self._topic, "encoding": "otlp_proto"},
+            "sending_queue": {"enabled": False},
+            "producer": {
+                "required_acks": "all",
+                "compression": "zstd",
+                "compression_params": {"level": 1},
+                "linger": "5ms",
+                "max_message_bytes": RECORD_BYTES_MAX,
+                "allow_auto_topic_creation": False,
+            },
+        }
+        pipelines = {"traces": {"receivers": ["otlp"], "exporters": ["kafka"]}}
+        telemetry = {"metrics": {"level": "none"}, "logs": {"level": "warn"}}
+        config = {
+            "receivers": {"otlp": {"protocols": protocols}},
+            "exporters": {"kafka": exporter},
+            "service": {"pipelines": pipelines, "telemetry": telemetry},
+        }
+        path = self.folder / "collector.json"
+        path.write_text(json.dumps(config))  # JSON is YAML
+        return Launch((str(self._program), f"--config={path}"), {"PATH": "/usr/bin:/bin"}, self.folder)
+
+    def _answers(self) -> bool:
+        return True  # it listens, or we would not be asked
 
 
 def cpu_s(pid: int) -> float:

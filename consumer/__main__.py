@@ -27,6 +27,7 @@ from consumer.store.erasures import carry_out_pending
 from consumer.store.ledger import Ledger
 from consumer.store.partitions import interval_of, keep_partitions_ahead
 from consumer.store.retain import retain_now_and_then
+from consumer.store.rollups import keep_rolled_up
 from consumer.store.suppressions_topic import Topic as SuppressionsTopic
 from shared import lifecycle, logs, probes
 from shared.broker import RebalanceCount, ensure_topics, new_consumer
@@ -150,6 +151,7 @@ async def _consume(settings: ConsumerSettings, state: probes.Health, stop: async
             ahead = keep_partitions_ahead(settings.database_url, interval=interval, stop=stop)
             tasks.append(group.create_task(ahead, name="partitions"))
             tasks.append(group.create_task(carry_out_pending(settings.database_url, stop), name="erase"))
+            tasks.append(group.create_task(keep_rolled_up(settings.database_url, stop), name="rollups"))
             if settings.retention_days:
                 retaining = retain_now_and_then(settings.database_url, days=settings.retention_days, stop=stop)
                 tasks.append(group.create_task(retaining, name="retain"))

@@ -16,11 +16,13 @@ from consumer.store.suppressions_topic import Topic as SuppressionsTopic
 from shared.errors import BrokerUnavailable, DatabaseUnavailable, WrongTopic
 from shared.topic_identity import NO_TOPIC_ID
 
+RECOUNTED_DAYS = 7
+
 
 @dataclass(frozen=True, slots=True)
 class AuditFinding:
     """Kinds: unreachable, database, topic, topic_identity, balance, bounds, no_line, gap, suppressions, erasure,
-    schema.
+    rollup, schema.
     """
 
     kind: str
@@ -38,6 +40,7 @@ async def audit(settings: ConsumerSettings) -> list[AuditFinding]:
                 *await _gaps(reached),
                 *await _suppressions(reached),
                 *await _erased(reached),
+                *await _rolled_up(reached),
             ]
     except (BrokerUnavailable, DatabaseUnavailable) as error:
         found = [AuditFinding("unreachable", settings.kafka_topic, None, str(error))]
@@ -137,6 +140,21 @@ async def _erased(operation: Operation) -> list[AuditFinding]:
     if waiting := await pending(operation.database):
         finding(f"{len(waiting)} erasures are under way: `consumer erase --status`")
     return found
+
+
+async def _rolled_up(operation: Operation) -> list[AuditFinding]:
+    """The latest counted days, recounted from their rows."""
+    days = await operation.database.fetch("SELECT ingest.wrong_days($1) AS day", RECOUNTED_DAYS)
+    return [
+        AuditFinding(
+            "rollup",
+            operation.topic,
+            None,
+            f"the sums of {row['day']} are not those of its rows: "
+            f"`SELECT ingest.mark_days(ARRAY[date '{row['day']}'])` has them made anew",
+        )
+        for row in days
+    ]
 
 
 async def _gaps(operation: Operation) -> list[AuditFinding]:

@@ -12,7 +12,7 @@ import asyncpg
 
 from consumer.pipeline.batch import Batch
 from consumer.pipeline.records.parts import Engine
-from consumer.store import dead_letters, suppressions
+from consumer.store import dead_letters, rollups, suppressions
 from consumer.store.database import (
     DATABASE_ERRORS,
     Fate,
@@ -59,7 +59,7 @@ class Writer:
         self._engine = engine
         self._upsert = Upsert(schema)
         self._partitions = Known(schema, interval)
-        self._keeps_letters = schema == "public"  # a rebuild meets letters that the live consumer has kept
+        self._is_live = schema == "public"  # else of a rebuild: its rows are in no sums, its letters are kept already
         self._now_us = now_us
         self._connection: asyncpg.Connection | None = None
 
@@ -136,6 +136,8 @@ class Writer:
                 left_out = await self._left_out(connection, batch, written)
                 if left_out:
                     tables = self._engine.tables(batch.parts, left_out)
+                if self._is_live:
+                    await rollups.mark(connection, (time for rows in tables.values() for time in rows.times()))
                 letters = [
                     each.dead_letter for each in batch.letters() if each.dead_letter and each.place not in left_out
                 ]
@@ -147,7 +149,7 @@ class Writer:
                     await breaker_turn.enter_async_context(self._breaker.turn)
                 if (cut_at := self._breaker.judge(are_dead)) is not None:
                     raise _BreakerOpens(cut_at)
-                if self._keeps_letters:
+                if self._is_live:
                     await dead_letters.insert(connection, batch.topic_id, new.values())
                     rowless = left_out | {letter.place for letter in letters}
                     await dead_letters.mark_redriven(connection, moves, self._ledger.topic, rowless)

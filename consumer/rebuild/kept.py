@@ -16,7 +16,7 @@ async def refuse_what_would_be_lost(operation: Operation) -> None:
     found = await operation.database.fetch(
         """
         SELECT 'trigger ' || tgname AS what FROM pg_trigger
-            WHERE NOT tgisinternal
+            WHERE NOT tgisinternal AND tgname <> 'mark_every_day'
             AND tgrelid = ANY (SELECT to_regclass('public.' || name) FROM unnest($1::text[]) AS name)
         UNION ALL SELECT 'column ' || attrelid::regclass || '.' || attname FROM pg_attribute
             WHERE attnum > 0 AND NOT attisdropped AND attrelid::regclass::text || '.' || attname <> ALL ($2::text[])
@@ -113,6 +113,18 @@ async def statistics_of(operation: Operation, old_schema: str) -> list[str]:
         old_schema,
     )
     return [statement for row in rows for statement in (row["away"], row["anew"])]
+
+
+async def triggers_of(operation: Operation) -> list[str]:
+    """Statements that give the new tables the live ones' trigger, which marks days whose sums are old."""
+    rows = await operation.database.fetch(
+        """
+        SELECT pg_get_triggerdef(oid) AS statement FROM pg_trigger WHERE tgname = 'mark_every_day'
+            AND tgrelid = ANY (SELECT to_regclass('public.' || name)::oid FROM unnest($1::text[]) AS name)
+        """,
+        list(ANALYTICS_TABLES),
+    )
+    return [row["statement"] for row in rows]
 
 
 async def dependants(operation: Operation, schema: str) -> list[str]:

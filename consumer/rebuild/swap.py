@@ -6,9 +6,9 @@ import time
 import asyncpg
 
 from consumer.operations.operation import Operation, Refused, say
-from consumer.rebuild.kept import refuse_what_would_be_lost, settings_of, statistics_of, views_of
+from consumer.rebuild.kept import refuse_what_would_be_lost, settings_of, statistics_of, triggers_of, views_of
 from consumer.rebuild.shadow import GENERATION, OLD, SHADOW, reached
-from consumer.store import suppressions
+from consumer.store import rollups, suppressions
 from consumer.store.ledger import LIVE
 from consumer.store.schema import ANALYTICS_TABLES, LINE_COLUMNS
 
@@ -44,7 +44,8 @@ async def _try_swap(operation: Operation) -> float:
         # Readers and writers go on, and nobody alters the tables any more: what they have beside rows is known now.
         await database.execute(f"LOCK TABLE {', '.join(lives)} IN SHARE UPDATE EXCLUSIVE MODE")
         await refuse_what_would_be_lost(operation)
-        statements = [*await settings_of(operation), *await views_of(operation), *await statistics_of(operation, OLD)]
+        statements = [*await settings_of(operation), *await triggers_of(operation), *await views_of(operation)]
+        statements += await statistics_of(operation, OLD)
         await _delete_erased(operation)
         await database.execute(f"CREATE SCHEMA {OLD}")
         started_at = time.monotonic()
@@ -60,6 +61,7 @@ async def _try_swap(operation: Operation) -> float:
             await database.execute(f"ALTER TABLE {SHADOW}.{name} SET SCHEMA public")
         for statement in statements:
             await database.execute(statement)
+        await rollups.mark_days(database, None)
         await _promote_lines(operation)
         await database.execute(f"DROP SCHEMA {SHADOW}")
     return (time.monotonic() - started_at) * 1000

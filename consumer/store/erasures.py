@@ -12,6 +12,7 @@ from datetime import datetime
 import structlog
 from asyncpg import Connection
 
+from consumer.store import rollups
 from consumer.store.copies import Copy, copies
 from consumer.store.database import DATABASE_ERRORS, connect
 from consumer.store.schema import from_microseconds
@@ -97,12 +98,9 @@ async def delete_ahead(
     Only under the lock, when all that is stored was received before.
     """
     for table in tables:
-        status = await connection.execute(
-            f"DELETE FROM {table.name} WHERE {COLUMN[erasure.subject.kind]} = $1 AND timestamp > $2",  # noqa: S608  our own names
-            erasure.subject.hash,
-            erasure.erased_at,
-        )
-        deleted(table.table, _count(status))
+        sql = f"DELETE FROM {table.name} WHERE {COLUMN[erasure.subject.kind]} = $1 AND timestamp > $2"  # noqa: S608  our own names
+        count = await connection.fetchval(rollups.marking(sql), erasure.subject.hash, erasure.erased_at)
+        deleted(table.table, count or 0)
 
 
 async def carry_out(
@@ -114,12 +112,14 @@ async def carry_out(
             connection,
             erasure,
             table.table,
-            f"""
-            DELETE FROM {table.name} WHERE ctid = ANY (ARRAY(
-                SELECT ctid FROM {table.name} WHERE {COLUMN[erasure.subject.kind]} = $1 AND timestamp <= $2
-                LIMIT {BATCH_ROWS} FOR UPDATE
-            ))
-            """,  # noqa: S608  our own names
+            rollups.marking(
+                f"""
+                DELETE FROM {table.name} WHERE ctid = ANY (ARRAY(
+                    SELECT ctid FROM {table.name} WHERE {COLUMN[erasure.subject.kind]} = $1 AND timestamp <= $2
+                    LIMIT {BATCH_ROWS} FOR UPDATE
+                ))
+                """  # noqa: S608  our own names
+            ),
             deleted,
         )
     await _in_batches(
@@ -127,11 +127,13 @@ async def carry_out(
         erasure,
         "dead_letters",
         f"""
-        DELETE FROM ingest.dead_letters WHERE ctid = ANY (ARRAY(
-            SELECT ctid FROM ingest.dead_letters
-            WHERE position(convert_to($1, 'UTF8') IN value) > 0 AND coalesce(record_time, first_seen_at) <= $2
-            LIMIT {BATCH_ROWS} FOR UPDATE
-        ))
+        WITH gone AS (
+            DELETE FROM ingest.dead_letters WHERE ctid = ANY (ARRAY(
+                SELECT ctid FROM ingest.dead_letters
+                WHERE position(convert_to($1, 'UTF8') IN value) > 0 AND coalesce(record_time, first_seen_at) <= $2
+                LIMIT {BATCH_ROWS} FOR UPDATE
+            )) RETURNING 1
+        ) SELECT count(*) FROM gone
         """,  # noqa: S608  our own names
         deleted,
     )
@@ -140,7 +142,7 @@ async def carry_out(
 async def _in_batches(connection: Connection, erasure: Erasure, table: str, sql: str, deleted: Deleted) -> None:
     while True:
         async with connection.transaction():
-            count = _count(await connection.execute(sql, erasure.subject.hash, erasure.erased_at))
+            count = await connection.fetchval(sql, erasure.subject.hash, erasure.erased_at) or 0
             if count:
                 await connection.execute(
                     "UPDATE ingest.erasures SET deleted = deleted + $3 WHERE kind = $1 AND hash = $2",
@@ -154,12 +156,14 @@ async def _in_batches(connection: Connection, erasure: Erasure, table: str, sql:
 
 
 async def finish(connection: Connection, erasure: Erasure) -> None:
-    """Mark the erasure as done, unless the subject was erased again meanwhile."""
-    await connection.execute(
-        "UPDATE ingest.erasures SET done_at = now() WHERE kind = $1 AND hash = $2 AND erased_at = $3",
-        *erasure.subject,
-        erasure.erased_at,
-    )
+    """Forget the subject's number and mark the erasure as done, unless the subject was erased again meanwhile."""
+    async with connection.transaction():
+        await rollups.forget(connection, erasure.subject)
+        await connection.execute(
+            "UPDATE ingest.erasures SET done_at = now() WHERE kind = $1 AND hash = $2 AND erased_at = $3",
+            *erasure.subject,
+            erasure.erased_at,
+        )
 
 
 async def pending(connection: Connection) -> list[Erasure]:
@@ -222,7 +226,3 @@ async def _carry_out_pending(connection: Connection) -> bool:
     finally:
         await connection.execute("SELECT pg_advisory_unlock($1)", ADVISORY_LOCK)
     return not barred
-
-
-def _count(status: str) -> int:
-    return int(status.rpartition(" ")[2])

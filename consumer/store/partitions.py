@@ -9,15 +9,16 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Literal, NamedTuple
 
 import asyncpg
 import structlog
 from asyncpg import Connection
 
+from consumer.store import rollups
 from consumer.store.database import DATABASE_ERRORS, connect
-from consumer.store.schema import ANALYTICS_TABLES, DAY_US, EPOCH, to_microseconds
+from consumer.store.schema import ANALYTICS_TABLES, DAY_US, EPOCH, from_microseconds, to_microseconds
 from shared.lifecycle import sleep_or_stop
 from shared.logs import error_facts
 
@@ -232,10 +233,19 @@ async def _count(connection: Connection, partition: Partition) -> int:
     return int(await connection.fetchval(f"SELECT count(*) FROM {partition.name}"))  # noqa: S608  our own name
 
 
+def _days(partition: Partition) -> list[date] | None:
+    """The days that the partition holds; None when it has no lower bound."""
+    if partition.lower == _LOWEST:
+        return None
+    return [from_microseconds(at).date() for at in range(partition.lower, partition.upper, DAY_US)]
+
+
 async def _drop(connection: Connection, partition: Partition, until: datetime) -> None:
     for attempt in range(1, DROP_ATTEMPTS + 1):
         try:
-            await connection.execute("SELECT ingest.drop_partition($1::oid::regclass, $2)", partition.oid, until)
+            async with connection.transaction():
+                await rollups.mark_days(connection, _days(partition))
+                await connection.execute("SELECT ingest.drop_partition($1::oid::regclass, $2)", partition.oid, until)
         except asyncpg.LockNotAvailableError:
             if attempt == DROP_ATTEMPTS:
                 raise

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 import structlog
 from asyncpg import Connection
 
+from consumer.store import rollups
 from consumer.store.copies import copies
 from consumer.store.database import DATABASE_ERRORS, check_clock, connect
 from consumer.store.partitions import drop_expired
@@ -90,9 +91,13 @@ async def _delete_rows(connection: Connection, name: str, column: str, until: da
             SELECT ctid FROM {name} WHERE {column} < $1 LIMIT {BATCH_ROWS} FOR UPDATE SKIP LOCKED
         ))
     """  # noqa: S608  our own names
+    if column == "timestamp":
+        sql = rollups.marking(sql)
+    else:
+        sql = f"WITH gone AS ({sql} RETURNING 1) SELECT count(*) FROM gone"  # noqa: S608  our own statement
     count = BATCH_ROWS
     while count == BATCH_ROWS:
-        count = int((await connection.execute(sql, until)).rpartition(" ")[2])
+        count = await connection.fetchval(sql, until) or 0
         yield count
         if count == BATCH_ROWS:
             await asyncio.sleep(PAUSE_S)

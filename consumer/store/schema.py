@@ -149,7 +149,7 @@ model_usage = _analytics(
     comment="Calls of language models, with tokens and duration",
 )
 
-SCHEMA_REVISION = "008_percentiles_of_groups"  # the newest migration; a later one is fine too: they only add
+SCHEMA_REVISION = "009_rollups"  # the newest migration; a later one is fine too: they only add
 FATES = ("stored", "duplicates", "dead_lettered", "suppressed", "expired", "skipped")
 
 

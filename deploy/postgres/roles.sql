@@ -18,6 +18,9 @@ GRANT USAGE ON SCHEMA public, ingest, partitions TO analytics_consumer, analytic
 -- Partitions are made and dropped by functions that run as the owner; a new one gets its table's grants.
 GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA partitions TO analytics_consumer, analytics_operator;
 GRANT EXECUTE ON FUNCTION ingest.attach_partition, ingest.drop_partition TO analytics_consumer, analytics_operator;
+-- Closed days are added up by functions that run as the owner; whoever changes rows marks their days.
+GRANT EXECUTE ON FUNCTION ingest.mark_days, ingest.days_to_roll_up, ingest.number_people, ingest.roll_up, ingest.forget,
+    ingest.forget_unseen, ingest.wrong_days TO analytics_consumer, analytics_operator;
 GRANT SELECT ON public.alembic_version TO analytics_consumer, analytics_operator;
 GRANT SELECT, INSERT, UPDATE, DELETE ON public.user_activity, public.endpoint_usage, public.feature_usage, public.model_usage
     TO analytics_consumer, analytics_operator;

@@ -1,5 +1,9 @@
 //! Records -> a Kafka record batch, format 2, as the broker takes it and stores it.
 
+use std::cell::RefCell;
+
+use zstd::bulk::Compressor;
+
 use crate::translate::uuid_text;
 
 /// Base offset to record count: what stands before the records.
@@ -7,6 +11,20 @@ pub const HEADER_BYTES: usize = 61;
 const NONE: i64 = -1; // no producer id, epoch or sequence: the producer is not idempotent
 const MAGIC: u8 = 2;
 const ZSTD: i16 = 4;
+const LENGTH_END: usize = 12; // the length counts what stands behind it
+const CHECKED_FROM: usize = 21; // the checksum covers the attributes and all that follows
+
+thread_local! {
+    /// Kept, because its tables cost more to allocate than a small batch to compress.
+    static COMPRESSOR: RefCell<Option<(i32, Compressor<'static>)>> = const { RefCell::new(None) };
+}
+
+fn compressed(bytes: &[u8], level: i32) -> std::io::Result<Vec<u8>> {
+    COMPRESSOR.with_borrow_mut(|kept| match kept {
+        Some((at_level, compressor)) if *at_level == level => compressor.compress(bytes),
+        _ => kept.insert((level, Compressor::new(level)?)).1.compress(bytes),
+    })
+}
 
 /// A batch that records are added to until it is built.
 pub struct Batch {
@@ -91,24 +109,25 @@ impl Batch {
     /// # Errors
     /// zstd has no memory for it.
     pub fn build(&self, level: i32) -> std::io::Result<Vec<u8>> {
-        let records = zstd::bulk::compress(&self.bytes[HEADER_BYTES..], level)?;
-        let mut checked = Vec::with_capacity(HEADER_BYTES + records.len());
-        checked.extend_from_slice(&ZSTD.to_be_bytes());
-        checked.extend_from_slice(&(self.count - 1).to_be_bytes());
-        checked.extend_from_slice(&self.first_ms.to_be_bytes());
-        checked.extend_from_slice(&self.last_ms.to_be_bytes());
-        checked.extend_from_slice(&NONE.to_be_bytes());
-        checked.extend_from_slice(&(-1i16).to_be_bytes());
-        checked.extend_from_slice(&(-1i32).to_be_bytes());
-        checked.extend_from_slice(&self.count.to_be_bytes());
-        checked.extend_from_slice(&records);
-        let mut built = Vec::with_capacity(checked.len() + 21);
+        let records = compressed(&self.bytes[HEADER_BYTES..], level)?;
+        let mut built = Vec::with_capacity(HEADER_BYTES + records.len());
         built.extend_from_slice(&0i64.to_be_bytes()); // base offset: the broker's to give
-        built.extend_from_slice(&i32::try_from(checked.len() + 9).unwrap_or(i32::MAX).to_be_bytes());
+        let behind = HEADER_BYTES - LENGTH_END + records.len();
+        built.extend_from_slice(&i32::try_from(behind).unwrap_or(i32::MAX).to_be_bytes());
         built.extend_from_slice(&(-1i32).to_be_bytes()); // leader epoch
         built.push(MAGIC);
-        built.extend_from_slice(&crc32c::crc32c(&checked).to_be_bytes());
-        built.extend_from_slice(&checked);
+        built.extend_from_slice(&[0; 4]); // the checksum's place
+        built.extend_from_slice(&ZSTD.to_be_bytes());
+        built.extend_from_slice(&(self.count - 1).to_be_bytes());
+        built.extend_from_slice(&self.first_ms.to_be_bytes());
+        built.extend_from_slice(&self.last_ms.to_be_bytes());
+        built.extend_from_slice(&NONE.to_be_bytes());
+        built.extend_from_slice(&(-1i16).to_be_bytes());
+        built.extend_from_slice(&(-1i32).to_be_bytes());
+        built.extend_from_slice(&self.count.to_be_bytes());
+        built.extend_from_slice(&records);
+        let checksum = crc32c::crc32c(&built[CHECKED_FROM..]);
+        built[CHECKED_FROM - 4..CHECKED_FROM].copy_from_slice(&checksum.to_be_bytes());
         Ok(built)
     }
 }

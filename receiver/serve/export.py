@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 
 import structlog
+from prometheus_client import Counter as Counted
 
 from receiver import metrics, replies
 from receiver.budget import Arrivals, Budget, BudgetFull
@@ -293,7 +294,7 @@ class Export:
         _requests(code, transport).inc()
         metrics.spans_received.inc(tally.spans)
         for reason, spans in tally.declined.items():
-            metrics.spans_declined.labels(reason).inc(spans)
+            _labelled(metrics.spans_declined, reason).inc(spans)
         _request_seconds(transport).observe(time.monotonic() - started_at)
         if code == replies.OK:
             self._failing_since = None
@@ -304,9 +305,14 @@ class Export:
                 (metrics.events_published, tally.published),
             ):
                 for label, count in counts.items():
-                    counter.labels(label).inc(count)
+                    _labelled(counter, label).inc(count)
 
 
-# `labels` takes its lock and its time for each call; both sets are closed.
+# `labels` takes its lock and its time for each call; all sets are closed.
+@functools.cache
+def _labelled(counter: Counted, label: str) -> Counted:
+    return counter.labels(label)
+
+
 _requests = functools.cache(metrics.requests.labels)
 _request_seconds = functools.cache(metrics.request_seconds.labels)

@@ -26,7 +26,8 @@ from receiver.serve.transport.body import inflated
 from receiver.serve.transport.health import CHECK, WATCH, Watchers
 from receiver.serve.transport.http2 import Http2Connection
 from receiver.serve.transport.listener import Listener
-from receiver.serve.transport.stream import Headers, Stream, header_of
+from receiver.serve.transport.protocol import WholeReply
+from receiver.serve.transport.stream import Headers, Stream
 from receiver.serve.turns import Turns
 
 EXPORT = b"/opentelemetry.proto.collector.trace.v1.TraceService/Export"
@@ -45,6 +46,7 @@ _HEADERS: Headers = [
 ]
 _OK: Headers = [(b"grpc-status", b"0")]
 _NOTHING = struct.pack(">BI", 0, 0)  # an empty message: an ExportTraceServiceResponse without partial_success
+_SUCCESS = WholeReply.of(_HEADERS, _NOTHING, _OK)
 Method = Callable[[Stream], Awaitable[None]]
 
 
@@ -75,13 +77,13 @@ class GrpcCall:
         flag, packed = await self._message(arrival)
         if not flag:
             return packed
-        encoding = header_of(self.headers, b"grpc-encoding") or b""
+        encoding = self._stream.header(b"grpc-encoding")
         if encoding in (b"", b"identity"):
             raise UnknownEncoding
         return await inflated(packed, encoding, arrival, turns=self._turns, size_max=self._size_max)
 
     async def _message(self, arrival: Arrival) -> tuple[int, bytes]:
-        pieces: list[bytes] = []
+        pieces: list[bytes | memoryview] = []
         received, size, flag = 0, _PREFIX_BYTES, -1
         while received < size:
             piece = await self._stream.receive()
@@ -99,8 +101,8 @@ class GrpcCall:
                 size = _PREFIX_BYTES + length
                 if length > FREE_BYTES:
                     self._stream.widen()
-                pieces = [start[_PREFIX_BYTES:size]]
-        body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+                pieces = [memoryview(start)[_PREFIX_BYTES:size]]
+        body = b"".join(pieces)
         return flag, body[: size - _PREFIX_BYTES]
 
 
@@ -125,14 +127,14 @@ class GrpcServer:
 
     async def serve(self, stream: Stream) -> None:
         """Answer one call."""
-        kind = header_of(stream.headers, b"content-type") or b""
-        if header_of(stream.headers, b":method") != b"POST":
+        kind = stream.header(b"content-type")
+        if stream.header(b":method") != b"POST":
             stream.send([(b":status", b"405"), (b"allow", b"POST")])
         elif not kind.startswith(b"application/grpc") or kind.startswith(b"application/grpc-web"):
             stream.send([(b":status", b"415")])
-        elif (method := self._methods.get(header_of(stream.headers, b":path") or b"")) is None:
+        elif (method := self._methods.get(stream.header(b":path"))) is None:
             refuse(stream, "UNIMPLEMENTED", "unknown service or method")
-        elif (timeout := header_of(stream.headers, b"grpc-timeout")) is not None and not _TIMEOUT.fullmatch(timeout):
+        elif (timeout := stream.named.get(b"grpc-timeout")) is not None and not _TIMEOUT.fullmatch(timeout):
             refuse(stream, "INTERNAL", "grpc-timeout is malformed")
         else:
             await method(stream)
@@ -140,7 +142,10 @@ class GrpcServer:
     async def _traces(self, stream: Stream) -> None:
         reply = await self._export.answer(GrpcCall(stream, turns=self._turns, size_max=self._size_max))
         if reply.code == replies.OK:
-            stream.send(_HEADERS, framed(_response(reply)) if reply.rejected else _NOTHING, _OK)
+            if reply.rejected:
+                stream.send(_HEADERS, framed(_response(reply)), _OK)
+            else:
+                stream.send_whole(_SUCCESS)
         else:
             refuse(stream, reply.code, reply.text, retry_after_s=reply.retry_after_s)
 
@@ -223,7 +228,7 @@ async def _health_request(stream: Stream) -> str | None:
 
 
 def _deadline(stream: Stream) -> float | None:
-    found = _TIMEOUT.fullmatch(header_of(stream.headers, b"grpc-timeout") or b"")
+    found = _TIMEOUT.fullmatch(stream.header(b"grpc-timeout"))
     return stream.started_at + int(found[1]) * _UNITS_S[found[2]] if found else None
 
 

@@ -15,7 +15,7 @@ import structlog
 from receiver import metrics
 from receiver.serve.transport.http2 import PREFACE
 from receiver.serve.transport.listener import FIRST_BYTES_S, Connection, Listener
-from receiver.serve.transport.stream import Headers, header_of
+from receiver.serve.transport.stream import Headers, first_of
 from shared.logs import error_facts
 
 log = structlog.get_logger(__name__)
@@ -48,6 +48,7 @@ class Request:
         self.method = b""
         self.path = b""
         self.headers: Headers = []
+        self.named: dict[bytes, bytes] = {}  # once the head is complete
         self.keeps_alive = True
         self.is_complete = False
         self.is_answered = False
@@ -58,7 +59,8 @@ class Request:
         self._is_awaited = False  # the caller sends its body only once it is told to
 
     def header(self, name: bytes) -> bytes:
-        return header_of(self.headers, name) or b""
+        """Of several the first; empty when there is none."""
+        return self.named.get(name, b"")
 
     async def receive(self) -> bytes:
         """The next piece of the body; empty at its end.
@@ -235,6 +237,7 @@ class Http1Connection(Connection):
         assert request is not None
         self._head_began_at = None
         self.has_begun = True
+        request.named = first_of(request.headers)
         request.method = self._parser.get_method()
         request.keeps_alive = self._parser.should_keep_alive()
         if len(self._queue) >= PIPELINED_MAX:

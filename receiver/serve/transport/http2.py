@@ -1,7 +1,8 @@
 """HTTP/2 bytes -> streams, and replies back. The library h2 knows the protocol; here is what may be held and when.
 
 Frames are cut out of what arrives and given to h2 one at a time, so that a connection that sends a thousand
-small ones has a slice of the loop like any other. A body's window is opened as its reader asks for more.
+small ones has a slice of the loop like any other. The connection's window, which bounds what arrives unasked on all
+its streams together, is opened as readers ask for more.
 """
 
 import asyncio
@@ -12,42 +13,45 @@ from collections.abc import Awaitable, Callable
 from typing import Any, ClassVar
 
 import h2.config
-import h2.connection
 import h2.events
 import h2.exceptions
 import h2.settings
 import structlog
 
 from receiver import metrics
+from receiver.serve.transport.frames import HEAD_BYTES, Head, Unread, frame
 from receiver.serve.transport.listener import Connection, Listener
+from receiver.serve.transport.protocol import (
+    CONTINUATION,
+    DATA,
+    END_HEADERS,
+    GOAWAY,
+    HEADERS,
+    RST_STREAM,
+    SETTINGS,
+    Protocol,
+    WholeReply,
+)
 from receiver.serve.transport.pump import Pump
 from receiver.serve.transport.stream import Headers, Stream
 from shared.logs import error_facts
 
 log = structlog.get_logger(__name__)
 
-# h2 4.4 formats every frame, with its bytes in hex, for a log that nobody reads: a twentieth of the receiver's CPU.
-h2.connection.repr = type  # type: ignore[attr-defined]
-
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 STREAMS_MAX = 100  # of a connection, as told to the caller
 STREAMS_REFUSED_MAX = 100  # more, each refused; a caller that does not heed that either is shut out
 FRAME_BYTES_MAX = 64 * 1024
 HEADER_BYTES_MAX = 16 * 1024
-WINDOW_BYTES = 64 * 1024  # of a stream, and of a connection: what arrives unasked
-WIDE_WINDOW_BYTES = 1024 * 1024  # for bodies that are larger: a Collector 50 ms away sends 20 MB/s through it
+WINDOW_BYTES = 64 * 1024  # of a connection: what arrives unasked, on all its streams together
+WIDE_WINDOW_BYTES = 1024 * 1024  # with larger bodies: a Collector 50 ms away sends 20 MB/s through it
 WIDE_WINDOWS_MAX = 64  # connections that have it at once
 SLICE_S = 0.001  # of reading frames, for one connection at a time
 # Frames that carry no call: a caller has so many at once, and more for each call and second.
 IDLE_FRAMES, IDLE_FRAMES_A_CALL, IDLE_FRAMES_A_SECOND = 400, 20, 50
 RESET_WEIGHT = 20  # a call that its caller resets costs as much as a call
 
-_DATA, _HEADERS, _RST_STREAM, _GOAWAY, _CONTINUATION = 0, 1, 3, 7, 9
 _NO_ERROR, _FRAME_SIZE_ERROR, _REFUSED_STREAM, _CANCEL, _CALM = 0, 6, 7, 8, 11
-
-
-class _H2(h2.connection.H2Connection):
-    MAX_CLOSED_STREAMS = 1_000  # remembered, so that frames that come late are no offence; h2's own is 65,536
 
 
 class Http2Connection(Connection):
@@ -66,7 +70,7 @@ class Http2Connection(Connection):
         super().__init__(listener)
         self._serve = serve
         self._misdirected = misdirected
-        self._buffer = bytearray()
+        self._unread = Unread()
         self._h2: Any = None
         self._streams: dict[int, Stream] = {}
         self._header_bytes = 0
@@ -78,7 +82,7 @@ class Http2Connection(Connection):
 
     def data_received(self, data: bytes) -> None:
         self.heard_at = time.monotonic()
-        self._buffer += data
+        self._unread.add(data)
         if self._is_paused:
             return
         if self.pump.has_time:
@@ -106,12 +110,12 @@ class Http2Connection(Connection):
             if stream.task is not None:
                 stream.task.cancel()
         self._streams.clear()
-        self._buffer.clear()
+        self._unread.clear()
         self._h2 = None
 
     @property
     def unread_bytes(self) -> int:
-        return len(self._buffer) + sum(stream.unread_bytes for stream in self._streams.values())
+        return len(self._unread) + sum(stream.unread_bytes for stream in self._streams.values())
 
     def tick(self, now: float) -> None:
         super().tick(now)
@@ -121,22 +125,26 @@ class Http2Connection(Connection):
     def say_goodbye(self) -> None:
         """GOAWAY that names the last stream there can be: calls on their way are served. h2 has no word for that."""
         if self._h2 is not None and not self.transport.is_closing():
-            self.transport.write(_frame(_GOAWAY, struct.pack(">II", 2**31 - 1, _NO_ERROR)))
-            self.transport.write(_frame(_GOAWAY, struct.pack(">II", self._last_stream, _NO_ERROR)))
+            self.transport.write(frame(GOAWAY, struct.pack(">II", 2**31 - 1, _NO_ERROR)))
+            self.transport.write(frame(GOAWAY, struct.pack(">II", self._last_stream, _NO_ERROR)))
 
     # ---- what streams ask for
 
     def send_headers(self, stream: int, headers: Headers, *, ends: bool) -> None:
         with contextlib.suppress(h2.exceptions.ProtocolError):  # the caller reset it meanwhile
             self._h2.send_headers(stream, headers, end_stream=ends)
-        self._write()
 
     def send_data(self, stream: int, message: bytes) -> None:
         with contextlib.suppress(h2.exceptions.ProtocolError):
             size_max = self._h2.max_outbound_frame_size
             for at in range(0, len(message), size_max):
                 self._h2.send_data(stream, message[at : at + size_max])
-        self._write()
+
+    def send_whole(self, stream: int, reply: WholeReply) -> bool:
+        try:
+            return bool(self._h2.send_whole(stream, reply))
+        except h2.exceptions.ProtocolError:
+            return True  # the caller reset it meanwhile
 
     def window_of(self, stream: int) -> int:
         try:
@@ -148,25 +156,20 @@ class Http2Connection(Connection):
         if size and self._h2 is not None:
             with contextlib.suppress(h2.exceptions.ProtocolError):
                 self._h2.acknowledge_received_data(size, stream)
-            self._write()
+            self.write()
 
-    def widen(self, stream: int) -> bool:
-        if not self._is_wide:
-            if Http2Connection.wide >= WIDE_WINDOWS_MAX or self._h2 is None:
-                return False
+    def widen(self) -> None:
+        if not self._is_wide and Http2Connection.wide < WIDE_WINDOWS_MAX and self._h2 is not None:
             Http2Connection.wide += 1
             self._is_wide = True
             self._h2.increment_flow_control_window(WIDE_WINDOW_BYTES - WINDOW_BYTES)
-        with contextlib.suppress(h2.exceptions.ProtocolError):
-            self._h2.increment_flow_control_window(WIDE_WINDOW_BYTES - WINDOW_BYTES, stream)
-        self._write()
-        return True
+            self.write()
 
     def reset(self, stream: Stream, error: int = _CANCEL) -> None:
         stream.over()
         with contextlib.suppress(h2.exceptions.ProtocolError):
             self._h2.reset_stream(stream.number, error)
-        self._write()
+        self.write()
         self._drop(stream)
 
     def finished(self, stream: Stream, *, is_read: bool) -> None:
@@ -174,7 +177,7 @@ class Http2Connection(Connection):
         if not is_read and stream.number in self._streams:
             with contextlib.suppress(h2.exceptions.ProtocolError):
                 self._h2.reset_stream(stream.number, _NO_ERROR)
-            self._write()
+            self.write()
         if self._streams.pop(stream.number, None) is not None:
             self.calls = len(self._streams)
             self._answered += 1
@@ -184,13 +187,14 @@ class Http2Connection(Connection):
     def _feed(self) -> None:
         started_at = time.monotonic()
         self._read_frames(started_at + SLICE_S)
+        self._unread.compact()
         self.pump.used(time.monotonic() - started_at)
-        self._write()
+        self.write()
 
     def _read_frames(self, ends_at: float) -> None:
-        while (piece := self._next_frame()) is not None:
+        while (head := self._next_frame()) is not None:
             try:
-                for event in self._h2.receive_data(piece):
+                for event in self._h2.take_frame(head, self._unread):
                     self._on(event)
             except h2.exceptions.ProtocolError:
                 self._end_connection()
@@ -219,58 +223,56 @@ class Http2Connection(Connection):
             self.transport.resume_reading()
             self._feed()
 
-    def _next_frame(self) -> bytes | None:
-        buffer = self._buffer
+    def _next_frame(self) -> Head | None:
+        """The head of a frame that is there as a whole and may be read."""
         if self._h2 is None and not self._greeted():
             return None
-        if len(buffer) < 9:
+        head = self._unread.head()
+        if head is None:
             return None
-        size, kind = int.from_bytes(buffer[:3]), buffer[3]
-        is_header = kind in (_HEADERS, _CONTINUATION)
-        if size > (HEADER_BYTES_MAX if is_header else FRAME_BYTES_MAX):
+        is_header = head.kind in (HEADERS, CONTINUATION)
+        if head.size > (HEADER_BYTES_MAX if is_header else FRAME_BYTES_MAX):
             self._shut_out(_FRAME_SIZE_ERROR)
             return None
-        if len(buffer) < 9 + size:
+        if len(self._unread) < HEAD_BYTES + head.size:
             return None
-        if not self._is_admitted(kind, flags=buffer[4], size=size):
+        if not self._is_admitted(head):
             self._shut_out(_CALM)
             return None
-        piece = bytes(buffer[: 9 + size])
-        del buffer[: 9 + size]
-        return piece
+        return head
 
-    def _is_admitted(self, kind: int, *, flags: int, size: int) -> bool:
-        if kind in (_HEADERS, _CONTINUATION):
-            self._header_bytes = size + (self._header_bytes if kind == _CONTINUATION else 0)
-            if kind == _HEADERS and flags & 4:
+    def _is_admitted(self, head: Head) -> bool:
+        if head.kind in (HEADERS, CONTINUATION):
+            self._header_bytes = head.size + (self._header_bytes if head.kind == CONTINUATION else 0)
+            if head.kind == HEADERS and head.flags & END_HEADERS:
                 return True
             if self._header_bytes > HEADER_BYTES_MAX:
                 return False
-        elif kind == _DATA and size:
+        elif head.kind == DATA and head.size:
             return True
-        self._idle_frames += RESET_WEIGHT if kind == _RST_STREAM else 1
+        self._idle_frames += RESET_WEIGHT if head.kind == RST_STREAM else 1
         age_s = self.heard_at - self.opened_at
         return self._idle_frames < IDLE_FRAMES + IDLE_FRAMES_A_CALL * self._answered + IDLE_FRAMES_A_SECOND * age_s
 
     def _greeted(self) -> bool:
-        head = bytes(self._buffer[: len(PREFACE)])
-        if not PREFACE.startswith(head):
+        start = self._unread.start(len(PREFACE))
+        if not PREFACE.startswith(start):
             self.has_begun = True
             metrics.wrong_doors.labels(self.listener.transport).inc()
             if self._misdirected is not None and not self.transport.is_closing():
-                self.transport.write(self._misdirected(bytes(self._buffer[:1024])))
-            self._buffer.clear()
+                self.transport.write(self._misdirected(self._unread.start(1024)))
+            self._unread.clear()
             self.transport.close()
             return False
-        if len(head) < len(PREFACE):
+        if len(start) < len(PREFACE):
             return False
         self._begin()
-        del self._buffer[: len(PREFACE)]
+        self._unread.skip(len(PREFACE))
         return True
 
     def _begin(self) -> None:
         self.has_begun = True
-        self._h2 = _H2(
+        self._h2 = Protocol(
             h2.config.H2Configuration(
                 client_side=False,
                 header_encoding=None,  # bytes: a path need be no UTF-8
@@ -283,7 +285,7 @@ class Http2Connection(Connection):
         codes = h2.settings.SettingCodes
         told = {
             codes.MAX_CONCURRENT_STREAMS: STREAMS_MAX,
-            codes.INITIAL_WINDOW_SIZE: WINDOW_BYTES,
+            codes.INITIAL_WINDOW_SIZE: WIDE_WINDOW_BYTES,
             codes.MAX_FRAME_SIZE: FRAME_BYTES_MAX,
             codes.MAX_HEADER_LIST_SIZE: HEADER_BYTES_MAX,
         }
@@ -295,7 +297,7 @@ class Http2Connection(Connection):
         self._h2.initiate_connection()
         self._h2.receive_data(PREFACE)
         self._h2.clear_outbound_data_buffer()  # its settings would promise the streams that are refused
-        self.transport.write(_frame(4, b"".join(struct.pack(">HI", int(code), told[code]) for code in told)))
+        self.transport.write(frame(SETTINGS, b"".join(struct.pack(">HI", int(code), told[code]) for code in told)))
 
     def _on(self, event: Any) -> None:  # noqa: C901, PLR0912  one branch an event
         match event:
@@ -352,27 +354,23 @@ class Http2Connection(Connection):
         if stream.task is not None:
             stream.task.cancel()
 
-    def _write(self) -> None:
+    def write(self) -> None:
         if self._h2 is not None and (out := self._h2.data_to_send()) and not self.transport.is_closing():
             self.transport.write(out)
 
     def _shut_out(self, error: int) -> None:
         if not self.transport.is_closing():
-            self.transport.write(_frame(_GOAWAY, struct.pack(">II", self._last_stream, error)))
+            self.transport.write(frame(GOAWAY, struct.pack(">II", self._last_stream, error)))
         self._end_connection()
 
     def _end_connection(self) -> None:
         """Its calls end with it, as the protocol wants it."""
         metrics.connections_ended.labels(self.listener.transport, "protocol").inc()
-        self._write()
-        self._buffer.clear()
+        self.write()
+        self._unread.clear()
         self.transport.close()
         self._h2 = None
         self.has_begun = True
         for stream in list(self._streams.values()):
             stream.is_over = True
             self._drop(stream)
-
-
-def _frame(kind: int, payload: bytes) -> bytes:
-    return len(payload).to_bytes(3) + bytes([kind, 0]) + bytes(4) + payload

@@ -2,8 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Sequence
 from typing import Protocol
+
+from receiver.serve.transport.protocol import WholeReply
 
 REPLY_STALL_S = 10.0  # for a reply that waits for the caller's window
 Headers = list[tuple[bytes, bytes]]
@@ -14,9 +16,11 @@ class StreamConnection(Hashable, Protocol):
 
     def send_headers(self, stream: int, headers: Headers, *, ends: bool) -> None: ...
     def send_data(self, stream: int, message: bytes) -> None: ...
+    def send_whole(self, stream: int, reply: WholeReply) -> bool: ...
+    def write(self) -> None: ...
     def window_of(self, stream: int) -> int: ...
     def give_back(self, size: int, stream: int) -> None: ...
-    def widen(self, stream: int) -> bool: ...
+    def widen(self) -> None: ...
     def reset(self, stream: "Stream") -> None: ...
     def finished(self, stream: "Stream", *, is_read: bool) -> None: ...
 
@@ -28,17 +32,21 @@ class Stream:
         self.connection = connection
         self.number = number
         self.headers = headers
+        self.named = first_of(headers)
         self.started_at = time.monotonic()
         self.task: asyncio.Task[None] | None = None
         self.is_over = False  # nothing more may be sent
         self._pieces: list[tuple[bytes, int]] = []
         self._unasked_bytes = 0
         self._is_complete = False
-        self._is_wide = False
         self._arrival: asyncio.Future[None] | None = None
         self._error: Exception | None = None
         self._waiting_out: list[tuple[bytes, Headers | None]] = []  # data, and the trailers that end the stream
         self._stalled_at: float | None = None
+
+    def header(self, name: bytes) -> bytes:
+        """Of several the first; empty when there is none."""
+        return self.named.get(name, b"")
 
     @property
     def is_replying(self) -> bool:
@@ -74,8 +82,7 @@ class Stream:
 
     def widen(self) -> None:
         """A large body is on its way."""
-        if not self._is_wide and self.connection.widen(self.number):
-            self._is_wide = True
+        self.connection.widen()
 
     def fail(self, error: Exception) -> None:
         """End the reading with this error, unless the body is there."""
@@ -98,8 +105,25 @@ class Stream:
             self._waiting_out.append((message, trailers))
         self.flush()
 
+    def send_whole(self, reply: WholeReply) -> None:
+        """All of a reply, and the end of the call."""
+        if self.is_over:
+            return
+        if self._waiting_out or not self.connection.send_whole(self.number, reply):
+            self.send(list(reply.headers), reply.message, list(reply.trailers))
+            return
+        self.over()
+        self.connection.write()
+        self.connection.finished(self, is_read=self._is_complete)
+
     def flush(self) -> None:
         """Send what the window allows."""
+        self._send_waiting()
+        self.connection.write()
+        if self.is_over:
+            self.connection.finished(self, is_read=self._is_complete)
+
+    def _send_waiting(self) -> None:
         while self._waiting_out and not self.is_over:
             message, trailers = self._waiting_out[0]
             if len(message) > self.connection.window_of(self.number):
@@ -112,8 +136,6 @@ class Stream:
                 self.connection.send_headers(self.number, trailers, ends=True)
                 self.over()
         self._stalled_at = None
-        if self.is_over:
-            self.connection.finished(self, is_read=self._is_complete)
 
     def tick(self, now: float) -> None:
         if self._stalled_at is not None and now - self._stalled_at > REPLY_STALL_S:
@@ -149,5 +171,6 @@ class Stream:
             self._arrival.set_result(None)
 
 
-def header_of(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | None:
-    return next((value for found, value in headers if found == name), None)
+def first_of(headers: Sequence[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    """By name. Of headers that are repeated the first one counts."""
+    return dict(reversed(headers))

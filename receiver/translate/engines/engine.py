@@ -290,8 +290,9 @@ class ByNative(_Fates):
                 self._leftovers.extend(self._request.leftovers())
                 if self._is_read:
                     _, ignored, declined = self._request.counts()
-                    self.ignored.update(ignored)
-                    self.declined.update(declined)
+                    if ignored or declined:  # rarely: and an update costs as much as a span
+                        self.ignored.update(ignored)
+                        self.declined.update(declined)
         return self._is_read and not self._leftovers and self._is_bounded
 
     def _stored(self, owner: bytes, path: bytes) -> tuple[bytes | None, bool, bool]:
