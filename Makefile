@@ -40,9 +40,12 @@ check: setup  ## lint, types, import rules, unit tests, and whether the docs tel
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/pytest -q -n 2 -m "not long" tests/unit tests/conventions
 
+# Each worker has a Kafka and a Postgres of its own. Tests wait for much of their time, so three keep two cores busy.
+# The files with the longest tests come first, so that none runs alone at the end.
+TEST_WORKERS ?= 3
 test: check  ## everything, against a real Kafka and a real Postgres
 	@if command -v cargo >/dev/null; then $(MAKE) native-check; fi
-	$(BIN)/pytest -q -n 2 --dist loadfile -m "not long" --durations=15 tests/integration tests/faults
+	$(BIN)/pytest -q -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder -m "not long" --durations=15 tests/faults tests/integration
 
 test-long: setup  ## the long forms of the fault tests
 	$(BIN)/pytest -q -m long tests

@@ -27,6 +27,12 @@ for name, examples in (("quick", 25), ("thorough", 1000)):
     settings.register_profile(name, max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))
 settings.load_profile("quick")
 
+# Hundreds of processes of the product are started: none has to compile its modules again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+# A broker of a test lives for seconds: its start counts, and no compiler's second look would ever pay.
+KafkaBroker.jvm_options = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC")
+
 # grpc (1.85) hooks into every fork of a process that uses it, and such a child once died before it could exec.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 
@@ -36,7 +42,9 @@ def folder() -> Iterator[Path]:
     """A folder that Postgres can reach when the tests run as root and it runs as nobody."""
     path = Path(tempfile.mkdtemp(prefix="telemetry-tests-"))
     path.chmod(0o755)
+    KafkaBroker.formatted_folders = path / "formatted"
     yield path
+    KafkaBroker.formatted_folders = None
     shutil.rmtree(path, ignore_errors=True)
 
 

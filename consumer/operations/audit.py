@@ -1,22 +1,16 @@
 """Does the ledger balance, is it still the same topic, and are the tables as the models say?"""
 
 from dataclasses import dataclass
-from typing import Any
 
-from alembic.autogenerate import compare_metadata
-from alembic.migration import MigrationContext
-from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import create_async_engine
-from sqlalchemy.pool import NullPool
 
 from consumer.operations.operation import DatabaseRefused, Operation, operation
 from consumer.pipeline import positions
 from consumer.settings import ConsumerSettings
 from consumer.store.copies import copies
-from consumer.store.database import DATABASE_ERRORS, connect
+from consumer.store.database import DATABASE_ERRORS
 from consumer.store.erasures import lacking, pending
-from consumer.store.schema import FATES, metadata
+from consumer.store.schema import FATES
 from consumer.store.suppressions import unpublished
 from consumer.store.suppressions_topic import Topic as SuppressionsTopic
 from consumer.topic_identity import NO_TOPIC_ID
@@ -52,8 +46,11 @@ async def audit(settings: ConsumerSettings) -> list[AuditFinding]:
         found = [AuditFinding("unreachable", settings.kafka_topic, None, str(error))]
     except DatabaseRefused as error:
         found = [AuditFinding("database", settings.kafka_topic, None, str(error))]
+    # Imported here: alembic and SQLAlchemy's engine would add a third to the start of every other command.
+    from consumer.operations.schema_differences import schema_differences  # noqa: PLC0415
+
     try:
-        differences = await _schema(settings)
+        differences = await schema_differences(settings)
     except (*DATABASE_ERRORS, SQLAlchemyError) as error:
         differences = [f"not compared: {type(error).__name__}"]
     return found + [AuditFinding("schema", settings.kafka_topic, None, difference) for difference in differences]
@@ -184,34 +181,3 @@ _GAP = {
     "retention": "the topic's retention deleted, before they were read,",
     "truncated": "the topic lost, after they were read,",
 }
-
-
-async def _schema(settings: ConsumerSettings) -> list[str]:
-    """What alembic would change to make the database as the models are."""
-    engine = create_async_engine(
-        "postgresql+asyncpg://",
-        async_creator=lambda: connect(settings.database_url, application_name="telemetry-audit"),
-        poolclass=NullPool,
-    )
-
-    def compare(connection: Connection) -> list[str]:
-        options = {
-            "include_schemas": True,
-            "include_name": lambda name, kind, _: kind != "schema" or name in (None, "ingest"),
-        }
-        context = MigrationContext.configure(connection, opts=options)
-        return [_named(difference) for difference in compare_metadata(context, metadata)]
-
-    try:
-        async with engine.connect() as connection:
-            return await connection.run_sync(compare)
-    finally:
-        await engine.dispose()
-
-
-def _named(difference: Any) -> str:
-    """Alembic's tuple of what to do and with what, without the objects' long forms."""
-    parts = difference[0] if isinstance(difference, list) else difference
-    return " ".join(
-        str(getattr(part, "name", part)) for part in parts if isinstance(part, str) or hasattr(part, "name")
-    )

@@ -30,6 +30,8 @@ class KafkaBroker(Server):
     """
 
     stop_signal = signal.SIGTERM
+    jvm_options: tuple[str, ...] = ()
+    formatted_folders: Path | None = None  # keeps a formatted data folder of each node id, and later brokers copy it
 
     def __init__(
         self,
@@ -75,6 +77,7 @@ class KafkaBroker(Server):
             "-Djava.awt.headless=true",
             f"-Djava.io.tmpdir={scratch}",
             f"-Dlog4j2.configurationFile={_LOG_SETTINGS}",
+            *self.jvm_options,
         )
         environment = {**os.environ, "CLASSPATH": jars.class_path(self._say)}  # too long a word for `ps`
         if not (self.folder / "data" / "meta.properties").exists():
@@ -111,6 +114,15 @@ class KafkaBroker(Server):
         } | self._properties
 
     def _format(self, tool: tuple[str, ...], settings: Path, environment: Mapping[str, str]) -> None:
+        kept = self.formatted_folders and self.formatted_folders / str(self._node_id)
+        if kept and kept.exists():
+            shutil.copytree(kept, self.folder / "data", dirs_exist_ok=True)
+            return
+        self._run_format(tool, settings, environment)
+        if kept:
+            shutil.copytree(self.folder / "data", kept)
+
+    def _run_format(self, tool: tuple[str, ...], settings: Path, environment: Mapping[str, str]) -> None:
         arguments = ("format", "-t", _CLUSTER_ID, "-c", str(settings), "--ignore-formatted")
         try:
             done = subprocess.run(

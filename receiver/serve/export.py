@@ -229,17 +229,18 @@ class Export:
 
         If all large requests shared the loop, each would be answered too late, and all would be sent again.
         """
-        if await self._is_done(job, slices=range(1)):
-            return
-        job.is_long = True
         try:
+            if await self._is_done(job, slices=range(1)):
+                return
+            job.is_long = True
             async with self._middling_turns.turn(job.call.peer):
                 if await self._is_done(job, slices=range(MIDDLING_SLICES)):
                     return
             async with self._long_turns.turn(job.call.peer):
                 await self._is_done(job, slices=itertools.count())
         except asyncio.CancelledError:  # the time is over, or the sender left: it comes again
-            await self._keep(job)
+            if job.is_long:  # or an earlier attempt's work would be lost in the first slice of this one
+                await self._keep(job)
             raise
 
     async def _keep(self, job: "_Job") -> None:

@@ -17,8 +17,11 @@ from receiver.serve.turns import Turns
 from receiver.translate.engines.engine import Translation
 
 REQUESTS_MAX = 8
-KEEP_S = 60.0  # an exporter waits at most 45 s between two attempts: 30 s, and half of that as jitter
+# An exporter waits at most 45 s between two attempts (30 s, and half of that as jitter), and the body of one attempt may
+# arrive too late.
+KEEP_S = 120.0
 SLICE_S = 0.005  # of translation; other requests wait no longer for it in one round of the loop
+KEPT_SLICE_S = 0.001  # beside bodies that arrive: the next attempt's 64 MiB come in some 250 pieces
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +44,11 @@ class _Kept:
 class Unfinished:
     """A few translations, by the SHA-256 of their request. They count in the budget.
 
-    A kept translation stays until its sender repeats the request, or for a minute. It is not displaced by another one:
-    otherwise two senders of long requests would discard each other's work for ever.
+    A kept translation stays until its sender repeats the request, or for two minutes. It is not displaced by another
+    one: otherwise two senders of long requests would discard each other's work for ever.
     """
 
-    def __init__(self, budget: Budget, turns: Turns, *, held_max: int, slice_s: float = SLICE_S) -> None:
+    def __init__(self, budget: Budget, turns: Turns, *, held_max: int, slice_s: float = KEPT_SLICE_S) -> None:
         self._budget = budget
         self._turns = turns
         self._held_max = held_max

@@ -47,7 +47,7 @@ def own_kafka(folder: Path) -> Iterator[KafkaBroker]:
 
 
 @asynccontextmanager
-async def light_load(stack: Stack, seed: int, pause_s: float = 0) -> AsyncIterator[list[Made]]:
+async def light_load(stack: Stack, seed: int, pause_s: float = 0.05) -> AsyncIterator[list[Made]]:
     """Sends records all through the block; yields the list of those that the broker has acknowledged."""
     generator = random.Random(seed)
     acknowledged: list[Made] = []
@@ -211,7 +211,7 @@ async def test_postgres_killed_under_load_costs_no_record_and_makes_no_dead_lett
     stack.database_url = await migrate(own_postgres)
     await stack.create_topic()
     consumer = stack.consumer(CONSUMER_BATCH_ROWS="150")
-    async with light_load(stack, 4) as acknowledged:
+    async with light_load(stack, 4, pause_s=0.2) as acknowledged:
         for stop in (own_postgres.kill, own_postgres.stop):
 
             async def has_begun(count: int = len(acknowledged)) -> bool:
@@ -464,7 +464,9 @@ async def test_poison_among_5000_records_costs_only_itself(stack: Stack, poison:
     assert {json.loads(letter["value"])["id"] for letter in letters} == {str(records[index].id) for index in bad}
 
 
-@pytest.mark.parametrize("is_writing", [False, True], ids=["idle", "within_a_batch"])
+@pytest.mark.parametrize(
+    "is_writing", [pytest.param(False, id="idle", marks=pytest.mark.long), pytest.param(True, id="within_a_batch")]
+)
 async def test_sigterm_ends_the_consumer_in_time_with_both_servers_frozen(
     is_writing: bool, stack: Stack, own_postgres: PostgresServer, own_kafka: KafkaBroker, migrate: Migrate
 ) -> None:

@@ -93,7 +93,10 @@ async def test_a_rebuild_under_live_load_gives_exactly_what_the_topic_says(stack
     await assert_tables_are(stack, acknowledged)
 
 
-async def test_a_rebuild_killed_at_any_moment_leaves_the_live_tables_alone_and_is_resumed(stack: Stack) -> None:
+@pytest.mark.parametrize("kills", [4, pytest.param(15, marks=pytest.mark.long)])
+async def test_a_rebuild_killed_at_any_moment_leaves_the_live_tables_alone_and_is_resumed(
+    stack: Stack, kills: int
+) -> None:
     """It runs for hours on a large topic; machines are rebooted meanwhile."""
     await stack.create_topic()
     generator = random.Random(2)
@@ -102,7 +105,7 @@ async def test_a_rebuild_killed_at_any_moment_leaves_the_live_tables_alone_and_i
     stack.consumer()
     await stack.settled(3_000)
     await assert_tables_are(stack, expected)
-    for _ in range(10):
+    for _ in range(kills):
         await stack.fetch("DROP SCHEMA IF EXISTS rebuild, before_rebuild CASCADE")
         await stack.fetch("DELETE FROM ingest.partition_offsets WHERE generation <> 'live'")
         process = await started(stack, "rebuild", "--rate", "1000")

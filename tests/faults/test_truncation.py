@@ -45,7 +45,7 @@ async def send_in_batches(stack: Stack, records: list[Made]) -> None:
     ("runs", "more"),
     [
         pytest.param(True, 400, id="running-outgrown"),
-        pytest.param(False, 60, id="stopped-less-than-was-lost"),
+        pytest.param(False, 60, id="stopped-less-than-was-lost", marks=pytest.mark.long),
         pytest.param(True, 60, id="running-less-than-was-lost", marks=pytest.mark.long),
         pytest.param(False, 400, id="stopped-outgrown", marks=pytest.mark.long),
     ],

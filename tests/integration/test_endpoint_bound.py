@@ -12,7 +12,9 @@ from support.receiver import EXPORT
 from support.stack import Stack
 
 
-@pytest.mark.parametrize("engine", ["python", *(["native"] if is_native_built() else [])])
+@pytest.mark.parametrize(
+    "engine", ["native", pytest.param("python", marks=pytest.mark.long)] if is_native_built() else ["python"]
+)
 async def test_the_bound_is_in_the_rows_and_doctor_names_the_service(stack: Stack, engine: str) -> None:
     """The team whose service it is can mend it, once somebody tells them."""
     receiver = stack.receiver(ENGINE=engine, ENDPOINTS_PER_SERVICE="10")

@@ -249,7 +249,9 @@ async def test_partitions_are_made_ahead_beside_a_running_consumer(stack: Stack)
     await connection.close()
 
 
-@pytest.mark.parametrize("revision", ["004_service_trace_weight_models", "002_ingest_schema"])
+@pytest.mark.parametrize(
+    "revision", ["002_ingest_schema", pytest.param("004_service_trace_weight_models", marks=pytest.mark.long)]
+)
 async def test_a_consumer_that_is_newer_than_the_schema_waits_for_the_migration(stack: Stack, revision: str) -> None:
     """A deploy may start it before the migrations have run; that is no reason to crash."""
     await asyncio.to_thread(alembic, stack.database_url, "downgrade", revision)

@@ -237,7 +237,9 @@ LONG = {
     "settings",
     "a million empty spans in 2 kB",
     "HTTP: 300 bodies that stall",
+    "HTTP: 1500 connections without a byte",
     "HTTP: 1500 half heads",
+    "HTTP: bodies of 60 MiB that are never sent",
     "HTTP: JSON of arrays",
     "HTTP: 99,999 groups",
 }

@@ -319,13 +319,16 @@ async def test_what_is_no_http_ends_its_connection_and_hides_no_request(kafka: K
 async def test_a_head_that_never_ends_is_left(kafka: KafkaBroker, tmp_path: Path) -> None:
     """A byte a second holds a connection for ever otherwise; on one that was used before as well."""
     async with started(kafka, tmp_path) as receiver:
-        for first in (b"", posted(BODY)):
+
+        async def left(first: bytes) -> None:
             reader, writer = await asyncio.open_connection("127.0.0.1", receiver.http_port)
             writer.write(first + b"POST /v1/traces HTTP/1.1\r\n")
             async with asyncio.timeout(15):
                 while await reader.read(65_536):
                     pass
             writer.close()
+
+        await asyncio.gather(left(b""), left(posted(BODY)))
         assert await receiver.metric("receiver_connections_ended_total", transport="http", reason="silent") == 2
 
 

@@ -23,7 +23,7 @@ def http1(*lines: str, path: str = "/v1/traces", body: bytes = b"") -> bytes:
     return "\r\n".join(head).encode("latin-1") + body
 
 
-@pytest.mark.parametrize("level", ["INFO", "DEBUG"])
+@pytest.mark.parametrize("level", ["DEBUG", pytest.param("INFO", marks=pytest.mark.long)])  # DEBUG logs all of INFO
 async def test_nothing_that_a_client_sends_is_logged(kafka: KafkaBroker, tmp_path: Path, level: str) -> None:
     """Logs are shipped to places, and kept for times, that a token or a path with an e-mail address must not see."""
     receiver = Receiver(kafka.bootstrap_servers, tmp_path, API_KEYS=f"{CANARY}-key", LOG_LEVEL=level).start()

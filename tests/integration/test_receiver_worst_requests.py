@@ -47,7 +47,7 @@ async def test_a_request_that_needs_several_attempts_goes_on_where_the_last_one_
 
 
 @pytest.mark.long
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("engine", ["python", *(["native"] if is_native_built() else [])])
 async def test_the_largest_request_of_the_slowest_spans_is_answered_within_a_few_attempts(
     kafka: KafkaBroker, tmp_path: Path, engine: str
@@ -96,9 +96,9 @@ async def check_published_once(
             assert codes.total() < ATTEMPTS_MAX, codes
             answer = await export(channel, body)
             codes[answer.code] += 1
+            assert set(codes) <= {"OK", "UNAVAILABLE"}, answer  # another answer would come again each time
             if answer.retry_s is not None and waits:
                 await asyncio.sleep(max(answer.retry_s, min(30.0, 5.0 * 1.5 ** (codes.total() - 1))))
-    assert set(codes) <= {"OK", "UNAVAILABLE"}
     records = [record.key for record in await records_of(kafka, receiver.topic)]
     assert len(records) == spans, codes  # every event once, although there were several attempts
     assert len(set(records)) == spans

@@ -136,7 +136,7 @@ def translated(raw: bytes, resource: bytes = b"", by: Rules = PLAIN, notes: Note
     found = translate(raw, read_resource(resource, by), by, traces=traces, notes=notes)
     expected = Answers.of([found])
     for engine in engines(by):
-        for _ in range(2):
+        for _ in range(1 if engine.name == "python" else 2):  # the reference has just been asked
             assert answers_by(engine, request_bytes((resource, [raw]))) == expected, (engine.name, raw, resource)
     return found
 

@@ -31,8 +31,8 @@ from shared.wire import BATCH_BYTES_MAX, HEADERS, RECORD_BYTES_MAX, Record
 ZSTD_LEVEL = 1  # a third less CPU than level 3 for records of about the same size: docs/performance.md
 
 
-# Bounds of one step of the reference, which takes a few milliseconds; a single large span may take longer.
-_BYTES_A_STEP = 64 * 1024
+# Bounds of one step of the reference: three events, a millisecond or two; a single large span may take longer.
+_BYTES_A_STEP = 8 * 1024
 _EVENT_BYTES = 2048  # added to each event's size, for the cost that does not depend on the size
 _IGNORED_BYTES = 64
 _RECORD_OVERHEAD_BYTES = 256  # Python's own, around key and value

@@ -334,13 +334,15 @@ def test_long_keys_take_no_time_and_let_no_secret_by(keys: list[str]) -> None:
     long = {f"metadata.{key}": "hunter2" for key in keys}
     span = span_bytes([*LOGIN.items(), *long.items(), ("metadata.plan", "pro")])
     resource = resource_bytes(long)
-    took_s = []
-    for _ in range(3):  # a busy machine may slow one of them
+
+    def took_s() -> float:
         started = time.process_time()
         event = translate(span, read_resource(resource, by), by)
-        took_s.append(time.process_time() - started)
-    assert min(took_s) < 0.3
-    assert event.event_metadata == {"plan": "pro"}  # type: ignore[union-attr]
+        ended = time.process_time()
+        assert event.event_metadata == {"plan": "pro"}  # type: ignore[union-attr]
+        return ended - started
+
+    assert any(took_s() < 0.3 for _ in range(3))  # a busy machine may slow one of them
 
 
 def test_long_keys_are_kept_within_their_bound() -> None:

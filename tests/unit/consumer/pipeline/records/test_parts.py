@@ -24,7 +24,7 @@ from support.copy_data import rows_of
 from support.damaged_records import damaged
 from support.record_batches import GZIP, LOG_APPEND_TIME, NONE, PLACE, SNAPPY, ZSTD, batch_of, checked, with_attributes
 
-GOLDEN = [path.read_bytes() for path in sorted((Path(__file__).parents[3] / "golden").glob("*.json"))]
+GOLDEN = [path.read_bytes() for path in sorted((Path(__file__).parents[4] / "golden").glob("*.json"))]
 REFERENCE = ReferenceEngine()
 ENGINE = engine_of()  # the reference again where the native one was not built
 

@@ -637,12 +637,14 @@ def test_no_span_takes_long(kind: str) -> None:
     """Everybody else waits meanwhile. Measured: below 0.1 s; without the bounds on work 0.5 s and more."""
     raw = span_bytes([*LONG[kind], *LOGIN.items()])
     resource = read_resource(b"", PLAIN)
-    took_s = []
-    for _ in range(3):  # a collection of this process's garbage, or a neighbour, may lengthen one
+
+    def took_s() -> float:
         started = time.process_time()
         assert not isinstance(translate(raw, resource, PLAIN), Ignored | Rejected)
-        took_s.append(time.process_time() - started)
-    assert min(took_s) < 0.4
+        return time.process_time() - started
+
+    # A collection of this process's garbage, or a neighbour, may lengthen one of three.
+    assert any(took_s() < 0.4 for _ in range(3))
 
 
 @pytest.mark.parametrize("where", ["clean", "event_metadata"])

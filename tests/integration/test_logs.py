@@ -13,7 +13,7 @@ import pytest
 
 from shared.logs import LINES_MAX, WINDOW_S, RateLimit
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = """
 import logging, sys, structlog
 from shared import logs

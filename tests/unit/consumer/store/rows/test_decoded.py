@@ -10,7 +10,7 @@ from consumer.store.suppressions import Subject, is_suppressed
 from shared.events import TIMESTAMP_US_MAX, TIMESTAMP_US_MIN, BaseEvent
 from shared.wire import decode, encode
 
-GOLDEN = sorted((Path(__file__).parents[3] / "golden").glob("*.json"))
+GOLDEN = sorted((Path(__file__).parents[4] / "golden").glob("*.json"))
 
 
 def record_of(event: BaseEvent) -> ConsumerRecord[bytes, bytes]:

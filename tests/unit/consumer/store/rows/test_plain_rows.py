@@ -22,7 +22,7 @@ from support.copy_data import rows_of
 from support.damaged_records import TOKENS, damaged
 from support.golden import SENDERS, fates_of
 
-GOLDEN = sorted((Path(__file__).parents[3] / "golden").glob("*.json"))
+GOLDEN = sorted((Path(__file__).parents[4] / "golden").glob("*.json"))
 ORDINARY = (
     b'{"schema_version":2,"table":"endpoint_usage","id":"aba33538-575a-87bc-8565-ab82e28feed1",'
     b'"timestamp_us":1795524929306311,"deployment_type":"cloud","user_id":"f55777966accac8a",'

@@ -10,7 +10,7 @@ import pytest
 
 from shared.engine import is_native_built
 
-SCRIPT = Path(__file__).resolve().parents[3] / "support" / "other_mapping.py"
+SCRIPT = Path(__file__).resolve().parents[1] / "support" / "other_mapping.py"
 
 
 async def told(seed: int, requests: int) -> dict[str, Any]:
