@@ -100,6 +100,9 @@ class Servers:
         environment = self.environment(topic, ANALYTICS_DATABASE_URL=self.postgres.url(database), **settings)
         return self._module("consumer", environment, {"CONSUMER_METRICS_PORT": None})
 
+    def viewer(self, url: str) -> ModuleServer:
+        return self._module("viewer", {"VIEWER_DATABASE_URL": url, "VIEWER_HOST": "127.0.0.1"}, {"VIEWER_PORT": None})
+
     def textbook_receiver(self, topic: str) -> ModuleServer:
         return self._module("bench.peers.receiver", self.environment(topic), {"PORT": None})
 

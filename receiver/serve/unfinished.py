@@ -17,8 +17,8 @@ from receiver.serve.turns import Turns
 from receiver.translate.engines.engine import Translation
 
 REQUESTS_MAX = 8
-# An exporter waits at most 45 s between two attempts (30 s, and half of that as jitter), and the body of one attempt may
-# arrive too late.
+# An exporter waits at most 45 s between two attempts (30 s, and half of that as jitter), and the body of one attempt
+# may arrive too late.
 KEEP_S = 120.0
 SLICE_S = 0.005  # of translation; other requests wait no longer for it in one round of the loop
 KEPT_SLICE_S = 0.001  # beside bodies that arrive: the next attempt's 64 MiB come in some 250 pieces
