@@ -88,8 +88,9 @@ COMMENT ON TABLE analytics.rollup_marks IS 'Days in UTC whose rows changed since
 DO $$
 BEGIN
     EXECUTE format(
-        'CREATE AGGREGATE analytics.bits(integer, integer) (SFUNC = pg_catalog.set_bit, STYPE = bit, INITCOND = %L)',
-        'x' || repeat('0', 8192)
+        'CREATE AGGREGATE analytics.bits(integer, integer) (
+            SFUNC = pg_catalog.set_bit, STYPE = bit, COMBINEFUNC = pg_catalog.bitor, PARALLEL = SAFE, INITCOND = %L
+        )', 'x' || repeat('0', 8192)
     );
 END $$;
 

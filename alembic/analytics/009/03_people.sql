@@ -4,7 +4,7 @@ CREATE OR REPLACE FUNCTION analytics.active_users(
     smallest_group integer DEFAULT NULL
 ) RETURNS TABLE (period date, users bigint, new_users bigint, returning_users bigint)
 LANGUAGE plpgsql STABLE SECURITY DEFINER
-SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan SET jit = off SET work_mem = '32MB' AS $$
+SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan SET jit = off SET work_mem = '64MB' AS $$
 #variable_conflict use_variable
 DECLARE
     floor integer := analytics.floored(smallest_group);
@@ -48,7 +48,7 @@ CREATE OR REPLACE FUNCTION analytics.stickiness(
     service text DEFAULT NULL, deployment text DEFAULT NULL, smallest_group integer DEFAULT NULL
 ) RETURNS TABLE (day date, daily bigint, weekly bigint, monthly bigint, stickiness double precision)
 LANGUAGE plpgsql STABLE SECURITY DEFINER
-SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan SET jit = off SET work_mem = '32MB' AS $$
+SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan SET jit = off SET work_mem = '64MB' AS $$
 #variable_conflict use_variable
 DECLARE
     floor integer := analytics.floored(smallest_group);
@@ -86,7 +86,7 @@ CREATE OR REPLACE FUNCTION analytics.retention(
     service text DEFAULT NULL, deployment text DEFAULT NULL, smallest_group integer DEFAULT NULL
 ) RETURNS TABLE (cohort date, people bigint, weeks_later integer, returned bigint, share double precision)
 LANGUAGE plpgsql STABLE SECURITY DEFINER
-SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan SET jit = off SET work_mem = '32MB' AS $$
+SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan SET jit = off SET work_mem = '64MB' AS $$
 #variable_conflict use_variable
 DECLARE
     floor integer := analytics.floored(smallest_group);

@@ -5,7 +5,7 @@ CREATE OR REPLACE FUNCTION analytics.feature_adoption(
     feature text, uses double precision, people bigint, adoption double precision, repeated double precision
 )
 LANGUAGE plpgsql STABLE SECURITY DEFINER
-SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan SET jit = off SET work_mem = '32MB' AS $$
+SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan SET jit = off SET work_mem = '64MB' AS $$
 #variable_conflict use_variable
 DECLARE
     floor integer := analytics.floored(smallest_group);
@@ -54,7 +54,7 @@ CREATE OR REPLACE FUNCTION analytics.organizations(
     feature_uses double precision, model_calls double precision, active_days bigint, last_day date
 )
 LANGUAGE plpgsql STABLE SECURITY DEFINER
-SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan SET jit = off SET work_mem = '32MB' AS $$
+SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan SET jit = off SET work_mem = '64MB' AS $$
 #variable_conflict use_variable
 DECLARE
     floor integer := analytics.floored(smallest_group);
@@ -80,7 +80,7 @@ CREATE OR REPLACE FUNCTION analytics.models(
     output_tokens double precision, failed double precision, p50_ms double precision, p95_ms double precision
 )
 LANGUAGE plpgsql STABLE SECURITY DEFINER
-SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan SET jit = off SET work_mem = '32MB' AS $$
+SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan SET jit = off SET work_mem = '64MB' AS $$
 #variable_conflict use_variable
 DECLARE
     floor integer := analytics.floored(smallest_group);
@@ -122,7 +122,7 @@ CREATE OR REPLACE FUNCTION analytics.funnel_steps(
     deployment text DEFAULT NULL, smallest_group integer DEFAULT NULL
 ) RETURNS TABLE (step text, people bigint)
 LANGUAGE plpgsql STABLE SECURITY DEFINER
-SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan SET jit = off SET work_mem = '32MB' AS $$
+SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan SET jit = off SET work_mem = '64MB' AS $$
 #variable_conflict use_variable
 BEGIN
     RETURN QUERY

@@ -6,7 +6,7 @@ CREATE OR REPLACE FUNCTION analytics.endpoint_health(
     client_errors double precision, p50_ms double precision, p95_ms double precision, p99_ms double precision
 )
 LANGUAGE plpgsql STABLE SECURITY DEFINER
-SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan SET jit = off SET work_mem = '32MB' AS $$
+SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan SET jit = off SET work_mem = '64MB' AS $$
 #variable_conflict use_variable
 DECLARE
     floor integer := analytics.floored(smallest_group);
@@ -49,7 +49,7 @@ CREATE OR REPLACE FUNCTION analytics.requests_over_time(
     p95_ms double precision
 )
 LANGUAGE plpgsql STABLE SECURITY DEFINER
-SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan SET jit = off SET work_mem = '32MB' AS $$
+SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan SET jit = off SET work_mem = '64MB' AS $$
 #variable_conflict use_variable
 BEGIN
     IF step NOT IN ('hour', 'day', 'week', 'month') THEN
@@ -87,7 +87,7 @@ CREATE OR REPLACE FUNCTION analytics.releases(
     previous_version text, server_errors_before double precision, p95_ms_before double precision
 )
 LANGUAGE plpgsql STABLE SECURITY DEFINER
-SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan SET jit = off SET work_mem = '32MB' AS $$
+SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan SET jit = off SET work_mem = '64MB' AS $$
 #variable_conflict use_variable
 DECLARE
     floor integer := analytics.floored(smallest_group);
@@ -143,7 +143,7 @@ CREATE OR REPLACE FUNCTION analytics.overview(
     p95_ms double precision, feature_uses double precision, model_calls double precision
 )
 LANGUAGE plpgsql STABLE SECURITY DEFINER
-SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan SET jit = off SET work_mem = '32MB' AS $$
+SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan SET jit = off SET work_mem = '64MB' AS $$
 #variable_conflict use_variable
 BEGIN
     RETURN QUERY
@@ -178,7 +178,7 @@ END $$;
 
 CREATE OR REPLACE FUNCTION analytics.choices(since timestamptz, until timestamptz) RETURNS TABLE (kind text, value text)
 LANGUAGE plpgsql STABLE SECURITY DEFINER
-SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan SET jit = off SET work_mem = '32MB' AS $$
+SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan SET jit = off SET work_mem = '64MB' AS $$
 #variable_conflict use_variable
 BEGIN
     RETURN QUERY

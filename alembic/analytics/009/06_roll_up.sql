@@ -55,7 +55,7 @@ COMMENT ON FUNCTION ingest.days_to_roll_up IS 'Days whose sums are missing or ol
 -- Give numbers to the people and organizations of a day. Holds back an erasure while it writes, and only then: nobody
 -- who is erased meanwhile gets a number.
 CREATE FUNCTION ingest.number_people(day date) RETURNS void LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan SET jit = off SET work_mem = '32MB' AS $$
+SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan SET jit = off SET work_mem = '64MB' AS $$
 #variable_conflict use_variable
 DECLARE
     started timestamptz := clock_timestamp();
@@ -83,7 +83,7 @@ COMMENT ON FUNCTION ingest.number_people IS 'First half of rolling up a day, in 
 
 -- In a transaction of isolation REPEATABLE READ, so that the marks that it deletes are those of the rows that it sees.
 CREATE FUNCTION ingest.roll_up(day date) RETURNS void LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan SET jit = off SET work_mem = '32MB' AS $$
+SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan SET jit = off SET work_mem = '64MB' AS $$
 #variable_conflict use_variable
 DECLARE
     lower timestamptz := day::timestamp AT TIME ZONE 'UTC';
@@ -180,7 +180,7 @@ COMMENT ON FUNCTION ingest.forget_unseen IS 'Takes away the numbers of those of 
 
 -- The days that audit names: counted ones whose sums or people are not those of their rows.
 CREATE FUNCTION ingest.wrong_days(latest integer) RETURNS SETOF date LANGUAGE sql STABLE SECURITY DEFINER
-SET search_path = pg_catalog, pg_temp SET jit = off SET work_mem = '32MB' AS $$
+SET search_path = pg_catalog, pg_temp SET jit = off SET work_mem = '64MB' AS $$
     WITH days AS MATERIALIZED (
         SELECT day, day::timestamp AT TIME ZONE 'UTC' AS lower, (day + 1)::timestamp AT TIME ZONE 'UTC' AS upper
         FROM unnest(analytics.counted_days('-infinity', 'infinity')) AS day ORDER BY day DESC LIMIT latest
