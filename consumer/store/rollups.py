@@ -23,6 +23,7 @@ log = structlog.get_logger("consumer.store.rollups")
 
 EVERY_S = 60.0
 KEEP_DAYS = 400  # older days are always read from the rows
+STATEMENT_TIMEOUT_S = 600  # of one day, which may have millions of rows
 ADVISORY_LOCK = 0x7E1E_0005  # who rolls up: one consumer of all
 
 
@@ -55,7 +56,9 @@ async def keep_rolled_up(database_url: str, stop: asyncio.Event) -> None:
     while True:
         connection = None
         try:
-            connection = await connect(database_url, application_name="telemetry-rollups")
+            connection = await connect(
+                database_url, application_name="telemetry-rollups", statement_timeout_s=STATEMENT_TIMEOUT_S
+            )
             if await connection.fetchval("SELECT pg_try_advisory_lock($1)", ADVISORY_LOCK):
                 await roll_up(connection, stop)
         except DATABASE_ERRORS as error:
