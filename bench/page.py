@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import asyncpg
 
+from bench import path
 from bench.consumers import database
 from bench.report import OURS, Report
 from bench.servers import Servers
@@ -20,6 +21,8 @@ SUITE = "page"
 DAYS = 30
 PREFILL_ROWS = 250_000
 TIMEOUT_S = 600.0
+RATE = path.RATES[0]
+SECONDS = 30.0
 
 # Fifty thousand people in a thousand organizations; a few people use most of a product. Ids are as good as random.
 _PREFILL = """
@@ -68,6 +71,26 @@ async def measure(servers: Servers, report: Report, *, rows: int) -> None:
         finally:
             await connection.close()
         await _ask(servers, report, url, "days added up")
+        await _ask_beside_ingest(servers, report, name)
+
+
+async def _ask_beside_ingest(servers: Servers, report: Report, name: str) -> None:
+    """The same while a steady load comes in; and how long its rows took."""
+    case = f"beside {path.case_of(RATE)}"
+    topic = await servers.topics.create("page")
+    connection = await asyncpg.connect(servers.postgres.url(name))
+    try:
+        async with path.both(servers, topic, name) as (receiver, _), asyncio.TaskGroup() as group:
+            await path.send(servers, receiver, RATE, path.WARM_UP_S)
+            since_s = time.time()
+            sending = group.create_task(path.send(servers, receiver, RATE, SECONDS))
+            await _ask(servers, report, servers.postgres.url(name), case)
+            sent = await sending
+            stored = await path.settled(connection, since_s, sent.acknowledged_spans)
+            _, p99_ms = await connection.fetchval(f"SELECT ms FROM ({path.LATENCIES}) AS found", since_s)
+        report.add(SUITE, case, OURS, p99_ms_to_row=p99_ms, rows_missing=sent.acknowledged_spans - stored)
+    finally:
+        await connection.close()
 
 
 async def _fill(url: str, rows: int) -> None:
@@ -97,8 +120,8 @@ async def _fill(url: str, rows: int) -> None:
 async def _ask(servers: Servers, report: Report, url: str, case: str) -> None:
     async with servers.running(servers.viewer(url)) as viewer:
         for page in PAGES:
-            path = "" if page == "overview" else page
-            address = f"http://127.0.0.1:{viewer.server.port_of('VIEWER_PORT')}/{path}?days={DAYS}"
+            name = "" if page == "overview" else page
+            address = f"http://127.0.0.1:{viewer.server.port_of('VIEWER_PORT')}/{name}?days={DAYS}"
             started_at = time.monotonic()
             text = await asyncio.to_thread(_get, address)
             seconds = time.monotonic() - started_at

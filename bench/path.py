@@ -38,7 +38,7 @@ GOALS = (
 
 # The moment is that of the commit record; its way to disk, some ms, comes on top.
 _ROWS = " UNION ALL ".join(f"SELECT timestamp, xmin FROM {table}" for table in TABLES)
-_LATENCIES = f"""
+LATENCIES = f"""
     SELECT count(*) AS rows, percentile_cont(ARRAY[0.5, 0.99]) WITHIN GROUP (
         ORDER BY extract(epoch FROM pg_xact_commit_timestamp(xmin) - timestamp) * 1000
     ) AS ms FROM ({_ROWS}) AS stored WHERE timestamp > to_timestamp($1)
@@ -51,19 +51,19 @@ async def measure(servers: Servers, report: Report, *, is_quick: bool, repetitio
     report.aim(*GOALS)
     seconds = 3.0 if is_quick else 5.0
     topic = await servers.topics.create("path")
-    async with database(servers) as where, _both(servers, topic, where) as (receiver, consumer):
+    async with database(servers) as where, both(servers, topic, where) as (receiver, consumer):
         for name, process in (("receiver", receiver), ("consumer", consumer)):
             report.add("start", f"{name} to ready", OURS, s=process.seconds)
             report.add("memory", f"{name} at rest", OURS, MiB=resident_mib(process.pid))
         connection = await asyncpg.connect(servers.postgres.url(where))
         try:
             stored = 0
-            await _send(servers, receiver, RATES[0], WARM_UP_S)
+            await send(servers, receiver, RATES[0], WARM_UP_S)
             for rate in RATES * repetitions:
                 since_s = time.time()
-                sent = await _send(servers, receiver, rate, seconds)
-                stored = await _settled(connection, since_s, sent.acknowledged_spans)
-                p50_ms, p99_ms = await connection.fetchval(f"SELECT ms FROM ({_LATENCIES}) AS found", since_s)
+                sent = await send(servers, receiver, rate, seconds)
+                stored = await settled(connection, since_s, sent.acknowledged_spans)
+                p50_ms, p99_ms = await connection.fetchval(f"SELECT ms FROM ({LATENCIES}) AS found", since_s)
                 report.add(
                     SUITE,
                     case_of(rate),
@@ -81,7 +81,7 @@ async def measure(servers: Servers, report: Report, *, is_quick: bool, repetitio
 
 
 @asynccontextmanager
-async def _both(servers: Servers, topic: str, where: str) -> AsyncIterator[tuple[Started, Started]]:
+async def both(servers: Servers, topic: str, where: str) -> AsyncIterator[tuple[Started, Started]]:
     """One after the other, so that each has the machine for its start."""
     async with (
         servers.running(servers.consumer(topic, where)) as consumer,
@@ -90,16 +90,16 @@ async def _both(servers: Servers, topic: str, where: str) -> AsyncIterator[tuple
         yield receiver, consumer
 
 
-async def _send(servers: Servers, receiver: Started, rate: int, seconds: float) -> Sent:
+async def send(servers: Servers, receiver: Started, rate: int, seconds: float) -> Sent:
     command = Command(receiver.target, "events", SPANS, seconds=seconds, spans_per_second=rate)
     return await servers.load(command)
 
 
-async def _settled(connection: asyncpg.Connection, since_s: float, rows: int) -> int:
+async def settled(connection: asyncpg.Connection, since_s: float, rows: int) -> int:
     """Wait until so many rows of this time are there; how many there are, if they do not all come."""
     deadline = time.monotonic() + SETTLED_TIMEOUT_S
     while True:
-        found: int = await connection.fetchval(f"SELECT rows FROM ({_LATENCIES}) AS found", since_s)
+        found: int = await connection.fetchval(f"SELECT rows FROM ({LATENCIES}) AS found", since_s)
         if found >= rows or time.monotonic() > deadline:
             return found
         await asyncio.sleep(0.1)
