@@ -26,7 +26,17 @@ REPLACED = {  # functions, by where their text before stands
 }
 FOR_CONSUMERS = ("mark_days", "days_to_roll_up", "number_people", "roll_up", "forget", "forget_unseen", "wrong_days")
 HELPERS = (
-    *("rows", "counted_days", "uncounted_rows", "period_of", "keys_of", "key_columns", "serving_days"),
+    *("rows_of_user_activity", "rows_of_endpoint_usage", "rows_of_feature_usage", "rows_of_model_usage"),
+    *(
+        "rows_of_answered",
+        "rows",
+        "counted_days",
+        "uncounted_rows",
+        "period_of",
+        "keys_of",
+        "key_columns",
+        "serving_days",
+    ),
     *("sums", "durations", "people_seen", "organization_days", "bits"),
 )
 

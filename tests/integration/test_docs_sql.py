@@ -26,6 +26,7 @@ BLOCKS = {
 ROLE = "docs_reader"  # as analytics_reader, under a name of this test's own: roles belong to the whole server
 KEY = b"0123456789abcdef0123456789abcdef"
 USERS = 8
+TRACE = uuid.UUID("0af7651916cd43dd8448eb211c80319c")  # of the span that README sends with curl
 
 
 def statements(block: str) -> list[str]:
@@ -99,7 +100,7 @@ async def fill(connection: asyncpg.Connection, times: list[datetime]) -> None:
         "model_usage": [{"operation": "chat", "provider": "openai", "model": "gpt-4o", "input_tokens": 17}] * USERS,
     }
     common = {"organization_id": hash_id("acme"), "deployment_type": "cloud"}
-    common |= {"service_name": "shop", "service_version": "1.0"}
+    common |= {"service_name": "shop", "service_version": "1.0", "trace_id": TRACE}
     metadata = '{"plan": "pro", "service.name": "shop"}'
     for table, columns in own.items():
         rows = [

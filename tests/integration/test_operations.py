@@ -378,16 +378,23 @@ async def test_a_watched_status_tells_owner_rate_time_left_and_what_stops_it(sta
     await stack.settled(100)
     port = str(consumer.port_of("CONSUMER_METRICS_PORT"))
     watching = await started(stack, "status", "--watch", CONSUMER_METRICS_PORT=port)
-    assert watching.stdout is not None
     seen = b""
+
+    async def more() -> bytes:
+        assert watching.stdout is not None
+        assert watching.stderr is not None
+        text = await asyncio.wait_for(watching.stdout.read(4096), 30)
+        assert text, await watching.stderr.read()  # it has ended
+        return text
+
     while seen.count(b"owner") < 2:
-        seen += await asyncio.wait_for(watching.stdout.read(4096), 30)
+        seen += await more()
     assert seen.count(b"127.0.0.1") >= 2
     assert b"consumer on" not in seen
     await stack.fetch("ALTER TABLE user_activity RENAME TO away")
     await stack.send(records)
     while b"consumer on 127.0.0.1: {" not in seen or b"42P01" not in seen:
-        seen += await asyncio.wait_for(watching.stdout.read(4096), 30)
+        seen += await more()
     watching.send_signal(signal.SIGINT)
     _, err = await watching.communicate()
     assert (watching.returncode, err) == (0, b"")

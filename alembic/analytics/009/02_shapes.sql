@@ -4,10 +4,11 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
     SELECT floor(50 * ln(greatest(duration_ms, 0.001)))::integer
 $$;
 
--- Rows of all tables in one shape, each as a sum of one. 'answered' is the requests that did not fail.
--- Without SET and SECURITY DEFINER, so that Postgres inlines it.
-CREATE FUNCTION analytics.rows(
-    since timestamptz, until timestamptz, sources text[], organization text, service text, deployment text
+-- Rows of one table in a shape that all share, each as a sum of one: a name, its parts, and what may be added up.
+-- Without SET and SECURITY DEFINER, so that Postgres inlines them; one for each table, so that a locked table stops only
+-- the questions about it.
+CREATE FUNCTION analytics.rows_of_user_activity(
+    since timestamptz, until timestamptz, organization text, service text, deployment text
 ) RETURNS TABLE (
     source text, name text, part text, extra text, service_name text, service_version text, deployment_type text,
     user_id text, organization_id text, "timestamp" timestamptz, duration_ms double precision,
@@ -16,41 +17,91 @@ CREATE FUNCTION analytics.rows(
 ) LANGUAGE sql STABLE PARALLEL SAFE AS $$
     SELECT 'user_activity'::text, event.event_type::text, NULL::text, NULL::text, event.service_name::text,
         event.service_version::text, event.deployment_type::text, event.user_id::text, event.organization_id::text,
-        event.timestamp, NULL::double precision, event.weight, NULL::double precision, NULL::double precision,
-        NULL::double precision, NULL::double precision
+        event.timestamp, NULL::double precision, event.weight, NULL::double precision,
+        NULL::double precision, NULL::double precision, NULL::double precision
     FROM public.user_activity AS event
-    WHERE 'user_activity' = ANY ($3) AND event.timestamp >= $1 AND event.timestamp < $2
-        AND ($4 IS NULL OR event.organization_id = $4) AND ($5 IS NULL OR event.service_name = $5)
-        AND ($6 IS NULL OR event.deployment_type = $6)
-    UNION ALL
-    SELECT CASE WHEN 'answered' = ANY ($3) THEN 'answered' ELSE 'endpoint_usage' END, event.endpoint::text,
-        event.method::text, NULL, event.service_name::text, event.service_version::text,
-        event.deployment_type::text, event.user_id::text, event.organization_id::text, event.timestamp,
-        event.duration_ms, event.weight, CASE WHEN event.status_code BETWEEN 400 AND 499 THEN event.weight END,
-        CASE WHEN event.status_code >= 500 THEN event.weight END, NULL, NULL
+    WHERE event.timestamp >= $1 AND event.timestamp < $2 AND ($3 IS NULL OR event.organization_id = $3)
+        AND ($4 IS NULL OR event.service_name = $4) AND ($5 IS NULL OR event.deployment_type = $5)
+$$;
+
+CREATE FUNCTION analytics.rows_of_endpoint_usage(
+    since timestamptz, until timestamptz, organization text, service text, deployment text
+) RETURNS TABLE (
+    source text, name text, part text, extra text, service_name text, service_version text, deployment_type text,
+    user_id text, organization_id text, "timestamp" timestamptz, duration_ms double precision,
+    weight double precision, refused double precision, failed double precision, input_tokens double precision,
+    output_tokens double precision
+) LANGUAGE sql STABLE PARALLEL SAFE AS $$
+    SELECT 'endpoint_usage'::text, event.endpoint::text, event.method::text, NULL::text, event.service_name::text,
+        event.service_version::text, event.deployment_type::text, event.user_id::text, event.organization_id::text,
+        event.timestamp, event.duration_ms, event.weight, CASE WHEN event.status_code BETWEEN 400 AND 499 THEN event.weight END,
+        CASE WHEN event.status_code >= 500 THEN event.weight END, NULL::double precision, NULL::double precision
     FROM public.endpoint_usage AS event
-    WHERE ('endpoint_usage' = ANY ($3) OR 'answered' = ANY ($3) AND (event.status_code IS NULL OR event.status_code < 400))
-        AND event.timestamp >= $1 AND event.timestamp < $2
-        AND ($4 IS NULL OR event.organization_id = $4) AND ($5 IS NULL OR event.service_name = $5)
-        AND ($6 IS NULL OR event.deployment_type = $6)
-    UNION ALL
-    SELECT 'feature_usage', event.feature_name::text, event.action::text, NULL, event.service_name::text,
+    WHERE event.timestamp >= $1 AND event.timestamp < $2 AND ($3 IS NULL OR event.organization_id = $3)
+        AND ($4 IS NULL OR event.service_name = $4) AND ($5 IS NULL OR event.deployment_type = $5)
+$$;
+
+CREATE FUNCTION analytics.rows_of_feature_usage(
+    since timestamptz, until timestamptz, organization text, service text, deployment text
+) RETURNS TABLE (
+    source text, name text, part text, extra text, service_name text, service_version text, deployment_type text,
+    user_id text, organization_id text, "timestamp" timestamptz, duration_ms double precision,
+    weight double precision, refused double precision, failed double precision, input_tokens double precision,
+    output_tokens double precision
+) LANGUAGE sql STABLE PARALLEL SAFE AS $$
+    SELECT 'feature_usage'::text, event.feature_name::text, event.action::text, NULL::text, event.service_name::text,
         event.service_version::text, event.deployment_type::text, event.user_id::text, event.organization_id::text,
-        event.timestamp, NULL, event.weight, NULL, NULL, NULL, NULL
+        event.timestamp, NULL::double precision, event.weight, NULL::double precision,
+        NULL::double precision, NULL::double precision, NULL::double precision
     FROM public.feature_usage AS event
-    WHERE 'feature_usage' = ANY ($3) AND event.timestamp >= $1 AND event.timestamp < $2
-        AND ($4 IS NULL OR event.organization_id = $4) AND ($5 IS NULL OR event.service_name = $5)
-        AND ($6 IS NULL OR event.deployment_type = $6)
-    UNION ALL
-    SELECT 'model_usage', event.operation::text, event.model::text, event.provider::text, event.service_name::text,
+    WHERE event.timestamp >= $1 AND event.timestamp < $2 AND ($3 IS NULL OR event.organization_id = $3)
+        AND ($4 IS NULL OR event.service_name = $4) AND ($5 IS NULL OR event.deployment_type = $5)
+$$;
+
+CREATE FUNCTION analytics.rows_of_model_usage(
+    since timestamptz, until timestamptz, organization text, service text, deployment text
+) RETURNS TABLE (
+    source text, name text, part text, extra text, service_name text, service_version text, deployment_type text,
+    user_id text, organization_id text, "timestamp" timestamptz, duration_ms double precision,
+    weight double precision, refused double precision, failed double precision, input_tokens double precision,
+    output_tokens double precision
+) LANGUAGE sql STABLE PARALLEL SAFE AS $$
+    SELECT 'model_usage'::text, event.operation::text, event.model::text, event.provider::text, event.service_name::text,
         event.service_version::text, event.deployment_type::text, event.user_id::text, event.organization_id::text,
-        event.timestamp, event.duration_ms, event.weight, NULL,
-        CASE WHEN event.error_type IS NOT NULL THEN event.weight END, event.input_tokens * event.weight,
-        event.output_tokens * event.weight
+        event.timestamp, event.duration_ms, event.weight, NULL::double precision,
+        CASE WHEN event.error_type IS NOT NULL THEN event.weight END, event.input_tokens * event.weight, event.output_tokens * event.weight
     FROM public.model_usage AS event
-    WHERE 'model_usage' = ANY ($3) AND event.timestamp >= $1 AND event.timestamp < $2
-        AND ($4 IS NULL OR event.organization_id = $4) AND ($5 IS NULL OR event.service_name = $5)
-        AND ($6 IS NULL OR event.deployment_type = $6)
+    WHERE event.timestamp >= $1 AND event.timestamp < $2 AND ($3 IS NULL OR event.organization_id = $3)
+        AND ($4 IS NULL OR event.service_name = $4) AND ($5 IS NULL OR event.deployment_type = $5)
+$$;
+
+-- Requests that did not fail: the steps that a funnel may take.
+CREATE FUNCTION analytics.rows_of_answered(
+    since timestamptz, until timestamptz, organization text, service text, deployment text
+) RETURNS TABLE (
+    source text, name text, part text, extra text, service_name text, service_version text, deployment_type text,
+    user_id text, organization_id text, "timestamp" timestamptz, duration_ms double precision,
+    weight double precision, refused double precision, failed double precision, input_tokens double precision,
+    output_tokens double precision
+) LANGUAGE sql STABLE PARALLEL SAFE AS $$
+    SELECT 'answered'::text, event.endpoint::text, event.method::text, NULL::text, event.service_name::text,
+        event.service_version::text, event.deployment_type::text, event.user_id::text, event.organization_id::text,
+        event.timestamp, event.duration_ms, event.weight, NULL::double precision,
+        NULL::double precision, NULL::double precision, NULL::double precision
+    FROM public.endpoint_usage AS event
+    WHERE event.timestamp >= $1 AND event.timestamp < $2 AND ($3 IS NULL OR event.organization_id = $3)
+        AND ($4 IS NULL OR event.service_name = $4) AND ($5 IS NULL OR event.deployment_type = $5)
+        AND (event.status_code IS NULL OR event.status_code < 400)
+$$;
+
+-- The rows of the four tables.
+CREATE FUNCTION analytics.rows(since timestamptz, until timestamptz) RETURNS TABLE (
+    user_id text, organization_id text, weight double precision
+) LANGUAGE sql STABLE PARALLEL SAFE AS $$
+    SELECT user_id, organization_id, weight FROM analytics.rows_of_user_activity($1, $2, NULL, NULL, NULL)
+    UNION ALL SELECT user_id, organization_id, weight FROM analytics.rows_of_endpoint_usage($1, $2, NULL, NULL, NULL)
+    UNION ALL SELECT user_id, organization_id, weight FROM analytics.rows_of_feature_usage($1, $2, NULL, NULL, NULL)
+    UNION ALL SELECT user_id, organization_id, weight FROM analytics.rows_of_model_usage($1, $2, NULL, NULL, NULL)
 $$;
 
 CREATE FUNCTION analytics.counted_days(since timestamptz, until timestamptz) RETURNS date[]
@@ -60,9 +111,9 @@ LANGUAGE sql STABLE AS $$
         AND NOT EXISTS (SELECT FROM analytics.rollup_marks AS mark WHERE mark.day IS NULL OR mark.day = rolled.day)
 $$;
 
--- SQL for the rows of a range that lie in no counted day. In it, $1 to $4 are sources, organization, service, deployment.
-CREATE FUNCTION analytics.uncounted_rows(since timestamptz, until timestamptz, counted date[]) RETURNS text
-LANGUAGE sql STABLE SET datestyle = 'ISO' SET timezone = 'UTC' AS $$
+-- SQL for the rows of a range that lie in no counted day. In it, $2 to $4 are organization, service and deployment.
+CREATE FUNCTION analytics.uncounted_rows(sources text[], since timestamptz, until timestamptz, counted date[])
+RETURNS text LANGUAGE sql STABLE SET datestyle = 'ISO' SET timezone = 'UTC' AS $$
     WITH ranges (lower, upper) AS (
         SELECT since, coalesce(min(days.day)::timestamp AT TIME ZONE 'UTC', until) FROM unnest(counted) AS days (day)
         UNION ALL
@@ -72,10 +123,11 @@ LANGUAGE sql STABLE SET datestyle = 'ISO' SET timezone = 'UTC' AS $$
     )
     SELECT coalesce(
         string_agg(
-            format('SELECT * FROM analytics.rows(%L, %L, $1, $2, $3, $4)', ranges.lower, ranges.upper), ' UNION ALL '
+            format('SELECT * FROM analytics.%I(%L, %L, $2, $3, $4)', 'rows_of_' || source, ranges.lower, ranges.upper),
+            ' UNION ALL '
         ),
-        'SELECT * FROM analytics.rows(''infinity'', ''infinity'', $1, $2, $3, $4)'
-    ) FROM ranges WHERE ranges.lower < ranges.upper
+        format('SELECT * FROM analytics.%I(''infinity'', ''infinity'', $2, $3, $4)', 'rows_of_' || sources[1])
+    ) FROM ranges CROSS JOIN unnest(sources) AS source WHERE ranges.lower < ranges.upper
 $$;
 
 -- SQL for the period of a time without zone. A step of 'range' makes one period of the whole range.
@@ -138,7 +190,7 @@ BEGIN
         ) AS cells GROUP BY at, source%1$s',
         analytics.keys_of(level, whole), analytics.key_columns(level, whole),
         analytics.period_of(step, 'day::timestamp'), analytics.period_of(step, 'timestamp AT TIME ZONE $6'),
-        analytics.uncounted_rows(since, until, counted)
+        analytics.uncounted_rows(sources, since, until, counted)
     ) USING sources, organization, service, deployment, counted, zone, CASE level WHEN 'name' THEN level ELSE 'release' END;
 END $$;
 
@@ -169,7 +221,7 @@ BEGIN
         ) AS cells GROUP BY at, duration_group%1$s',
         analytics.keys_of(level, whole), analytics.key_columns(level, whole),
         analytics.period_of(step, 'day::timestamp'), analytics.period_of(step, 'timestamp AT TIME ZONE $6'),
-        analytics.uncounted_rows(since, until, counted)
+        analytics.uncounted_rows(ARRAY[source], since, until, counted)
     ) USING ARRAY[source], organization, service, deployment, counted, zone,
         CASE level WHEN 'name' THEN level ELSE 'release' END;
 END $$;
@@ -187,6 +239,7 @@ CREATE FUNCTION analytics.people_seen(
 #variable_conflict use_column
 DECLARE
     counted date[] := analytics.serving_days(since, until, step, zone, organization);
+    tables text[] := CASE WHEN sources = '{""}' THEN '{user_activity,endpoint_usage,feature_usage,model_usage}' ELSE sources END;
 BEGIN
     IF history THEN
         counted := analytics.serving_days('-infinity', since, 'range', zone, organization) || counted;
@@ -213,9 +266,8 @@ BEGIN
         ) AS cells GROUP BY at, source, chunk%1$s',
         analytics.keys_of(level, whole), analytics.key_columns(level, whole),
         analytics.period_of(step, 'day::timestamp'), analytics.period_of(step, 'timestamp AT TIME ZONE $6'),
-        analytics.uncounted_rows(CASE WHEN history THEN '-infinity' ELSE since END, until, counted)
-    ) USING CASE WHEN sources = '{""}' THEN '{user_activity,endpoint_usage,feature_usage,model_usage}' ELSE sources END,
-        organization, service, deployment, counted, zone, since, sources, CASE level WHEN 'name' THEN level ELSE 'release' END;
+        analytics.uncounted_rows(tables, CASE WHEN history THEN '-infinity' ELSE since END, until, counted)
+    ) USING tables, organization, service, deployment, counted, zone, since, sources, CASE level WHEN 'name' THEN level ELSE 'release' END;
 END $$;
 
 -- What organizations did, by day, service and deployment; members are numbers that are good for this one call.
@@ -228,6 +280,7 @@ CREATE FUNCTION analytics.organization_days(
 #variable_conflict use_column
 DECLARE
     counted date[] := analytics.serving_days(since, until, 'day', zone, organization);
+    tables text[] := '{user_activity,endpoint_usage,feature_usage,model_usage}';
 BEGIN
     RETURN QUERY EXECUTE format(
         'WITH by_person AS MATERIALIZED (
@@ -250,7 +303,6 @@ BEGIN
         SELECT day, organization_id, service_name, deployment_type, sum(events), sum(requests), sum(feature_uses),
             sum(model_calls), array_agg(number) FILTER (WHERE number IS NOT NULL)
         FROM by_person LEFT JOIN numbered USING (user_id) GROUP BY 1, 2, 3, 4',
-        analytics.uncounted_rows(since, until, counted)
-    ) USING ARRAY['user_activity', 'endpoint_usage', 'feature_usage', 'model_usage'], organization, service, deployment,
-        counted, zone;
+        analytics.uncounted_rows(tables, since, until, counted)
+    ) USING tables, organization, service, deployment, counted, zone;
 END $$;

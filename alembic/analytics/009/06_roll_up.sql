@@ -65,7 +65,7 @@ DECLARE
     organizations text[];
 BEGIN
     SELECT array_agg(DISTINCT event.user_id), array_agg(DISTINCT event.organization_id) INTO users, organizations
-    FROM analytics.rows(lower, upper, '{user_activity,endpoint_usage,feature_usage,model_usage}', NULL, NULL, NULL) AS event;
+    FROM analytics.rows(lower, upper) AS event;
     LOCK TABLE ingest.suppressions IN ROW SHARE MODE;
     INSERT INTO analytics.people (kind, hash)
     SELECT found.kind, found.hash FROM (
@@ -188,9 +188,7 @@ SET search_path = pg_catalog, pg_temp SET jit = off SET work_mem = '64MB' AS $$
     SELECT days.day FROM days
     CROSS JOIN LATERAL (
         SELECT coalesce(sum(event.weight), 0) AS events, count(DISTINCT event.user_id) AS people
-        FROM analytics.rows(
-            days.lower, days.upper, '{user_activity,endpoint_usage,feature_usage,model_usage}', NULL, NULL, NULL
-        ) AS event
+        FROM analytics.rows(days.lower, days.upper) AS event
     ) AS found
     CROSS JOIN LATERAL (
         SELECT coalesce(sum(sums.weight), 0) AS events FROM analytics.day_sums AS sums
