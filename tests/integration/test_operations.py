@@ -393,7 +393,9 @@ async def test_a_watched_status_tells_owner_rate_time_left_and_what_stops_it(sta
     assert b"consumer on" not in seen
     await stack.fetch("ALTER TABLE user_activity RENAME TO away")
     await stack.send(records)
+    deadline = time.monotonic() + 60
     while b"consumer on 127.0.0.1: {" not in seen or b"42P01" not in seen:
+        assert time.monotonic() < deadline, seen[-2000:].decode()
         seen += await more()
     watching.send_signal(signal.SIGINT)
     _, err = await watching.communicate()
