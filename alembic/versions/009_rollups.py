@@ -34,6 +34,7 @@ HELPERS = (
         "uncounted_rows",
         "period_of",
         "keys_of",
+        "key_list",
         "key_columns",
         "serving_days",
     ),

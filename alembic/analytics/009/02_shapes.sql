@@ -135,23 +135,22 @@ CREATE FUNCTION analytics.period_of(step text, moment text) RETURNS text LANGUAG
     SELECT CASE step WHEN 'range' THEN 'NULL::timestamp' ELSE format('date_trunc(%L, %s)', step, moment) END
 $$;
 
--- SQL for the keys of an answer, each with a comma before: of names, of releases or none. `whole` adds those of filters.
-CREATE FUNCTION analytics.keys_of(level text, whole boolean) RETURNS text LANGUAGE sql IMMUTABLE AS $$
-    SELECT concat(
-        CASE WHEN level = 'name' THEN ', name, part, extra' END,
-        CASE WHEN level = 'release' OR whole THEN ', service_name, deployment_type' END,
-        CASE WHEN level = 'release' THEN ', service_version' END
-    )
+-- The keys of an answer: of names, of releases or none. `whole` adds those of filters.
+CREATE FUNCTION analytics.keys_of(level text, whole boolean) RETURNS text[] LANGUAGE sql IMMUTABLE AS $$
+    SELECT CASE WHEN level = 'name' THEN '{name,part,extra}' ELSE '{}' END::text[]
+        || CASE WHEN level = 'release' OR whole THEN '{service_name,deployment_type}' ELSE '{}' END::text[]
+        || CASE WHEN level = 'release' THEN '{service_version}' ELSE '{}' END::text[]
+$$;
+
+-- SQL for the keys, each with a comma before.
+CREATE FUNCTION analytics.key_list(keys text[]) RETURNS text LANGUAGE sql IMMUTABLE AS $$
+    SELECT coalesce(string_agg(', ' || key, ''), '') FROM unnest(keys) AS key
 $$;
 
 -- SQL for the six columns that may be keys: those that are none are NULL.
-CREATE FUNCTION analytics.key_columns(level text, whole boolean) RETURNS text LANGUAGE sql IMMUTABLE AS $$
-    SELECT concat_ws(', ',
-        CASE WHEN level = 'name' THEN 'name, part, extra' ELSE 'NULL::text, NULL::text, NULL::text' END,
-        CASE WHEN level = 'release' OR whole THEN 'service_name' ELSE 'NULL::text' END,
-        CASE WHEN level = 'release' THEN 'service_version' ELSE 'NULL::text' END,
-        CASE WHEN level = 'release' OR whole THEN 'deployment_type' ELSE 'NULL::text' END
-    )
+CREATE FUNCTION analytics.key_columns(keys text[]) RETURNS text LANGUAGE sql IMMUTABLE AS $$
+    SELECT string_agg(CASE WHEN key = ANY (keys) THEN key ELSE 'NULL::text' END, ', ' ORDER BY place)
+    FROM unnest('{name,part,extra,service_name,service_version,deployment_type}'::text[]) WITH ORDINALITY AS each (key, place)
 $$;
 
 -- The days whose sums serve: those with whole periods in UTC, where no organization is chosen.
@@ -174,6 +173,7 @@ CREATE FUNCTION analytics.sums(
 #variable_conflict use_column
 DECLARE
     counted date[] := analytics.serving_days(since, until, step, zone, organization);
+    keys text[] := analytics.keys_of(level, whole);
 BEGIN
     RETURN QUERY EXECUTE format(
         'SELECT at, source, %2$s, sum(weight), sum(refused), sum(failed), sum(input_tokens), sum(output_tokens),
@@ -188,7 +188,7 @@ BEGIN
                 min(timestamp), max(timestamp)
             FROM (%5$s) AS uncounted GROUP BY at, source%1$s
         ) AS cells GROUP BY at, source%1$s',
-        analytics.keys_of(level, whole), analytics.key_columns(level, whole),
+        analytics.key_list(keys), analytics.key_columns(keys),
         analytics.period_of(step, 'day::timestamp'), analytics.period_of(step, 'timestamp AT TIME ZONE $6'),
         analytics.uncounted_rows(sources, since, until, counted)
     ) USING sources, organization, service, deployment, counted, zone, CASE level WHEN 'name' THEN level ELSE 'release' END;
@@ -205,6 +205,7 @@ CREATE FUNCTION analytics.durations(
 #variable_conflict use_column
 DECLARE
     counted date[] := analytics.serving_days(since, until, step, zone, organization);
+    keys text[] := analytics.keys_of(level, whole);
 BEGIN
     RETURN QUERY EXECUTE format(
         'SELECT at, %2$s, duration_group, max(longest), sum(weight)
@@ -219,7 +220,7 @@ BEGIN
             SELECT %4$s AS at%1$s, analytics.duration_group(duration_ms) AS duration_group, max(duration_ms), sum(weight)
             FROM (%5$s) AS uncounted WHERE duration_ms IS NOT NULL GROUP BY at, duration_group%1$s
         ) AS cells GROUP BY at, duration_group%1$s',
-        analytics.keys_of(level, whole), analytics.key_columns(level, whole),
+        analytics.key_list(keys), analytics.key_columns(keys),
         analytics.period_of(step, 'day::timestamp'), analytics.period_of(step, 'timestamp AT TIME ZONE $6'),
         analytics.uncounted_rows(ARRAY[source], since, until, counted)
     ) USING ARRAY[source], organization, service, deployment, counted, zone,
@@ -239,6 +240,7 @@ CREATE FUNCTION analytics.people_seen(
 #variable_conflict use_column
 DECLARE
     counted date[] := analytics.serving_days(since, until, step, zone, organization);
+    keys text[] := analytics.keys_of(level, whole);
     tables text[] := CASE WHEN sources = '{""}' THEN '{user_activity,endpoint_usage,feature_usage,model_usage}' ELSE sources END;
 BEGIN
     IF history THEN
@@ -264,7 +266,7 @@ BEGIN
             SELECT at, source%1$s, number / 32768 AS chunk, analytics.bits(number %% 32768, 1)
             FROM pairs JOIN numbered USING (user_id) GROUP BY at, source, number / 32768%1$s
         ) AS cells GROUP BY at, source, chunk%1$s',
-        analytics.keys_of(level, whole), analytics.key_columns(level, whole),
+        analytics.key_list(keys), analytics.key_columns(keys),
         analytics.period_of(step, 'day::timestamp'), analytics.period_of(step, 'timestamp AT TIME ZONE $6'),
         analytics.uncounted_rows(tables, CASE WHEN history THEN '-infinity' ELSE since END, until, counted)
     ) USING tables, organization, service, deployment, counted, zone, since, sources, CASE level WHEN 'name' THEN level ELSE 'release' END;

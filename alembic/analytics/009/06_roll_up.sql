@@ -112,13 +112,11 @@ BEGIN
                 sums.deployment_type, sums.weight, sums.refused, sums.failed, sums.input_tokens, sums.output_tokens,
                 sums.first_at, sums.last_at, groups.duration_groups, groups.longest, groups.weights
             FROM analytics.sums(lower, upper, 'day', 'UTC', ARRAY[source], level, true, NULL, NULL, NULL) AS sums
-            LEFT JOIN groups ON concat_ws(
-                E'\x01', groups.name, coalesce(groups.part, E'\x02'), coalesce(groups.extra, E'\x02'),
-                coalesce(groups.service_name, E'\x02'), coalesce(groups.service_version, E'\x02'), groups.deployment_type
-            ) = concat_ws(
-                E'\x01', sums.name, coalesce(sums.part, E'\x02'), coalesce(sums.extra, E'\x02'),
-                coalesce(sums.service_name, E'\x02'), coalesce(sums.service_version, E'\x02'), sums.deployment_type
-            );
+            LEFT JOIN groups ON (  -- as text, because NULL is a key too, and only an equality is hashed
+                groups.name, groups.part, groups.extra, groups.service_name, groups.service_version, groups.deployment_type
+            )::text = (
+                sums.name, sums.part, sums.extra, sums.service_name, sums.service_version, sums.deployment_type
+            )::text;
         END LOOP;
     END LOOP;
     INSERT INTO analytics.day_people
