@@ -59,6 +59,11 @@ _SETTINGS = f"""
 """
 
 
+def counting(delete: str) -> str:
+    """The DELETE as a query for the number of its rows."""
+    return f"WITH gone AS ({delete} RETURNING 1) SELECT count(*) FROM gone"  # noqa: S608  our own statement
+
+
 async def refuse_transaction_pooling(url: str) -> None:
     """A pooler that gives every transaction another session loses timeouts, temporary tables and locks.
 

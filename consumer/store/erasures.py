@@ -14,7 +14,7 @@ from asyncpg import Connection
 
 from consumer.store import rollups
 from consumer.store.copies import Copy, copies
-from consumer.store.database import DATABASE_ERRORS, connect
+from consumer.store.database import DATABASE_ERRORS, connect, counting
 from consumer.store.schema import from_microseconds
 from consumer.store.suppressions import COLUMN, Subject, lock
 from shared.lifecycle import sleep_or_stop
@@ -126,15 +126,15 @@ async def carry_out(
         connection,
         erasure,
         "dead_letters",
-        f"""
-        WITH gone AS (
+        counting(
+            f"""
             DELETE FROM ingest.dead_letters WHERE ctid = ANY (ARRAY(
                 SELECT ctid FROM ingest.dead_letters
                 WHERE position(convert_to($1, 'UTF8') IN value) > 0 AND coalesce(record_time, first_seen_at) <= $2
                 LIMIT {BATCH_ROWS} FOR UPDATE
-            )) RETURNING 1
-        ) SELECT count(*) FROM gone
-        """,  # noqa: S608  our own names
+            ))
+            """  # noqa: S608  our own names
+        ),
         deleted,
     )
 

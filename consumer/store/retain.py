@@ -10,7 +10,7 @@ from asyncpg import Connection
 
 from consumer.store import rollups
 from consumer.store.copies import copies
-from consumer.store.database import DATABASE_ERRORS, check_clock, connect
+from consumer.store.database import DATABASE_ERRORS, check_clock, connect, counting
 from consumer.store.partitions import drop_expired
 from consumer.store.schema import ANALYTICS_TABLES
 from shared.lifecycle import sleep_or_stop
@@ -91,10 +91,7 @@ async def _delete_rows(connection: Connection, name: str, column: str, until: da
             SELECT ctid FROM {name} WHERE {column} < $1 LIMIT {BATCH_ROWS} FOR UPDATE SKIP LOCKED
         ))
     """  # noqa: S608  our own names
-    if column == "timestamp":
-        sql = rollups.marking(sql)
-    else:
-        sql = f"WITH gone AS ({sql} RETURNING 1) SELECT count(*) FROM gone"  # noqa: S608  our own statement
+    sql = rollups.marking(sql) if column == "timestamp" else counting(sql)
     count = BATCH_ROWS
     while count == BATCH_ROWS:
         count = await connection.fetchval(sql, until) or 0
