@@ -22,7 +22,7 @@ WRONG = 2
 STOP_TIMEOUT_S = 3.0
 
 log = structlog.get_logger("viewer")
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
 @app.command()
