@@ -28,6 +28,7 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     "gin": requests("/users/{id}", "/missing/{id}", stranger=True),
     "spring": requests("/users/{id}", "/**"),
     "spring-old": requests("/users/{id}", "/**"),
+    "spring-security": requests("/users/{id}", "/**"),
     "openai": [CALL | TOKENS],
     "openinference": [CALL | TOKENS],
 }

@@ -9,8 +9,9 @@ documentation has people do. It exports over OTLP/HTTP to this script, which wri
     npm install                                   # for express, koa, fastify
     go mod init record && go mod tidy             # for servemux, gin
     mvn --file spring package                     # for spring, spring-old
+    mvn --file spring --activate-profiles security package    # for spring-security
     v/bin/python record.py fastapi fastapi-old flask django openai openinference express koa fastify servemux gin \
-        spring spring-old
+        spring spring-old spring-security
 """
 
 import argparse
@@ -40,6 +41,15 @@ COMMANDS = {
     "gin": ["go", "run", ".", "gin"],
     "spring": ["java", "-javaagent:spring/target/agent.jar", "-jar", "spring/target/shop.jar"],
     "spring-old": ["java", "-javaagent:spring/target/agent-old.jar", "-jar", "spring/target/shop.jar"],
+    "spring-security": [
+        "java",
+        "-javaagent:spring/target/agent.jar",
+        "-Dotel.instrumentation.common.enduser.id.enabled=true",
+        "-jar",
+        "spring/target/shop-security.jar",
+        "--spring.security.user.name=anna-4711",
+        "--spring.security.user.password=password",
+    ],
 }
 OLD_NAMES = {"fastapi-old", "spring-old"}  # with the attribute names of before 2024
 
