@@ -35,7 +35,7 @@ QUESTIONS = {
             ),
             "lines",
             ("users", "new_users", "returning_users"),
-            "A person is new on a day when no earlier row is there, under the same filters.",
+            "New people have no earlier row, under the same filters.",
         ),
         Question(
             "stickiness",

@@ -105,7 +105,7 @@ def _receipt_text(receipt: erasing.Receipt) -> str:
     lines.append(f"{receipt.dead_letters} dead letters {verb} deleted")
     lines.append(f"hashes: {', '.join(receipt.subject_hashes)}")
     if not any((*receipt.rows.values(), receipt.dead_letters)):
-        lines.append("nothing is stored under these hashes: is this the right id, and ID_HASH_KEY the receiver's?")
+        lines.append("nothing is stored under these hashes: check the id, and that ID_HASH_KEY is the receiver's")
     expires = receipt.topic_expires_at
     lines.append(
         f"the topic's own records expire by {expires.isoformat()}"
