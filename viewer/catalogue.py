@@ -66,7 +66,8 @@ QUESTIONS = {
                 Column("share", "Share", "share"),
             ),
             "heat",
-            note="People by the week of their first row ever. The last week of the range may not be over.",
+            note="People by the week of their first row, and the share that was there in each week. "
+            "The last week may not be over.",
         ),
         Question(
             "funnel",
@@ -184,15 +185,15 @@ QUESTIONS = {
             (
                 Column("service_name", "Service", "text"),
                 Column("service_version", "Version", "text"),
+                Column("previous_version", "Version before", "text"),
                 Column("first_seen", "First seen", "time"),
-                Column("last_seen", "Last seen", "time"),
+                Column("last_seen", "Last seen", "date"),
                 Column("requests", "Requests"),
                 Column("people", "People"),
                 Column("server_errors", "Server errors", "share"),
-                Column("server_errors_before", "before", "share"),
+                Column("server_errors_before", "Errors before", "share"),
                 Column("p95_ms", "p95", "ms"),
-                Column("p95_ms_before", "before", "ms"),
-                Column("previous_version", "Version before", "text"),
+                Column("p95_ms_before", "p95 before", "ms"),
             ),
             "bars",
             ("p95_ms",),
@@ -262,7 +263,7 @@ QUESTIONS = {
                 Column("expired", "Past retention"),
                 Column("skipped", "Skipped"),
             ),
-            note="Each record is counted in exactly one of these columns, in the transaction that stored it.",
+            note="Each settled record is counted in exactly one of the columns from 'New rows' on.",
         ),
         Question(
             "gaps",
