@@ -188,21 +188,11 @@ await fetch(`/told?${encodeURIComponent(told)}`);
 </script>"""
 
 
-@pytest.mark.parametrize(
-    ("origins", "expected"),
-    [("http://localhost:{port}", "200 {}"), ("https://other.example", "TypeError: Failed to fetch")],
-)
-async def test_a_page_in_a_browser_sends_across_origins(
-    stack: Stack, tmp_path: Path, origins: str, expected: str
-) -> None:
-    """The browser asks first, and lets no page send where it is not allowed to."""
+async def told_by_a_page(script: str, port: int, endpoint: str, profile: Path) -> str:
+    """What a page at http://localhost:port found in `sent`, a promise of a response that its script makes."""
     chromium = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
     assert chromium is not None, "needs a Chromium"
-    port = free_port()
-    receiver = stack.receiver(HTTP_CORS_ORIGINS=origins.format(port=port))
-    stack.consumer()
-    script = block("javascript", "keepalive")
-    page = PAGE.replace("ENDPOINT", f"http://127.0.0.1:{receiver.port_of('HTTP_PORT')}").replace("SCRIPT", script)
+    page = PAGE.replace("ENDPOINT", endpoint).replace("SCRIPT", script)
     told: list[str] = []
 
     class Site(BaseHTTPRequestHandler):
@@ -219,7 +209,7 @@ async def test_a_page_in_a_browser_sends_across_origins(
             pass
 
     command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0"]
-    command += [f"--user-data-dir={tmp_path / 'profile'}", f"http://localhost:{port}/"]
+    command += [f"--user-data-dir={profile}", f"http://localhost:{port}/"]
     with ThreadingHTTPServer(("127.0.0.1", port), Site) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         browser = await asyncio.create_subprocess_exec(*command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -233,8 +223,62 @@ async def test_a_page_in_a_browser_sends_across_origins(
             browser.terminate()
             await asyncio.wait_for(browser.wait(), 20)
             server.shutdown()
-    assert told == [expected]
+    [said] = told
+    return said
+
+
+async def feature_names(stack: Stack, rows: int) -> list[str]:
+    await stack.settled(rows)
+    return [row["feature_name"] for row in await stack.fetch("SELECT feature_name FROM feature_usage")]
+
+
+@pytest.mark.parametrize(
+    ("origins", "expected"),
+    [("http://localhost:{port}", "200 {}"), ("https://other.example", "TypeError: Failed to fetch")],
+)
+async def test_a_page_in_a_browser_sends_across_origins(
+    stack: Stack, tmp_path: Path, origins: str, expected: str
+) -> None:
+    """The browser asks first, and lets no page send where it is not allowed to."""
+    port = free_port()
+    receiver = stack.receiver(HTTP_CORS_ORIGINS=origins.format(port=port))
+    stack.consumer()
+    endpoint = f"http://127.0.0.1:{receiver.port_of('HTTP_PORT')}"
+    said = await told_by_a_page(block("javascript", "keepalive"), port, endpoint, tmp_path / "profile")
+    assert said == expected
     accepted = ["export"] if expected.startswith("200") else []
     assert len(await stack.read_topic()) == len(accepted)
-    await stack.settled(len(accepted))
-    assert [row["feature_name"] for row in await stack.fetch("SELECT feature_name FROM feature_usage")] == accepted
+    assert await feature_names(stack, len(accepted)) == accepted
+
+
+WEB_SDK = """
+import { BatchSpanProcessor, WebTracerProvider } from "@opentelemetry/sdk-trace-web";
+import { OTLPTraceExporter } from "@opentelemetry/exporter-trace-otlp-http";
+
+export async function send(endpoint) {
+  const exporter = new OTLPTraceExporter({ url: `${endpoint}/v1/traces` });
+  const provider = new WebTracerProvider({ spanProcessors: [new BatchSpanProcessor(exporter)] });
+  provider.getTracer("shop").startSpan("export", { attributes: { "feature.name": "export" } }).end();
+  await provider.forceFlush();
+  return new Response("sent");
+}
+"""
+
+
+async def test_the_web_sdk_sends_from_a_page(stack: Stack, tmp_path: Path) -> None:
+    """The page names its exporter, whose request the browser must let through as well."""
+    folder = tmp_path / "web"
+    folder.mkdir()
+    (folder / "package.json").write_text("{}")
+    (folder / "page.js").write_text(WEB_SDK)
+    [exporter] = re.findall(r"`(@opentelemetry/exporter-trace-otlp-http)`", SENDING)
+    packages = [exporter, "@opentelemetry/sdk-trace-web", "esbuild"]
+    await run(folder, ["npm", "install", "--no-audit", "--no-fund", *packages])
+    await run(folder, "npx esbuild page.js --bundle --format=iife --global-name=shop --outfile=bundle.js")
+    script = (folder / "bundle.js").read_text() + "const sent = shop.send(endpoint);"
+    port = free_port()
+    receiver = stack.receiver(HTTP_CORS_ORIGINS=f"http://localhost:{port}")
+    stack.consumer()
+    endpoint = f"http://127.0.0.1:{receiver.port_of('HTTP_PORT')}"
+    assert await told_by_a_page(script, port, endpoint, tmp_path / "profile") == "200 sent"
+    assert await feature_names(stack, 1) == ["export"]
