@@ -13,7 +13,6 @@ import org.springframework.beans.factory.annotation.Value;
 import org.springframework.boot.SpringApplication;
 import org.springframework.boot.autoconfigure.SpringBootApplication;
 import org.springframework.boot.builder.SpringApplicationBuilder;
-import org.springframework.boot.web.servlet.context.ServletWebServerApplicationContext;
 import org.springframework.web.bind.annotation.GetMapping;
 import org.springframework.web.bind.annotation.PathVariable;
 import org.springframework.web.bind.annotation.RestController;
@@ -56,14 +55,14 @@ public class Shop implements WebMvcConfigurer {
     }
 
     public static void main(String[] arguments) throws Exception {
-        var context = (ServletWebServerApplicationContext)
-                new SpringApplicationBuilder(Shop.class)
-                        .properties("server.port=0", "logging.level.root=off", "spring.main.banner-mode=off")
-                        .run(arguments);
-        String login = context.getEnvironment().getProperty("spring.security.user.name", "") + ":password";
+        var context = new SpringApplicationBuilder(Shop.class)
+                .properties("server.port=0", "logging.level.root=off", "spring.main.banner-mode=off")
+                .run(arguments);
+        var environment = context.getEnvironment();
+        String login = environment.getProperty("spring.security.user.name", "") + ":password";
         String authorization = "Basic " + Base64.getEncoder().encodeToString(login.getBytes());
         for (String path : new String[] {"/users/17", "/missing/17", "/boom"}) {
-            URI address = URI.create("http://127.0.0.1:" + context.getWebServer().getPort() + path);
+            URI address = URI.create("http://127.0.0.1:" + environment.getProperty("local.server.port") + path);
             HttpRequest request = HttpRequest.newBuilder(address).header("Authorization", authorization).build();
             HttpClient.newHttpClient().send(request, BodyHandlers.discarding());
         }
