@@ -19,7 +19,7 @@ _ROWS = """
         id, user_id, organization_id, timestamp, deployment_type, service_name, service_version, event_metadata, {names}
     )
     SELECT gen_random_uuid(), left(md5('user-' || person), 16), left(md5('org-' || person % 1000), 16),
-        $3::timestamptz + number * ($4::timestamptz - $3) / $5::bigint, 'cloud',
+        $3::timestamptz + number::float8 / $5::bigint * ($4::timestamptz - $3), 'cloud',
         (ARRAY['orders', 'billing', 'search'])[1 + number % 50 % 3], '2.' || number * 3 / $5, '{{}}', {values}
     FROM (
         SELECT number, floor(50000 * random() ^ 2)::int AS person FROM generate_series($1::bigint, $2::bigint) AS number
