@@ -38,6 +38,7 @@ class Suite(StrEnum):
     CONSUMER = "consumer"
     PATH = "path"
     GROWTH = "growth"
+    TABLE = "table"
     STORAGE = "storage"
     PAGE = "page"
 
@@ -65,9 +66,7 @@ def main(
     *,
     quick: Annotated[bool, typer.Option("--quick", help="The main cases alone, and short.")] = False,
     repetitions: Annotated[int, typer.Option(help="Turns of each case.", min=1, max=100)] = REPETITIONS,
-    rows: Annotated[
-        list[int], typer.Option(help="growth, storage, page: rows before; may be repeated.", min=0)
-    ] = GROWN,
+    rows: Annotated[list[int], typer.Option(help="table, storage, page: rows before; may be repeated.", min=0)] = GROWN,
     collector: Annotated[Path | None, typer.Option(help="receiver: beside this OpenTelemetry Collector, too.")] = None,
     json_: Annotated[Path | None, typer.Option("--json", help="Write all values there.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write the tables there, for a page.")] = None,
@@ -118,8 +117,9 @@ async def _measure(folder: Path, report: Report, options: Options) -> None:
         if Suite.PATH in options.suites:
             await path.measure(running, report, is_quick=is_quick, repetitions=repetitions)
         if Suite.GROWTH in options.suites:
-            rows = tuple(dict.fromkeys([0, *sorted(options.rows)]))  # the empty table gives COPY its rows
-            await growth.measure(running, report, rows=rows, repetitions=repetitions)
+            await growth.measure(running, report, repetitions=repetitions)
+        if Suite.TABLE in options.suites:
+            await growth.measure_table(running, report, rows=tuple(dict.fromkeys([0, *sorted(options.rows)])))
         if Suite.STORAGE in options.suites:
             await storage.measure(running, report, rows=max(options.rows))
         if Suite.PAGE in options.suites:

@@ -12,7 +12,7 @@ from bench.servers import PARTITIONS, Servers, cpu_s, peak_mib
 from consumer.store import rollups
 from consumer.store.partitions import interval_of
 
-SUITE = "growth"
+SUITE, TABLE_SUITE = "growth", "table"
 ROWS = 100_000
 WORKERS, WRITERS, PARTITION_COUNTS = (1, 2), (1, 2, 4), (1, 4, 12, 48)
 LOAD_S = 3.0
@@ -20,8 +20,8 @@ DAYS = 150
 ONE_PARTITION_ROWS_MAX = 10_000_000  # more make the point no clearer
 
 
-async def measure(servers: Servers, report: Report, *, rows: tuple[int, ...], repetitions: int) -> None:
-    """Each dimension by itself, the others at their defaults. `rows`: how many are there before, in turn."""
+async def measure(servers: Servers, report: Report, *, repetitions: int) -> None:
+    """Each dimension by itself, the others at their defaults."""
     for workers in WORKERS:
         report.say(f"growth: {workers} receiver workers")
         for _ in range(repetitions):
@@ -39,15 +39,19 @@ async def measure(servers: Servers, report: Report, *, rows: tuple[int, ...], re
         settings = (("CONSUMER_WRITERS", str(writers)),)
         for _ in range(repetitions):
             await _measure_consumer(servers, report, Run(topic, filled_rows, f"consumer, {writers} writers", settings))
+
+
+async def measure_table(servers: Servers, report: Report, *, rows: tuple[int, ...]) -> None:
+    """Ours and COPY with so many rows before, in turn; the first of them without any, as it gives COPY its rows."""
     topic, filled_rows = await filled(servers, "endpoints", ROWS)
     limit = Limit(servers)
     for rows_before in rows:
         intervals = ["day"] if not 0 < rows_before <= ONE_PARTITION_ROWS_MAX else ["day", "month"]
         for interval in intervals:
             case = f"{rows_before:,} rows before, in {'150 days' if interval == 'day' else 'one partition'}"
-            report.say(f"growth: {case}")
+            report.say(f"table: {case}")
             settings = (("PARTITION_INTERVAL", interval),)
-            await _measure_table(servers, report, Run(topic, filled_rows, case, settings), limit, rows_before)
+            await _measure_rows_before(servers, report, Run(topic, filled_rows, case, settings), limit, rows_before)
 
 
 async def _measure_receiver(
@@ -73,14 +77,14 @@ async def _measure_receiver(
 
 async def _measure_consumer(servers: Servers, report: Report, run: Run) -> None:
     async with database(servers) as where:
-        await _add_ours(servers, report, run, where)
+        await _add_ours(servers, report, SUITE, run, where)
 
 
-async def _add_ours(servers: Servers, report: Report, run: Run, where: str) -> None:
+async def _add_ours(servers: Servers, report: Report, suite: str, run: Run, where: str) -> None:
     async with ours(servers, run, where) as (moments, again):
         figures = figures_of(moments)
         report.add(
-            SUITE,
+            suite,
             run.case,
             OURS,
             a_second=figures["rows_per_s"],
@@ -90,7 +94,7 @@ async def _add_ours(servers: Servers, report: Report, run: Run, where: str) -> N
         )
 
 
-async def _measure_table(servers: Servers, report: Report, run: Run, limit: Limit, rows_before: int) -> None:
+async def _measure_rows_before(servers: Servers, report: Report, run: Run, limit: Limit, rows_before: int) -> None:
     """Ours and COPY, one after the other into the same growing table.
 
     The rows before fill the present partition as far as its end will. Nobody rolls them up meanwhile.
@@ -105,12 +109,12 @@ async def _measure_table(servers: Servers, report: Report, run: Run, limit: Limi
         roller = await asyncpg.connect(url)
         try:
             await roller.execute("SELECT pg_advisory_lock($1)", rollups.ADVISORY_LOCK)
-            await _add_ours(servers, report, run, where)
+            await _add_ours(servers, report, TABLE_SUITE, run, where)
             if not rows_before:
                 await limit.take_rows(where)
             copied = figures_of(await limit.copy(where))
         finally:
             await roller.close()
         report.add(
-            SUITE, run.case, COPY, a_second=copied["rows_per_s"], us_of_Postgres=copied["us_per_row_of_Postgres"]
+            TABLE_SUITE, run.case, COPY, a_second=copied["rows_per_s"], us_of_Postgres=copied["us_per_row_of_Postgres"]
         )
