@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from bench import consumers, growth, page, path, receivers
+from bench import consumers, growth, page, path, receivers, storage
 from bench.report import Report
 from bench.servers import servers
 
@@ -38,6 +38,7 @@ class Suite(StrEnum):
     CONSUMER = "consumer"
     PATH = "path"
     GROWTH = "growth"
+    STORAGE = "storage"
     PAGE = "page"
 
 
@@ -64,7 +65,9 @@ def main(
     *,
     quick: Annotated[bool, typer.Option("--quick", help="The main cases alone, and short.")] = False,
     repetitions: Annotated[int, typer.Option(help="Turns of each case.", min=1, max=100)] = REPETITIONS,
-    rows: Annotated[list[int], typer.Option(help="growth, page: rows before; may be repeated.", min=0)] = GROWN,
+    rows: Annotated[
+        list[int], typer.Option(help="growth, storage, page: rows before; may be repeated.", min=0)
+    ] = GROWN,
     collector: Annotated[Path | None, typer.Option(help="receiver: beside this OpenTelemetry Collector, too.")] = None,
     json_: Annotated[Path | None, typer.Option("--json", help="Write all values there.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write the tables there, for a page.")] = None,
@@ -117,6 +120,8 @@ async def _measure(folder: Path, report: Report, options: Options) -> None:
         if Suite.GROWTH in options.suites:
             rows = tuple(dict.fromkeys([0, *sorted(options.rows)]))  # the empty table gives COPY its rows
             await growth.measure(running, report, rows=rows, repetitions=repetitions)
+        if Suite.STORAGE in options.suites:
+            await storage.measure(running, report, rows=max(options.rows))
         if Suite.PAGE in options.suites:
             await page.measure(running, report, rows=max(options.rows))
 

@@ -27,6 +27,7 @@ COPY_ROWS = 10_000
 SHARED_ROWS = 120_000
 POLL_S = 0.02
 DRAIN_TIMEOUT_S = 120.0
+SLOWEST_ROWS_PER_S = 10_000
 FILL_SPANS = 512
 FILL_ATTEMPTS = 10
 MIXED, ONE_TABLE = "three tables", "one table"
@@ -279,7 +280,7 @@ async def watch(
     assert postgres_pid is not None
     moments: list[Moment] = []
     last = rows if is_replay else 0
-    async with asyncio.timeout(DRAIN_TIMEOUT_S):
+    async with asyncio.timeout(max(DRAIN_TIMEOUT_S, rows / SLOWEST_ROWS_PER_S)):
         while last < rows or is_replay:
             found = await progress()
             if found != last:

@@ -1,35 +1,23 @@
 """How cost and rate grow: with workers, writers, partitions, and rows that are in the tables already."""
 
+from datetime import UTC, datetime, timedelta
+
 import asyncpg
 
 from bench.consumers import Limit, Run, database, figures_of, filled, ours
 from bench.load import Command
+from bench.prefill import fill
 from bench.report import COPY, OURS, Report
 from bench.servers import PARTITIONS, Servers, cpu_s, peak_mib
+from consumer.store import rollups
+from consumer.store.partitions import interval_of
 
 SUITE = "growth"
 ROWS = 100_000
 WORKERS, WRITERS, PARTITION_COUNTS = (1, 2), (1, 2, 4), (1, 4, 12, 48)
 LOAD_S = 3.0
-PREFILL_ROWS = 250_000  # an INSERT, so that none runs for minutes
-PREFILL_TIMEOUT_S = 300.0
-
-# Rows as ours: the same people, a time before all others, and an id that is as good as random.
-_PREFILL = """
-    INSERT INTO endpoint_usage (
-        id, endpoint, method, user_id, organization_id, status_code, duration_ms, timestamp, deployment_type,
-        event_metadata
-    )
-    SELECT
-        gen_random_uuid(), '/api/v1/orders/{id}', 'GET',
-        left(encode(sha256(('user-' || lpad(person::text, 5, '0'))::bytea), 'hex'), 16),
-        left(encode(sha256(('org-' || lpad((person % 200)::text, 3, '0'))::bytea), 'hex'), 16),
-        200, random() * 100, now() - interval '30 days' + number * interval '10 ms', 'self-hosted',
-        '{"service.name": "orders", "service.version": "2.14.1", "service.namespace": "shop"}'
-    FROM (
-        SELECT number, floor(10000 * random() ^ 2)::int AS person FROM generate_series($1::bigint, $2::bigint) AS number
-    ) AS people
-"""
+DAYS = 150
+ONE_PARTITION_ROWS_MAX = 10_000_000  # more make the point no clearer
 
 
 async def measure(servers: Servers, report: Report, *, rows: tuple[int, ...], repetitions: int) -> None:
@@ -54,9 +42,12 @@ async def measure(servers: Servers, report: Report, *, rows: tuple[int, ...], re
     topic, filled_rows = await filled(servers, "endpoints", ROWS)
     limit = Limit(servers)
     for rows_before in rows:
-        report.say(f"growth: {rows_before:,} rows before")
-        run = Run(topic, filled_rows, f"one table, {rows_before:,} rows before")
-        await _measure_table(servers, report, run, limit, rows_before)
+        intervals = ["day"] if not 0 < rows_before <= ONE_PARTITION_ROWS_MAX else ["day", "month"]
+        for interval in intervals:
+            case = f"{rows_before:,} rows before, in {'150 days' if interval == 'day' else 'one partition'}"
+            report.say(f"growth: {case}")
+            settings = (("PARTITION_INTERVAL", interval),)
+            await _measure_table(servers, report, Run(topic, filled_rows, case, settings), limit, rows_before)
 
 
 async def _measure_receiver(
@@ -100,21 +91,26 @@ async def _add_ours(servers: Servers, report: Report, run: Run, where: str) -> N
 
 
 async def _measure_table(servers: Servers, report: Report, run: Run, limit: Limit, rows_before: int) -> None:
-    """Ours and COPY, one after the other into the same growing table."""
+    """Ours and COPY, one after the other into the same growing table.
+
+    The rows before fill the present partition as far as its end will. Nobody rolls them up meanwhile.
+    """
+    interval = dict(run.settings)["PARTITION_INTERVAL"]
+    since, until = interval_of(interval).around(datetime.now(UTC))
+    if interval == "day":
+        since = until - timedelta(days=DAYS)
     async with database(servers) as where:
-        connection = await asyncpg.connect(servers.postgres.url(where))
+        url = servers.postgres.url(where)
+        await fill(url, {"endpoint_usage": rows_before}, since, until, interval=interval)
+        roller = await asyncpg.connect(url)
         try:
-            for first in range(0, rows_before, PREFILL_ROWS):
-                last = min(rows_before, first + PREFILL_ROWS) - 1
-                await connection.execute(_PREFILL, first, last, timeout=PREFILL_TIMEOUT_S)
-            for statement in ("VACUUM ANALYZE", "CHECKPOINT"):
-                await connection.execute(statement, timeout=PREFILL_TIMEOUT_S)
+            await roller.execute("SELECT pg_advisory_lock($1)", rollups.ADVISORY_LOCK)
+            await _add_ours(servers, report, run, where)
+            if not rows_before:
+                await limit.take_rows(where)
+            copied = figures_of(await limit.copy(where))
         finally:
-            await connection.close()
-        await _add_ours(servers, report, run, where)
-        if not rows_before:
-            await limit.take_rows(where)
-        copied = figures_of(await limit.copy(where))
+            await roller.close()
         report.add(
             SUITE, run.case, COPY, a_second=copied["rows_per_s"], us_of_Postgres=copied["us_per_row_of_Postgres"]
         )

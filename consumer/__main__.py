@@ -48,7 +48,7 @@ STOP_TIMEOUT_S = 5.0
 
 @app.callback(invoke_without_command=True)
 def default(context: typer.Context, *, version: Version = False) -> None:  # noqa: ARG001  its callback answers
-    """Kafka -> Postgres: decode, route by event type, upsert, with the offsets in the same transaction.
+    """Store Kafka's events as rows in Postgres, and their offsets in the same transaction. Without a command: run.
 
     Examples: python -m consumer
               python -m consumer status --json

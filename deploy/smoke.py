@@ -50,8 +50,8 @@ async def counted(database: str, run: str) -> dict[str, int]:
 
 def main() -> int:
     options = argparse.ArgumentParser(description="spans through a stock SDK -> rows")
-    options.add_argument("--endpoint", default="http://127.0.0.1:4317")
-    options.add_argument("--database", required=True)
+    options.add_argument("--endpoint", default="http://127.0.0.1:4317", help="OTLP/gRPC of the receiver or a Collector")
+    options.add_argument("--database", required=True, help="URL of Postgres, for a role that reads the rows")
     options.add_argument("--seconds", type=float, default=60, help="longest wait for the rows")
     given = options.parse_args()
     run = f"smoke-{uuid.uuid4().hex[:12]}"

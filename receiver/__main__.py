@@ -83,7 +83,7 @@ def worker() -> None:
 def explain(
     file: Annotated[Path, typer.Argument(help="OTLP requests, as JSON or binary; `-` reads standard input.")],
     *,
-    json_: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show what each span of a file would become, and why. Publishes nothing; exits 1 when a span is rejected.
 

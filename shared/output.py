@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -44,12 +45,16 @@ _EXAMPLES = re.compile(r"\n(Examples?:) *(?=\S)")
 
 
 def lay_out_help(app: typer.Typer) -> None:
-    """Give every command's examples lines of their own: typer (0.2x) fills paragraphs, except behind a backspace."""
+    """Give every command's examples lines of their own: typer (0.2x) fills paragraphs, except behind a backspace.
+
+    In an installation `python -m consumer` finds no module, so examples name the script that was called.
+    """
     for command in app.registered_commands:
         command.help = _laid_out(command.help or inspect.getdoc(command.callback) or "")
     for group in app.registered_groups:
         if group.typer_instance:
             lay_out_help(group.typer_instance)
+            group.typer_instance.info.help = _laid_out(group.typer_instance.info.help or "")
     if callback := app.registered_callback:
         callback.help = _laid_out(inspect.getdoc(callback.callback) or "")
 
@@ -58,5 +63,8 @@ def _laid_out(text: str) -> str:
     found = _EXAMPLES.search(text)
     if found is None:
         return text
-    lines = [line.strip() for line in text[found.end() :].splitlines()]
+    examples = text[found.end() :]
+    if Path(sys.argv[0]).name.startswith("telemetry"):
+        examples = examples.replace("python -m ", "telemetry ")
+    lines = [line.strip() for line in examples.splitlines()]
     return text[: found.start()] + f"\n\b\n{found[1]}\n" + "\n".join(f"  {line}" for line in lines if line)

@@ -17,13 +17,15 @@ WRONG = 2
 PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-config = typer.Typer(no_args_is_help=True, help="Look at the settings.")
+config = typer.Typer(no_args_is_help=True, help="Check the settings.")
 app.add_typer(config, name="config")
 
 
 @app.callback()
 def default(*, version: Version = False) -> None:  # its callback answers
-    """OpenTelemetry spans in, product analytics in Postgres out. Settings: environment and .env of this folder.
+    """Turn OpenTelemetry spans into product analytics in Postgres.
+
+    Settings come from the environment and from .env in this folder.
 
     Examples: telemetry migrate
               telemetry receiver
@@ -33,7 +35,7 @@ def default(*, version: Version = False) -> None:  # its callback answers
 
 @app.command(context_settings=PASSED_ON)
 def receiver(context: typer.Context) -> None:
-    """OTLP spans -> Kafka. Runs the service, or one of its commands: telemetry receiver --help."""
+    """Receive OTLP spans and publish events to Kafka."""
     from receiver.__main__ import main as run  # noqa: PLC0415  each part brings its own metrics
 
     _hand_over("receiver", context.args, run)
@@ -41,7 +43,7 @@ def receiver(context: typer.Context) -> None:
 
 @app.command(context_settings=PASSED_ON)
 def consumer(context: typer.Context) -> None:
-    """Kafka -> Postgres. Runs the service, or one of its commands: telemetry consumer --help."""
+    """Store Kafka's events as rows in Postgres."""
     from consumer.__main__ import main as run  # noqa: PLC0415
 
     _hand_over("consumer", context.args, run)
@@ -49,7 +51,7 @@ def consumer(context: typer.Context) -> None:
 
 @app.command(context_settings=PASSED_ON)
 def viewer(context: typer.Context) -> None:
-    """Serve the page: telemetry viewer --help."""
+    """Serve the page that shows the numbers."""
     from viewer.__main__ import main as run  # noqa: PLC0415
 
     _hand_over("viewer", context.args, run)
@@ -63,7 +65,7 @@ def migrate(
         float, typer.Option(min=0, envvar="MIGRATE_WAIT_SECONDS", help="How long to wait for the database.")
     ] = 60.0,
 ) -> None:
-    """Wait for the database, then bring it to the newest revision. Safe to run again.
+    """Wait for the database, then migrate it to the newest revision. To run it again is harmless.
 
     Exit: 0 done, 1 the migration failed, 2 a bad setting, 3 no database.
 
@@ -80,7 +82,7 @@ def migrate(
 def check(
     parts: Annotated[list[str] | None, typer.Argument(help="receiver, consumer, viewer; default: all.")] = None,
 ) -> None:
-    """Read the settings of each part, as it would at its start, and say what is wrong. Exit 2 when something is.
+    """Say what is wrong with the settings. Each part reads them as at its start; exits 2 when one would not start.
 
     Examples: telemetry config check
               telemetry config check receiver

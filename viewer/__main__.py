@@ -22,7 +22,7 @@ WRONG = 2
 STOP_TIMEOUT_S = 3.0
 
 log = structlog.get_logger("viewer")
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
 @app.command()
@@ -47,7 +47,7 @@ async def serve(settings: ViewerSettings) -> None:
     """
     stop = lifecycle.stop_event()
     database = Database(settings.page_database_url)
-    access = Access(settings.password, settings.viewer_host)
+    access = Access(settings.password, settings.viewer_host, proxy_header=settings.viewer_proxy_header)
     pages = application(Asker(database, settings.viewer_smallest_group), access)
     # With the handler a query ends: Postgres works for nobody who has left.
     runner = web.AppRunner(pages, handler_cancellation=True, access_log=None, shutdown_timeout=STOP_TIMEOUT_S)

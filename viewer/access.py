@@ -1,4 +1,4 @@
-"""Who may see the page: a password, asked for by the browser; and no page of another site by way of this machine."""
+"""Who may see the page: whom a proxy signed in, or who knows the password; and never another site's page."""
 
 import asyncio
 import base64
@@ -26,9 +26,13 @@ class Refusal:
 
 
 class Access:
-    """Judges requests. Right passwords are answered at once, also while wrong ones wait."""
+    """Judges requests. Right passwords are answered at once, also while wrong ones wait.
 
-    def __init__(self, password: str | None, host: str) -> None:
+    `proxy_header` is a header that only a proxy can set, with the name of the person whom it signed in.
+    """
+
+    def __init__(self, password: str | None, host: str, *, proxy_header: str | None = None) -> None:
+        self._proxy_header = proxy_header
         self._digest = None if password is None else _digest(password)
         self._hosts = LOCAL_HOSTS | {host.lower(), f"[{host.lower()}]"}
         self._one_at_a_time = asyncio.Lock()
@@ -36,14 +40,18 @@ class Access:
 
     async def refusal(self, request: web.Request) -> Refusal | None:
         """None lets it in."""
-        if request.path in OPEN_PATHS:
+        if request.path in OPEN_PATHS or request.headers.get(self._proxy_header or "", "").strip():
             return None
-        if self._digest is None:
-            return self._foreign_name(request.headers.get("Host", ""))
-        header = request.headers.get("Authorization")
+        if self._digest is not None:
+            return await self._wrong_password(request.headers.get("Authorization"), self._digest)
+        if self._proxy_header is not None:
+            return Refusal(403, "Open the page through the proxy that signs you in.")
+        return self._foreign_name(request.headers.get("Host", ""))
+
+    async def _wrong_password(self, header: str | None, right: bytes) -> Refusal | None:
         if header is None:
             return Refusal(401, "A password is needed.")
-        if hmac.compare_digest(_digest(_password_of(header)), self._digest):
+        if hmac.compare_digest(_digest(_password_of(header)), right):
             return None
         metrics.wrong_passwords.inc()
         if self._waiting >= WAITING_MAX:

@@ -108,7 +108,7 @@ class Asker:
         try:
             rows = await self.database.ask("freshness", *_plain(question))
         except NoAnswer:
-            return "How complete this is cannot be said now: the ledger did not answer."
+            return "The ledger did not answer. Reload the page to see how complete these numbers are."
         if not rows or rows[0]["complete_until"] is None:
             return "The ledger holds no record yet."
         until = min(row["complete_until"] for row in rows if row["complete_until"] is not None)

@@ -14,9 +14,14 @@ PASSWORD_CHARACTERS_MIN = 8
 class ViewerSettings(DatabaseSettings):
     """Everything that `python -m viewer` reads."""
 
-    viewer_host: str = Field("127.0.0.1", description="address of the page; any other needs VIEWER_PASSWORD_FILE")
+    viewer_host: str = Field("127.0.0.1", description="address of the page; any other needs a password or a proxy")
     viewer_port: Port = Field(8090, description="port of the page")
     viewer_password_file: FilePath | None = Field(None, description="file whose first line is the page's password")
+    viewer_proxy_header: str | None = Field(
+        None,
+        pattern="^[A-Za-z0-9-]+$",
+        description="header in which a proxy names the person it signed in; only that proxy may reach the port",
+    )
     viewer_database_url: SecretStr | None = Field(
         None, description="where the page reads, best as `analytics_reader`; unset: the analytics database"
     )
@@ -35,8 +40,10 @@ class ViewerSettings(DatabaseSettings):
 
     @model_validator(mode="after")
     def _is_closed(self) -> Self:
-        if self.viewer_password_file is None and not self.is_local:
-            raise ValueError("VIEWER_HOST is not this machine alone: VIEWER_PASSWORD_FILE is needed")
+        if not (self.is_local or self.viewer_password_file or self.viewer_proxy_header):
+            raise ValueError(
+                "VIEWER_HOST is not this machine alone: VIEWER_PASSWORD_FILE or VIEWER_PROXY_HEADER is needed"
+            )
         if self.viewer_password_file is not None and len(self.password or "") < PASSWORD_CHARACTERS_MIN:
             raise ValueError(
                 f"VIEWER_PASSWORD_FILE needs {PASSWORD_CHARACTERS_MIN} characters or more in its first line"

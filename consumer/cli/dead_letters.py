@@ -26,7 +26,7 @@ commands = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     help="List, show and redrive records that could not become rows.\n\n"
-    "Example:\n\n\b\n  python -m consumer dead-letters list --reason invalid_fields",
+    "Example: python -m consumer dead-letters list --reason invalid_fields",
 )
 app.add_typer(commands, name="dead-letters")
 
@@ -46,10 +46,10 @@ def dead_letters_list(
     until: Until = None,
     place: Place = None,
     redriven: Annotated[bool, typer.Option("--redriven", help="Only dead letters that a redrive has settled.")] = False,
-    limit: Annotated[int, typer.Option(min=1, max=100_000)] = 100,
+    limit: Annotated[int, typer.Option(min=1, max=100_000, help="Maximum number of dead letters.")] = 100,
     as_json: AsJson = False,
 ) -> None:
-    """List dead letters with place, time and reason, without their content.
+    """List dead letters: place, reason, time and size.
 
     Example: python -m consumer dead-letters list --reason newer_schema
     """
@@ -69,7 +69,9 @@ def dead_letters_list(
 
 
 @commands.command("show")
-def dead_letters_show(place: str, *, as_json: AsJson = False) -> None:
+def dead_letters_show(
+    place: Annotated[str, typer.Argument(help="PARTITION:OFFSET, as list prints it.")], *, as_json: AsJson = False
+) -> None:
     """Show the whole dead letter at PARTITION:OFFSET. Exits 1 when there is none.
 
     Example: python -m consumer dead-letters show 3:1200
@@ -97,7 +99,7 @@ def dead_letters_redrive(
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Decode dead letters with today's code, and store those that are events now. Exits 1 when some still fail.
+    """Decode dead letters again. Stores those that are events for today's code; exits 1 when some still fail.
 
     Example: python -m consumer dead-letters redrive --reason newer_schema --dry-run
     """

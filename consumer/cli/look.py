@@ -29,8 +29,8 @@ from shared.settings import load
 gaps = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="List and acknowledge offsets that retention deleted unread, or that the topic lost.\n\n"
-    "Example:\n\n\b\n  python -m consumer gaps list",
+    help="List and acknowledge lost offsets. Retention deleted them unread, or the topic lost them.\n\n"
+    "Example: python -m consumer gaps list",
 )
 app.add_typer(gaps, name="gaps")
 
@@ -92,7 +92,8 @@ def _status_text(found: reporting.Status, pace: reporting.Pace | None = None) ->
 
 @app.command()
 def audit(*, as_json: AsJson = False) -> None:
-    """Check that the ledger balances, the topic is the same, and the tables fit the models. Exits 1 with findings.
+    """Check ledger, topic and tables. Exits 1 when the ledger does not balance, the topic is another, or a table
+    does not fit its model.
 
     Example: python -m consumer audit
     """
@@ -117,7 +118,7 @@ def doctor(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Connect to everything, say what is wrong and how to repair it. Exits 1 with errors, 0 with warnings alone.
+    """Say what is wrong and how to repair it. Connects to everything. Exits 1 with errors, 0 with warnings alone.
 
     Example: python -m consumer doctor --receiver-metrics http://telemetry-receiver:9464/metrics
     """
@@ -131,8 +132,13 @@ def doctor(
 
 
 @app.command()
-def find(trace_id: str, span_id: str, *, as_json: AsJson = False) -> None:
-    """Find a span: as a row, a dead letter, suppressed, waiting in the topic, or gone. Exits 1 when it was not seen.
+def find(
+    trace_id: Annotated[str, typer.Argument(help="32 hex digits.")],
+    span_id: Annotated[str, typer.Argument(help="16 hex digits.")],
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Find a span. It is a row, a dead letter, suppressed, waiting in the topic, gone, or not seen (exit 1).
 
     Example: python -m consumer find 0af7651916cd43dd8448eb211c80319c b7ad6b7169203331
     """
@@ -170,7 +176,7 @@ def gaps_list(
     acknowledged: Annotated[bool, typer.Option("--acknowledged", help="Also list acknowledged gaps.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List partition, offsets, reason and time of each gap that nobody has acknowledged.
+    """List gaps that nobody has acknowledged. Shows partition, offsets, reason and time.
 
     Example: python -m consumer gaps list
     """

@@ -96,7 +96,7 @@ def rebuild(
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
-    """Replay the topic into shadow tables, compare them with the live tables, and swap them in one transaction.
+    """Replay the topic into shadow tables, and swap them with the live tables in one transaction.
 
     Live consumers keep running. The old tables stay in the schema before_rebuild until --drop-old.
 

@@ -47,9 +47,10 @@ def erase(
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
-    """Delete a subject's rows and dead letters, so that no replay or restored backup brings them back.
+    """Delete a subject's rows and dead letters. No replay or restored backup brings them back.
 
-    Looks under the present key, each previous one and none: ID_HASH_KEY must be the receiver's. Idempotent.
+    The command looks under the present key, each previous key and no key: ID_HASH_KEY must be the receiver's. To run
+    it again is harmless.
 
     Examples: python -m consumer erase --user-id - --dry-run
               python -m consumer erase --user-hash 73475cb40a568e8d --json
@@ -104,7 +105,7 @@ def _receipt_text(receipt: erasing.Receipt) -> str:
     lines.append(f"{receipt.dead_letters} dead letters {verb} deleted")
     lines.append(f"hashes: {', '.join(receipt.subject_hashes)}")
     if not any((*receipt.rows.values(), receipt.dead_letters)):
-        lines.append("nothing is stored under these hashes: is this the right id, and ID_HASH_KEY the receiver's?")
+        lines.append("nothing is stored under these hashes: check the id, and that ID_HASH_KEY is the receiver's")
     expires = receipt.topic_expires_at
     lines.append(
         f"the topic's own records expire by {expires.isoformat()}"
@@ -122,7 +123,7 @@ def export(
     organization_id: OrganizationId = None,
     organization_hash: OrganizationHash = None,
 ) -> None:
-    """Print the subject's rows as JSON lines, for an access request.
+    """Print a subject's rows as JSON lines. For an access request.
 
     Example: python -m consumer export --user-id - > rows.jsonl
     """
@@ -148,7 +149,7 @@ def retain(
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
-    """Delete rows and dead letters older than RETENTION_DAYS, in small batches.
+    """Delete rows and dead letters past RETENTION_DAYS. In small batches.
 
     Example: python -m consumer retain --dry-run
     """

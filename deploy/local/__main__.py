@@ -12,20 +12,20 @@ from deploy.local.server import StackError
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 Folder = Annotated[Path, typer.Option(help="Where data, logs and stack.env are kept.")]
-Seconds = Annotated[float | None, typer.Option(help="Stop by itself after so many seconds.", min=0)]
+Seconds = Annotated[float | None, typer.Option(help="Stop after so many seconds.", min=0)]
 Rate = Annotated[float, typer.Option(help="Demo traffic: spans a second.", min=0.1, max=2000)]
 Demo = Annotated[bool, typer.Option(help="Send demo traffic.")]
 
 
 @app.command()
 def run(*, folder: Folder = stack.ROOT / ".local", seconds: Seconds = None, rate: Rate = 20, demo: Demo = True) -> None:
-    """Kafka, Postgres, migrations, receiver, consumer and demo traffic; Ctrl-C stops all of it."""
+    """Start Kafka, Postgres, receiver, consumer, the page and demo traffic. Ctrl-C stops all of it."""
     stack.run_all(folder, seconds, spans_per_second=rate if demo else None)
 
 
 @app.command("stack")
 def servers(*, folder: Folder = stack.ROOT / ".local", seconds: Seconds = None) -> None:
-    """Kafka and Postgres alone, until Ctrl-C."""
+    """Start Kafka and Postgres alone. Ctrl-C stops them."""
     stack.run_servers(folder, seconds)
 
 

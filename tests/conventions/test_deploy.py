@@ -74,13 +74,27 @@ def test_compose_has_the_promised_services_and_its_conditions_can_be_met() -> No
 def test_a_compose_service_is_pinned_bounded_and_seen_by_this_machine_only(name: str) -> None:
     """`latest` breaks on a Tuesday, a service without a limit takes its neighbours down, 0.0.0.0 is the internet."""
     service = SERVICES[name]
-    assert re.search(r":v?\d+[\d.]*$|:local$", service["image"])
+    assert re.search(r":v?\d+[\d.]*$|:local$", service["image"].partition("@")[0])
     assert service["deploy"]["resources"]["limits"].keys() >= {"cpus", "memory"}
     assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
     assert "no-new-privileges:true" in service["security_opt"]
     for volume in service.get("volumes", []):
         source = volume.split(":")[0]
         assert source in COMPOSE["volumes"] or (ROOT / source).exists(), source
+
+
+TAG_ALONE = {"otel/opentelemetry-collector-contrib", "redpandadata/console"}
+
+
+def test_images_of_others_have_a_digest() -> None:
+    """A tag is moved by whoever may push it; a digest is one image for ever."""
+    dockerfile = (DEPLOY / "Dockerfile").read_text()
+    stages = re.findall(r"^FROM \S+ AS (\S+)$", dockerfile, re.MULTILINE)
+    images = {image for image in re.findall(r"^FROM (\S+)", dockerfile, re.MULTILINE) if image not in stages}
+    images |= {service["image"] for service in SERVICES.values()} - {"telemetry-processor:local"}
+    assert len(images) == 8
+    tagged = {image for image in images if not re.fullmatch(r"[a-z/-]+:v?\d[\w.-]*@sha256:[0-9a-f]{64}", image)}
+    assert {image.partition(":")[0] for image in tagged} == TAG_ALONE
 
 
 def test_every_variable_that_compose_fills_in_stands_in_the_template_of_env() -> None:

@@ -271,16 +271,45 @@ async def test_a_password_opens_the_page_and_wrong_ones_are_slow_and_counted(dat
         await asyncio.to_thread(page.stop)
 
 
+@pytest.mark.parametrize("with_password", [False, True])
+async def test_a_person_whom_the_proxy_names_is_let_in(with_password: bool, database_url: str, tmp_path: Path) -> None:
+    (tmp_path / "password").write_text(f"{PASSWORD}\n")
+    settings = {"VIEWER_HOST": "0.0.0.0", "VIEWER_PROXY_HEADER": "X-Forwarded-User"}
+    if with_password:
+        settings["VIEWER_PASSWORD_FILE"] = str(tmp_path / "password")
+    page = Viewer(tmp_path / "viewer", database_url, **settings)
+    await asyncio.to_thread(page.start)
+    try:
+
+        def status(path: str, password: str | None = None, **headers: str) -> int:
+            return page.get(path, password=password, headers=headers).status
+
+        for path in ("/", "/metrics", "/csv/features", "/static/style.css"):
+            named = {"x-forwarded-user": "ada", "Host": "page.example"}
+            assert await asyncio.to_thread(lambda: status(path, **named)) == 200, path  # noqa: B023  awaited here
+            for nobody in ({}, {"x-forwarded-user": " "}, {"x-forwarded-email": "ada"}):
+                refused = await asyncio.to_thread(lambda: status(path, **nobody))  # noqa: B023  awaited here
+                assert refused == (401 if with_password else 403)
+        right = await asyncio.to_thread(lambda: status("/", PASSWORD))
+        assert right == (200 if with_password else 403)
+        assert await asyncio.to_thread(lambda: status("/healthz")) == 200
+    finally:
+        await asyncio.to_thread(page.stop)
+
+
 async def test_without_a_password_another_sites_name_gets_nothing(viewer: Viewer) -> None:
     """A page elsewhere can point its own name at 127.0.0.1, and would read this one through the visitor's browser."""
-    assert (await asyncio.to_thread(lambda: viewer.get("/", host="evil.example"))).status == 403
-    assert (await asyncio.to_thread(lambda: viewer.get("/", host=f"localhost:{viewer.port}"))).status == 200
+    assert (await asyncio.to_thread(lambda: viewer.get("/", headers={"Host": "evil.example"}))).status == 403
+    assert (
+        await asyncio.to_thread(lambda: viewer.get("/", headers={"Host": f"localhost:{viewer.port}"}))
+    ).status == 200
 
 
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"VIEWER_HOST": "0.0.0.0"}, "VIEWER_PASSWORD_FILE"),
+        ({"VIEWER_HOST": "0.0.0.0"}, "VIEWER_PASSWORD_FILE or VIEWER_PROXY_HEADER"),
+        ({"VIEWER_PROXY_HEADER": "X-User: ada"}, "VIEWER_PROXY_HEADER"),
         ({"VIEWER_HOST": "0.0.0.0", "VIEWER_PASSWORD_FILE": "short"}, "VIEWER_PASSWORD_FILE"),
         ({"VIEWER_DATABASE_URL": "mysql://u:hunter2@h/n"}, "VIEWER_DATABASE_URL"),
         ({"VIEWER_DATABASE_URL": "", "ANALYTICS_DATABASE_URL": ""}, "ANALYTICS_DATABASE_URL"),

@@ -63,6 +63,19 @@ async def test_no_page_complains_asks_elsewhere_or_is_wider_than_the_screen(
     assert hosts == {f"127.0.0.1:{viewer.port}"}
 
 
+@pytest.mark.parametrize("width", [1280, 360])
+async def test_the_numbers_of_an_axis_are_shown_whole(width: int, viewer: Viewer, tab: Tab) -> None:
+    """On a telephone 4,000 had lost half of its first digit."""
+    await tab.look(width=width)
+    await tab.open(f"http://127.0.0.1:{viewer.port}/endpoints?{RANGE}")
+    for longest in ("9,999", "12.5 %", "12.5 k", "12.5 M"):
+        lefts = await tab.value(
+            "Array.from(document.querySelectorAll('text.tick'), (tick) => {"
+            f" tick.textContent = '{longest}'; return tick.getBBox().x; }})"
+        )
+        assert min(lefts) >= 0, longest
+
+
 async def test_a_funnel_is_built_and_a_filter_chosen_by_keyboard_alone(viewer: Viewer, tab: Tab) -> None:
     """Whoever uses no mouse must get the same numbers."""
     await tab.look(width=1280)

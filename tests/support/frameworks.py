@@ -26,6 +26,9 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     "fastify": requests("/users/{id}", "/missing/{id}"),
     "servemux": requests("/users/{id}", "/missing/{id}", stranger=True),
     "gin": requests("/users/{id}", "/missing/{id}", stranger=True),
+    "spring": requests("/users/{id}", "/**"),
+    "spring-old": requests("/users/{id}", "/**"),
+    "spring-security": requests("/users/{id}", "/**"),
     "openai": [CALL | TOKENS],
     "openinference": [CALL | TOKENS],
 }

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
+from types import MappingProxyType
 
 from deploy.local.stack import ModuleServer
 
@@ -44,9 +45,16 @@ class Viewer(ModuleServer):
     def port(self) -> int:
         return self.port_of("VIEWER_PORT")
 
-    def get(self, path: str, *, password: str | None = None, host: str | None = None, method: str = "GET") -> Answer:
+    def get(
+        self,
+        path: str,
+        *,
+        password: str | None = None,
+        method: str = "GET",
+        headers: Mapping[str, str] = MappingProxyType({}),
+    ) -> Answer:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
-        headers = {} if host is None else {"Host": host}
+        headers = dict(headers)
         if password is not None:
             headers["Authorization"] = "Basic " + base64.b64encode(f"anybody:{password}".encode()).decode()
         try:

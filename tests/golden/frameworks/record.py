@@ -8,7 +8,10 @@ documentation has people do. It exports over OTLP/HTTP to this script, which wri
         openinference-instrumentation-openai
     npm install                                   # for express, koa, fastify
     go mod init record && go mod tidy             # for servemux, gin
-    v/bin/python record.py fastapi fastapi-old flask django openai openinference express koa fastify servemux gin
+    mvn --file spring package                     # for spring, spring-old
+    mvn --file spring --activate-profiles security package    # for spring-security
+    v/bin/python record.py fastapi fastapi-old flask django openai openinference express koa fastify servemux gin \
+        spring spring-old spring-security
 """
 
 import argparse
@@ -36,8 +39,19 @@ COMMANDS = {
     "fastify": ["node", "node_app.js", "fastify"],
     "servemux": ["go", "run", ".", "servemux"],
     "gin": ["go", "run", ".", "gin"],
+    "spring": ["java", "-javaagent:spring/target/agent.jar", "-jar", "spring/target/shop.jar"],
+    "spring-old": ["java", "-javaagent:spring/target/agent-old.jar", "-jar", "spring/target/shop.jar"],
+    "spring-security": [
+        "java",
+        "-javaagent:spring/target/agent.jar",
+        "-Dotel.instrumentation.common.enduser.id.enabled=true",
+        "-jar",
+        "spring/target/shop-security.jar",
+        "--spring.security.user.name=anna-4711",
+        "--spring.security.user.password=password",
+    ],
 }
-OLD_NAMES = {"fastapi-old"}  # with the attribute names of before 2024
+OLD_NAMES = {"fastapi-old", "spring-old"}  # with the attribute names of before 2024
 
 
 class Sink(BaseHTTPRequestHandler):
@@ -67,12 +81,17 @@ def record(name: str) -> bytes:
     bodies: list[bytes] = []
     sink = HTTPServer(("127.0.0.1", 0), type("OneSink", (Sink,), {"bodies": bodies}))
     threading.Thread(target=sink.serve_forever, daemon=True).start()
-    environment = {
+    environment = {  # the resource is OTEL_SERVICE_NAME alone: others would name this machine
         **os.environ,
         "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{sink.server_port}",
         "OTEL_SERVICE_NAME": name,
         "OTEL_SEMCONV_STABILITY_OPT_IN": "" if name in OLD_NAMES else "http",
         "OTEL_NODE_RESOURCE_DETECTORS": "env",
+        "OTEL_INSTRUMENTATION_JAVA_HTTP_CLIENT_ENABLED": "false",  # asks; only the server is recorded
+        "OTEL_JAVA_ENABLED_RESOURCE_PROVIDERS": ",".join(
+            f"io.opentelemetry.sdk.autoconfigure.{package}EnvironmentResourceProvider" for package in ("", "internal.")
+        ),
+        "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",  # an old Java agent exports over gRPC by default
         "OTEL_METRICS_EXPORTER": "none",
         "OTEL_LOGS_EXPORTER": "none",
     }
