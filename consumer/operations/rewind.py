@@ -117,7 +117,7 @@ async def _offsets(operation: Operation, target: Target, bounds: Mapping[int, tu
     if target.to_start:
         return {partition: first for partition, (first, _) in bounds.items()}
     if target.to_time is not None:
-        at_ms = int(target.to_time.timestamp() * 1000)
+        at_ms = max(0, int(target.to_time.timestamp() * 1000))  # Kafka knows no time before 1970
         found = await operation.kafka.offsets_for_times(dict.fromkeys(operation.places(bounds), at_ms))
         return {place.partition: entry.offset for place, entry in found.items() if entry is not None}
     for partition, offset in target.to_offsets:

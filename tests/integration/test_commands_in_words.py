@@ -82,6 +82,13 @@ async def test_a_value_out_of_range_is_a_sentence_and_code_2(stack: Stack) -> No
         assert err, arguments
 
 
+async def test_a_rewind_to_a_time_before_1970_goes_to_the_start(stack: Stack) -> None:
+    """Kafka's times begin in 1970, and its client raises on an earlier one."""
+    await stack.create_topic(partitions=1)
+    code, out, err = await command(stack, "rewind", "--to-time", "0001-01-01", "--dry-run", "--json")
+    assert (code, "Traceback" in err, '"dry_run": true' in out) == (0, False, True), err
+
+
 async def test_a_taken_metrics_port_is_a_sentence_and_code_2(stack: Stack) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])

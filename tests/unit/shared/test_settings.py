@@ -65,6 +65,8 @@ def test_the_database_address(variables: dict[str, str], url: str, monkeypatch: 
         ({**PARTS, "KAFKA_BOOTSTRAP_SERVERS": "kafka:port"}, "KAFKA_BOOTSTRAP_SERVERS"),
         ({**PARTS, "KAFKA_BOOTSTRAP_SERVERS": ","}, "KAFKA_BOOTSTRAP_SERVERS"),
         ({**PARTS, "KAFKA_TOPIC": "a topic"}, "KAFKA_TOPIC"),
+        ({**PARTS, "KAFKA_TOPIC": "."}, "KAFKA_TOPIC"),
+        ({**PARTS, "KAFKA_SUPPRESSIONS_TOPIC": ".."}, "KAFKA_SUPPRESSIONS_TOPIC"),
         ({**PARTS, "KAFKA_TOPIC": "x", "KAFKA_SUPPRESSIONS_TOPIC": "x"}, "KAFKA_SUPPRESSIONS_TOPIC"),
         ({**PARTS, "KAFKA_TOPIC_MIN_INSYNC_REPLICAS": "2"}, "KAFKA_TOPIC_MIN_INSYNC_REPLICAS"),
         ({**PARTS, "KAFKA_SSL_CA_FILE": "/hunter2"}, "KAFKA_SSL_CA_FILE"),
