@@ -70,7 +70,7 @@ def new_producer(settings: KafkaSettings) -> AIOKafkaProducer:
         compression_type="zstd",
         max_batch_size=BATCH_BYTES_MAX,
         max_request_size=1024 * 1024,
-        linger_ms=0,  # the publisher's lanes linger
+        linger_ms=0,  # the publisher's partition queues linger
     )
 
 

@@ -77,9 +77,9 @@ class Batch:
             for partition, line in self.lines.items()
         }
 
-    def letters(self) -> list[Decoded]:
+    def dead_letters(self) -> list[Decoded]:
         """The records of which no row can be made."""
-        return [*chain.from_iterable(part.letters() for part in self.parts)]
+        return [*chain.from_iterable(part.dead_letters() for part in self.parts)]
 
     def subjects(self) -> set[Subject]:
         """The persons and organizations that the rows name."""

@@ -139,7 +139,7 @@ class Writer:
                 if self._is_live:
                     await rollups.mark(connection, (time for rows in tables.values() for time in rows.times()))
                 letters = [
-                    each.dead_letter for each in batch.letters() if each.dead_letter and each.place not in left_out
+                    each.dead_letter for each in batch.dead_letters() if each.dead_letter and each.place not in left_out
                 ]
                 for table, rows in sorted(tables.items()):  # in one order, or concurrent writers deadlock
                     letters += await self._upsert.store(connection, table, rows, written)
@@ -153,7 +153,7 @@ class Writer:
                     await dead_letters.insert(connection, batch.topic_id, new.values())
                     rowless = left_out | {letter.place for letter in letters}
                     await dead_letters.mark_redriven(connection, moves, self._ledger.topic, rowless)
-                written.count_letters(letters, new.values())
+                written.count_dead_letters(letters, new.values())
                 written.settle()
                 await self._ledger.move(connection, moves)
             # Durable from here on.
@@ -163,7 +163,7 @@ class Writer:
     async def _left_out(self, connection: asyncpg.Connection, batch: Batch, written: Written) -> set[Place]:
         """Where the records of erased subjects are, and those past their retention, which are counted."""
         await suppressions.share(connection)
-        letters = batch.letters()
+        letters = batch.dead_letters()
         erased = await suppressions.among(connection, batch.subjects)
         erased_letters = await suppressions.suppressed_letters(connection, [each.record for each in letters])
         expired_until_us = self._now_us() - self._retention_us if self._retention_us else None

@@ -52,21 +52,21 @@ class Batch:
 
 
 @dataclass(slots=True, eq=False)
-class Lane:
+class PartitionQueue:
     """One partition's batches: one that is open, and those that are on their way."""
 
     partition: int
     open: Batch | None = None
     unsettled: int = 0
-    # When several sends wait for one partition's place in its queue, aiokafka 0.14 gives up long before its timeout.
-    # So only one batch of a partition waits there at a time.
+    # When several sends wait for one partition's place in aiokafka's buffer, aiokafka 0.14 gives up long before its
+    # timeout. So only one batch of a partition waits there at a time.
     entrance: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 @dataclass(slots=True, eq=False)
 class Connection:
     producer: AIOKafkaProducer
-    lanes: list[Lane]
+    queues: list[PartitionQueue]
 
 
 class Publisher:
@@ -96,17 +96,17 @@ class Publisher:
         if connection is None:
             raise BrokerUnavailable("not connected")
         batches: set[asyncio.Future[bool]] = set()
-        for partition, records in translation.partitioned(len(connection.lanes)):
-            lane, placed = connection.lanes[partition], 0
+        for partition, records in translation.partitioned(len(connection.queues)):
+            queue, placed = connection.queues[partition], 0
             while placed < records:
-                batch = lane.open or self._opened(connection, lane)
+                batch = queue.open or self._opened(connection, queue)
                 added = translation.add(batch.builder, partition, placed, received_at_ms)
                 if added:
                     self._charge(batch)
                     batches.add(batch.acknowledged)
                     placed += added
                 if placed < records:  # the batch is full
-                    self._ship(connection, lane)
+                    self._ship(connection, queue)
         return batches
 
     def _charge(self, batch: Batch) -> None:
@@ -129,35 +129,35 @@ class Publisher:
         if not all(batch.result() for batch in done):
             raise BrokerUnavailable("not acknowledged")
 
-    def _opened(self, connection: Connection, lane: Lane) -> Batch:
+    def _opened(self, connection: Connection, queue: PartitionQueue) -> Batch:
         loop = asyncio.get_running_loop()
         batch = Batch(self._engine.builder(connection.producer), loop.create_future(), time.monotonic())
-        loop.call_later(self._linger_s, self._due, connection, lane, batch)
-        lane.open = batch
+        loop.call_later(self._linger_s, self._due, connection, queue, batch)
+        queue.open = batch
         return batch
 
-    def _due(self, connection: Connection, lane: Lane, batch: Batch) -> None:
+    def _due(self, connection: Connection, queue: PartitionQueue, batch: Batch) -> None:
         """Ship a batch that has lingered, unless another one is on its way: so batches grow under load."""
         batch.is_due = True
-        if lane.open is batch and not lane.unsettled:
-            self._ship(connection, lane)
+        if queue.open is batch and not queue.unsettled:
+            self._ship(connection, queue)
 
-    def _ship(self, connection: Connection, lane: Lane) -> None:
-        assert lane.open is not None
-        batch, lane.open = lane.open, None
-        lane.unsettled += 1
-        task = asyncio.create_task(self._send(connection, lane, batch), name="ship")
+    def _ship(self, connection: Connection, queue: PartitionQueue) -> None:
+        assert queue.open is not None
+        batch, queue.open = queue.open, None
+        queue.unsettled += 1
+        task = asyncio.create_task(self._send(connection, queue, batch), name="ship")
         self._shipping.add(task)
         task.add_done_callback(self._shipping.discard)
 
-    async def _send(self, connection: Connection, lane: Lane, batch: Batch) -> None:
+    async def _send(self, connection: Connection, queue: PartitionQueue, batch: Batch) -> None:
         """Settle the batch's future, whatever happens."""
         outcome = "failed"
         try:
             async with asyncio.timeout(self._ship_timeout_s):
-                async with lane.entrance:
+                async with queue.entrance:
                     delivery = await connection.producer.send_batch(
-                        batch.builder, self._topic, partition=lane.partition
+                        batch.builder, self._topic, partition=queue.partition
                     )
                 await delivery  # from here on every in-sync replica has the records
             outcome = "acknowledged"
@@ -169,23 +169,23 @@ class Publisher:
         except Exception as error:  # noqa: BLE001  a batch without an acknowledgement has failed, whatever it was
             if isinstance(error, UNAUTHORIZED):
                 self._refused(self._topic)
-            log.warning("batch_failed", partition=lane.partition, **error_facts(error))
+            log.warning("batch_failed", partition=queue.partition, **error_facts(error))
         finally:
-            self._settle(connection, lane, batch, outcome)
+            self._settle(connection, queue, batch, outcome)
 
     def _refused(self, topic: str) -> None:
         """The broker refused a write for lack of a right. Not ready, so that a load balancer uses other receivers."""
         self._unauthorized_at = time.monotonic()
         self._health.block(AUTHORIZATION, f"Kafka refuses writes to {topic}: give this user WRITE and DESCRIBE on it")
 
-    def _settle(self, connection: Connection, lane: Lane, batch: Batch, outcome: str) -> None:
+    def _settle(self, connection: Connection, queue: PartitionQueue, batch: Batch, outcome: str) -> None:
         self._budget.release(batch.bytes)
         batch.acknowledged.set_result(outcome == "acknowledged")
         metrics.batches.labels(outcome).inc()
         metrics.publish_seconds.observe(time.monotonic() - batch.opened_at)
-        lane.unsettled -= 1
-        if lane.open is not None and lane.open.is_due and not lane.unsettled:
-            self._ship(connection, lane)
+        queue.unsettled -= 1
+        if queue.open is not None and queue.open.is_due and not queue.unsettled:
+            self._ship(connection, queue)
 
     async def run(self) -> None:
         """Connect, monitor and reconnect until cancelled; then ship the open batches once more."""
@@ -214,7 +214,7 @@ class Publisher:
                 partitions = len(await producer.partitions_for(self._topic))
             for name, actual, expected in state.differing:
                 log.warning("topic_differs", topic=self._topic, setting=name, actual=actual, expected=expected)
-            connection = self._connection = Connection(producer, _lanes(range(partitions)))
+            connection = self._connection = Connection(producer, _queues(range(partitions)))
             self._health.unblock("topic")
             self._health.answered(NEED)
             log.info("broker_connected", topic=self._topic, partitions=partitions)
@@ -228,9 +228,9 @@ class Publisher:
         """Ship the open batches, and wait for all that are on their way."""
         if connection is None:
             return
-        for lane in connection.lanes:
-            if lane.open is not None:
-                self._ship(connection, lane)
+        for queue in connection.queues:
+            if queue.open is not None:
+                self._ship(connection, queue)
         if self._shipping:
             await asyncio.wait(self._shipping, timeout=FLUSH_TIMEOUT_S)
 
@@ -257,12 +257,12 @@ class Publisher:
             if time.monotonic() - answered_at > SILENCE_S_MAX:
                 raise BrokerUnavailable("no answer")
             partitions = client.cluster.partitions_for_topic(self._topic) or set()
-            if len(partitions) < len(connection.lanes):
+            if len(partitions) < len(connection.queues):
                 raise BrokerUnavailable("the topic is gone, or another")
-            if len(partitions) > len(connection.lanes):
+            if len(partitions) > len(connection.queues):
                 log.info("partitions_added", partitions=len(partitions))
-                connection.lanes += _lanes(range(len(connection.lanes), len(partitions)))
+                connection.queues += _queues(range(len(connection.queues), len(partitions)))
 
 
-def _lanes(partitions: range) -> list[Lane]:
-    return [Lane(partition) for partition in partitions]
+def _queues(partitions: range) -> list[PartitionQueue]:
+    return [PartitionQueue(partition) for partition in partitions]

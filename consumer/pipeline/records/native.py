@@ -91,7 +91,7 @@ class NativePart:
         first, rest = (NativePart(self._place, self.chunk, span, odd=self._odd, given=self._given) for span in spans)
         return first, rest
 
-    def letters(self) -> list[Decoded]:
+    def dead_letters(self) -> list[Decoded]:
         return [each for each in self.odd() if each.dead_letter]
 
     def subjects(self) -> set[Subject]:

@@ -42,7 +42,7 @@ class Part(Protocol):
     def split(self, count: int) -> tuple["Part", "Part"]:
         """The first `count` records, and the rest; neither is empty."""
 
-    def letters(self) -> list[Decoded]:
+    def dead_letters(self) -> list[Decoded]:
         """The records of which no row can be made."""
 
     def subjects(self) -> set[Subject]:

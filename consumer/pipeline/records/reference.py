@@ -57,7 +57,7 @@ class ReferencePart:
     def split(self, count: int) -> tuple[Part, Part]:
         return ReferencePart(self.records[:count]), ReferencePart(self.records[count:])
 
-    def letters(self) -> list[Decoded]:
+    def dead_letters(self) -> list[Decoded]:
         return [each for each in self.records if each.dead_letter]
 
     def subjects(self) -> set[Subject]:

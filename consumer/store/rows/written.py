@@ -28,7 +28,7 @@ class Written:
             self.count("stored", table, partition, stored)
             self.count("duplicates", table, partition, records - stored)
 
-    def count_letters(self, letters: Iterable[DeadLetter], new: Iterable[DeadLetter]) -> None:
+    def count_dead_letters(self, letters: Iterable[DeadLetter], new: Iterable[DeadLetter]) -> None:
         for letter in letters:
             self.count("dead_lettered", "", letter.record.partition)
         self.reasons.update(letter.reason for letter in new)

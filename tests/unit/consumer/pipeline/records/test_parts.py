@@ -71,7 +71,7 @@ def parts_of(engine: Engine, batches: list[bytes], from_offset: int) -> list[Par
 def known(engine: Engine, parts: list[Part], left_out: set[Place]) -> Known:
     tables = engine.tables(parts, left_out)
     records = [part.record(number) for part in parts for number in range(len(part))]
-    letters = [each for part in parts for each in part.letters()]
+    letters = [each for part in parts for each in part.dead_letters()]
     rows = {}
     for table, found in tables.items():
         data = found.copy_data(is_staged=True)
@@ -139,7 +139,7 @@ def test_a_batch_may_end_anywhere_within_a_record_batch(values: list[bytes | Non
         assert (first.count, len(rest)) == (length, whole.count - length)
         assert first.next_offsets() == {PLACE.partition: 1_000 + 3 * (length - 1) + 1}
         assert first.moves() == whole.cut(length).moves()
-        dead = {each.place for each in first.letters()}
+        dead = {each.place for each in first.dead_letters()}
         assert [*map(bool, first.are_at(dead))].count(True) == len(dead)
         cuts.append((known(engine, [*first.parts], set()), known(engine, [rest], set()), first.are_at(dead)))
     assert cuts[0] == cuts[1]
