@@ -28,7 +28,7 @@ from receiver.translate.engines.explain import Explanation, explain_file
 from receiver.translate.rules import Rules
 from shared import identity, lifecycle, logs, probes
 from shared.errors import Permanent, WrongSetting
-from shared.output import Version, lay_out_help, write_out
+from shared.output import Version, http_address, lay_out_help, write_out
 from shared.settings import described, load
 
 if TYPE_CHECKING:
@@ -118,7 +118,8 @@ def _told(number: int, span: Explanation) -> str:
 @app.command()
 def health(
     url: Annotated[
-        str | None, typer.Option(help="Address of /readyz. Default: this receiver's own metrics port.")
+        str | None,
+        typer.Option(callback=http_address, help="Address of /readyz. Default: this receiver's own metrics port."),
     ] = None,
 ) -> None:
     """Exit 0 when the running receiver is ready and its port accepts connections, else 1. For container health checks.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import HttpUrl, TypeAdapter
 
 READER_LEFT = 141  # 128 + SIGPIPE: what a shell shows of any program that this happens to
 
@@ -41,6 +42,23 @@ def _print_version(is_wanted: bool) -> None:  # noqa: FBT001  typer's callback
 Version = Annotated[
     bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
 ]
+
+
+def http_address(url: str | None) -> str | None:
+    """Check an option that takes an address, for typer. urllib alone would also open `file:` and `ftp:`.
+
+    Raises:
+        typer.BadParameter: that is no http or https address.
+    """
+    if url is None:
+        return None
+    try:
+        return str(_http_url.validate_python(url))
+    except ValueError:
+        raise typer.BadParameter("give an http or https address, as http://127.0.0.1:9464/readyz") from None
+
+
+_http_url = TypeAdapter(HttpUrl)
 _EXAMPLES = re.compile(r"\n(Examples?:) *(?=\S)")
 
 

@@ -5,6 +5,7 @@ caller who says nothing keeps no probe out.
 """
 
 import contextlib
+import http.client
 import json
 import socket
 import threading
@@ -217,5 +218,5 @@ def ask(url: str) -> tuple[bool, str]:
     except urllib.error.HTTPError as refusal:
         with refusal:
             return False, refusal.read().decode().strip()
-    except OSError as error:
+    except (OSError, http.client.HTTPException, UnicodeError) as error:  # no answer, not HTTP, no name or text
         return False, f"not reached: {type(error).__name__}"

@@ -23,7 +23,8 @@ from consumer.operations import status as reporting
 from consumer.operations.operation import answer, database_alone, operation, told
 from consumer.settings import ConsumerSettings, DoctorSettings
 from shared import probes
-from shared.output import write_out
+from shared.errors import WrongSetting
+from shared.output import http_address, write_out
 from shared.settings import load
 
 gaps = typer.Typer(
@@ -157,7 +158,8 @@ def find(
 @app.command()
 def health(
     url: Annotated[
-        str | None, typer.Option(help="Address of /readyz. Default: this consumer's own metrics port.")
+        str | None,
+        typer.Option(callback=http_address, help="Address of /readyz. Default: this consumer's own metrics port."),
     ] = None,
 ) -> None:
     """Exit 0 when the running consumer is ready, else 1. For container health checks.
@@ -165,6 +167,8 @@ def health(
     Example: python -m consumer health
     """
     settings = load(ConsumerSettings)
+    if url is None and settings.consumer_metrics_port == 0:
+        raise WrongSetting("CONSUMER_METRICS_PORT: 0 leaves nothing to ask")
     is_ready, text = probes.ask(url or probes.ready_url(settings.metrics_host, settings.consumer_metrics_port))
     typer.echo(text)
     raise typer.Exit(DONE if is_ready else PROBLEM)

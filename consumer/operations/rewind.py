@@ -19,7 +19,7 @@ from shared.errors import WrongTopic
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Exactly one of the three."""
+    """Exactly one of the three, and one offset a partition."""
 
     to_start: bool = False
     to_time: datetime | None = None
@@ -28,6 +28,8 @@ class Target:
     def __post_init__(self) -> None:
         if [self.to_start, self.to_time is not None, bool(self.to_offsets)].count(True) != 1:
             raise WrongUse("give one of --to-start, --to-time T and --to-offset P:O")
+        if len(dict(self.to_offsets)) < len(self.to_offsets):
+            raise WrongUse("give each partition one --to-offset")
 
 
 @dataclass(frozen=True, slots=True)

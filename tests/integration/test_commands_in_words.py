@@ -68,7 +68,10 @@ OUT_OF_RANGE = [
     ("rebuild", "--rate", "-1"),
     ("rebuild", "--rate", "inf"),
     ("rewind", "--to-offset", "0:99999999999999999999"),
+    ("rewind", "--to-offset", "0:0", "--to-offset", "0:0"),
     ("rewind", "--to-time", "yesterday"),
+    ("health", "--url", "localhost"),
+    ("health", "--url", "file:///etc/hostname"),
     ("gaps", "ack", "0"),
     ("gaps", "ack", "7"),
 ]

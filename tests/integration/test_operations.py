@@ -162,6 +162,8 @@ async def test_a_wrong_setting_is_code_2_and_named(stack: Stack) -> None:
     code, _, err = await command(stack, "status", CONSUMER_BATCH_ROWS="many")
     assert code == 2
     assert "CONSUMER_BATCH_ROWS" in err
+    code, _, err = await command(stack, "health", CONSUMER_METRICS_PORT="0")
+    assert (code, "CONSUMER_METRICS_PORT" in err) == (2, True)
     assert (await command(stack, "rewind"))[0] == 2
     assert (await command(stack, "rewind", "--to-offset", "x"))[0] == 2
     assert (await command(stack, "erase"))[0] == 2

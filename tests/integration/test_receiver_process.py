@@ -129,6 +129,8 @@ async def test_health_follows_readiness(kafka: KafkaBroker, tmp_path: Path) -> N
                     await until(is_status(channel, service, expected), 10, "the health service")
             environment = {"PORT": str(receiver.port), "RECEIVER_METRICS_PORT": str(receiver.metrics_port)}
             assert command("health", **environment).returncode == code
+        refused = command("health", "--url", "localhost:9464")
+        assert (refused.returncode, b"http" in refused.stderr, b"Traceback" in refused.stderr) == (2, True, False)
         port = served.metrics_port
         assert await served.stop() == 0
         assert command("health", RECEIVER_METRICS_PORT=str(port)).returncode == 1

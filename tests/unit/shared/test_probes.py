@@ -2,6 +2,7 @@
 
 import contextlib
 import socket
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -81,3 +82,24 @@ def test_a_caller_who_takes_too_long_is_left(port: int, monkeypatch: pytest.Monk
                 time.sleep(0.1)
             pytest.fail("it still listens")
         assert time.monotonic() - started_at < 2
+
+
+def test_an_answer_that_is_not_http_is_not_ready() -> None:
+    """A port of the gRPC server, say. A traceback would hide which address was asked."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+
+        def speak() -> None:
+            connection, _ = other.accept()
+            with connection:
+                connection.recv(1024)
+                connection.sendall(b"\x00\x00\x06\x04\x00\x00\x00\x00\x00 SETTINGS\r\n")
+
+        speaker = threading.Thread(target=speak)
+        speaker.start()
+        answer = probes.ask(f"http://127.0.0.1:{other.getsockname()[1]}/readyz")
+        speaker.join(5)
+    assert answer == (False, "not reached: BadStatusLine")
+
+
+def test_a_host_name_that_cannot_be_looked_up_is_not_ready() -> None:
+    assert probes.ask(f"http://{'a' * 64}/readyz") == (False, "not reached: UnicodeError")
