@@ -26,6 +26,14 @@ def _split(value: object) -> object:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
+def _split_secrets(value: object) -> object:
+    """Unlike a list without an entry, a list of blank entries is a slip: it must not mean that nothing is secret."""
+    secrets = _split(value)
+    if value and not secrets:
+        raise ValueError("only blanks and commas stand there")
+    return secrets
+
+
 def _upper(value: object) -> object:
     return value.upper() if isinstance(value, str) else value
 
@@ -51,7 +59,7 @@ _TOPIC_NAME = re.compile(r"[A-Za-z0-9._-]{1,249}")  # what Kafka allows
 Addresses = Annotated[str, AfterValidator(_addresses)]
 TopicName = Annotated[str, AfterValidator(_topic_name)]
 CommaSeparated = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
-CommaSeparatedSecrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split)]
+CommaSeparatedSecrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split_secrets)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 PortOrOff = Annotated[int, Field(ge=0, le=65535)]
 ID_HASH_KEY_BYTES_MIN = 32

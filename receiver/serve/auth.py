@@ -13,7 +13,7 @@ from shared.logs import error_facts
 log = structlog.get_logger(__name__)
 
 LOOK_EVERY_S = 1.0
-KEY_LENGTH_MIN = 8
+KEY_LENGTH_MIN = 4  # shorter ones are slips, or the beginning of a file that is being written
 COMMENT = "#"
 _Fingerprint = tuple[int, int, int]
 

@@ -106,12 +106,17 @@ async def test_each_situation_has_its_status_and_its_body(kafka: KafkaBroker, tm
 async def test_other_content_types_are_refused(kafka: KafkaBroker, tmp_path: Path) -> None:
     """A form or a text is no request, and says so before a byte of it is looked at."""
     async with started(kafka, tmp_path) as receiver:
-        for kind in ("text/plain", "application/x-www-form-urlencoded", "application/grpc", None):
+        for kind in (
+            "text/plain",
+            "application/x-www-form-urlencoded",
+            "application/grpc",
+            "application/protobuf",
+            None,
+        ):
             answer = await post(receiver.http_port, b"x", kind=kind)
             assert (answer.status, answer.refusal.code) == (415, Code.Value("INVALID_ARGUMENT")), kind
-        for kind in ("application/json; charset=utf-8", "Application/JSON", "application/protobuf"):
-            body = request(features(1))
-            answer = await post(receiver.http_port, otlp_json(body) if "son" in kind.lower() else body, kind=kind)
+        for kind in ("application/json; charset=utf-8", "Application/JSON"):
+            answer = await post(receiver.http_port, otlp_json(request(features(1))), kind=kind)
             assert answer.status == 200, kind
 
 

@@ -176,6 +176,8 @@ async def test_reflection_and_other_methods_are_not_served(kafka: KafkaBroker, t
         ({"TLS_CERT_FILE": "/nowhere", "TLS_KEY_FILE": "/nowhere"}, "TLS_CERT_FILE"),
         ({"ID_HASH_KEY": "short-secret"}, "ID_HASH_KEY"),
         ({"ID_HASHING": "rot13"}, "ID_HASHING"),
+        ({"API_KEYS": " , "}, "API_KEYS"),
+        ({"API_KEYS": "long-enough,one"}, "API_KEYS"),
     ],
 )
 def test_a_bad_setting_stops_the_start_and_is_named(settings: dict[str, str], named: str) -> None:

@@ -120,7 +120,8 @@ class Upsert:
         if data is None:
             await connection.copy_records_to_table(**into, records=rows.copy_records(is_staged=is_staged))
         else:
-            await connection.copy_to_table(**into, source=BytesIO(data), format="binary")
+            with BytesIO(data) as source:  # asyncpg ties it into a cycle: only closing it frees the rows at once
+                await connection.copy_to_table(**into, source=source, format="binary")
 
 
 _COLUMNS = {name: [column.name for column in table.columns] for name, table in ANALYTICS_TABLES.items()}

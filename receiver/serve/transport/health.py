@@ -28,7 +28,8 @@ class Status(IntEnum):
 class Watchers:
     """The status, which is the same for every service, and the callers that watch it."""
 
-    def __init__(self) -> None:
+    def __init__(self, is_serving: Callable[[], bool]) -> None:
+        self._is_serving = is_serving
         self._status = Status.NOT_SERVING
         self._told: dict[Callable[[bytes], None], str] = {}
 
@@ -40,9 +41,9 @@ class Watchers:
         except DecodeError:
             return None
 
-    def set(self, *, is_serving: bool) -> None:
-        """Set the status, and tell every watcher. A watcher that does not read delays nobody: see Stream.send."""
-        status = Status.SERVING if is_serving else Status.NOT_SERVING
+    def update(self) -> None:
+        """Tell every watcher of a change. A watcher that does not read delays nobody: see Stream.send."""
+        status = Status.SERVING if self._is_serving() else Status.NOT_SERVING
         if status is not self._status:
             self._status = status
             for tell, service in list(self._told.items()):
@@ -50,7 +51,8 @@ class Watchers:
                     tell(_encoded(status))
 
     def status(self, service: str) -> bytes | None:
-        """A HealthCheckResponse; None for an unknown service."""
+        """A HealthCheckResponse, as things are now; None for an unknown service."""
+        self.update()
         if service == LIVENESS:
             return _encoded(Status.SERVING)
         return _encoded(self._status) if service in SERVICES else None

@@ -29,7 +29,7 @@ from receiver.serve.turns import Turns
 TRACES = b"/v1/traces"
 SIGNALS = {b"/v1/metrics": "metrics", b"/v1/logs": "logs"}
 PROTOBUF, JSON = b"application/x-protobuf", b"application/json"
-TYPES = {PROTOBUF: PROTOBUF, b"application/protobuf": PROTOBUF, JSON: JSON}
+TYPES = {kind: kind for kind in (PROTOBUF, JSON)}
 HELD_PER_JSON_BYTE = 12  # memory of parsed JSON
 CORS_HEADERS = b"authorization, content-encoding, content-type, x-api-key, traceparent, tracestate, baggage"
 CORS_MAX_AGE_S = 7_200

@@ -42,7 +42,7 @@ class Server:
         self._arrivals = arrivals
         self._budget = budget
         self._state = state
-        self._watchers = Watchers()
+        self._watchers = Watchers(lambda: not state.why_not_ready())
         others = OtherSignals(
             are_accepted=settings.accept_other_signals, seconds_max=settings.publish_timeout_ms / 1000
         )
@@ -76,7 +76,7 @@ class Server:
     async def stop(self) -> None:
         """Not ready first; then refuse new calls and finish those in flight; then close: 6.5 s at most."""
         self._state.block("draining", "SIGTERM")
-        self._watchers.set(is_serving=False)
+        self._watchers.update()
         await self._export.drain(DRAIN_S)
         await asyncio.sleep(REFUSE_S)
         for listener in self._listeners:
@@ -86,9 +86,8 @@ class Server:
     async def _watch(self) -> None:
         """Update the health service and the gauges."""
         while True:
-            is_ready = not self._state.why_not_ready()
-            metrics.ready.set(is_ready)
-            self._watchers.set(is_serving=is_ready)
+            metrics.ready.set(not self._state.why_not_ready())
+            self._watchers.update()
             self._export.unfinished.forget()
             metrics.inflight_bytes.set(self._budget.held["requests"])
             self._budget.hold(sum(listener.held_bytes for listener in self._listeners), "connections")
