@@ -49,6 +49,10 @@ async def postgres(settings: ConsumerSettings) -> AsyncIterator[Diagnosis]:
         return
     connection = await connect(settings.database_url, application_name="telemetry-doctor")
     try:
+        if closed := await _closed(connection):
+            for diagnosis in closed:
+                yield diagnosis
+            return  # the checks below would be refused, without a word of what is missing
         for check in (_revision, _grants, _partitions, _writable, _locks, _timeouts, _disk, _clock, _endpoints):
             for diagnosis in await check(connection):
                 yield diagnosis
@@ -56,6 +60,27 @@ async def postgres(settings: ConsumerSettings) -> AsyncIterator[Diagnosis]:
             yield diagnosis
     finally:
         await stop_within(connection.close(), 5)
+
+
+async def _closed(connection: asyncpg.Connection) -> list[Diagnosis]:
+    """What this role may not even look at: a schema, or the revision."""
+    missing = [
+        ("USAGE", f"SCHEMA {schema}")
+        for schema in ("public", "ingest")
+        if await connection.fetchval("SELECT has_schema_privilege(to_regnamespace($1)::oid, 'USAGE')", schema) is False
+    ]
+    revision = "SELECT has_table_privilege(to_regclass('public.alembic_version'), 'SELECT')"
+    if not missing and await connection.fetchval(revision) is False:
+        missing = [("SELECT", "public.alembic_version")]
+    return [
+        Diagnosis(
+            "grants",
+            "error",
+            f"this role has no {privilege} on {name}",
+            f"GRANT {privilege} ON {name} TO ...; or run deploy/postgres/roles.sql again",
+        )
+        for privilege, name in missing
+    ]
 
 
 async def _revision(connection: asyncpg.Connection) -> list[Diagnosis]:

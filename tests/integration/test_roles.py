@@ -116,3 +116,8 @@ async def test_a_missing_grant_is_a_finding_of_doctor_that_names_it(stack: Stack
     assert [finding["detail"] for finding in doctor["findings"] if finding["check"] == "grants"] == [
         "this role may not UPDATE public.feature_usage"
     ]
+    for revoked, name in (("SELECT", "public.alembic_version"), ("USAGE", "SCHEMA ingest")):
+        await stack.fetch(f"REVOKE {revoked} ON {name} FROM analytics_consumer")
+        doctor = await answered(stack, "doctor", code=1, ANALYTICS_DATABASE_URL=url)
+        assert f"this role has no {revoked} on {name}" in {finding["detail"] for finding in doctor["findings"]}
+        await stack.fetch(f"GRANT {revoked} ON {name} TO analytics_consumer")
