@@ -66,7 +66,7 @@ bench-quick: setup  ## measure the main cases: a minute
 
 ROWS ?= 10000000
 bench-growth: setup  ## measure by workers, writers, partitions, and ROWS that are in the table already: long
-	$(BENCH) growth --rows 1000000 --rows $(ROWS)
+	$(BENCH) growth table --rows 1000000 --rows $(ROWS)
 
 PAGE ?= http://127.0.0.1:8090
 pictures: setup  ## take docs/images from a running make run, with this machine's chromium
