@@ -7,20 +7,22 @@ import asyncpg
 
 from consumer.operations.operation import Operation, Refused, say
 from consumer.rebuild.kept import refuse_what_would_be_lost, settings_of, statistics_of, triggers_of, views_of
-from consumer.rebuild.shadow import GENERATION, OLD, SHADOW, reached
+from consumer.rebuild.shadow import GENERATION, OLD, SHADOW, lines, reached
 from consumer.store import rollups, suppressions
 from consumer.store.ledger import LIVE
 from consumer.store.schema import ANALYTICS_TABLES, LINE_COLUMNS
 
 SWAP_LOCK_TIMEOUT_S = 2.0
 SWAP_WAIT_S = 3.0
+CATCH_UP_S = 30.0
+CATCH_UP_EVERY_S = 0.02
 SWAP_ATTEMPTS = 10
 
 
 async def swap(operation: Operation) -> float:
     """Put the shadow in the live tables' place; how long writers stood still, in milliseconds.
 
-    A failed attempt blocks writers for the lock timeout at most.
+    A failed attempt blocks writers for the lock timeout or SWAP_WAIT_S at most. A shadow that is behind blocks nobody.
     """
     for attempt in range(1, SWAP_ATTEMPTS + 1):
         try:
@@ -48,6 +50,7 @@ async def _try_swap(operation: Operation) -> float:
         statements += await statistics_of(operation, OLD)
         await _delete_erased(operation)
         await database.execute(f"CREATE SCHEMA {OLD}")
+        await _catch_up(operation)
         started_at = time.monotonic()
         live = await _lock_lines(operation, LIVE)  # writers wait from here on
         if not await reached(operation, live, SWAP_WAIT_S):
@@ -65,6 +68,19 @@ async def _try_swap(operation: Operation) -> float:
         await _promote_lines(operation)
         await database.execute(f"DROP SCHEMA {SHADOW}")
     return (time.monotonic() - started_at) * 1000
+
+
+async def _catch_up(operation: Operation) -> None:
+    """Return at a moment when the shadow has all that the live tables have. Nobody waits for this.
+
+    Raises:
+        _NotReached: there was no such moment.
+    """
+    deadline = time.monotonic() + CATCH_UP_S
+    while not await reached(operation, await lines(operation, LIVE), 0):
+        if time.monotonic() > deadline:
+            raise _NotReached
+        await asyncio.sleep(CATCH_UP_EVERY_S)
 
 
 async def _delete_erased(operation: Operation) -> None:

@@ -6,15 +6,21 @@ import os
 import random
 import time
 from datetime import UTC, datetime, timedelta, tzinfo
+from types import SimpleNamespace
+from typing import Any
 
+import asyncpg
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.structs import TopicPartition
 
+from consumer.rebuild.shadow import GENERATION
+from consumer.rebuild.swap import _catch_up
 from consumer.store import database
 from consumer.store.database import ClocksDiffer, connect
 from consumer.store.retain import retain
+from consumer.store.schema import LINE_COLUMNS
 from support.command import answered, command, started
 from support.records import made
 from support.stack import Stack, eventually
@@ -311,3 +317,34 @@ async def test_a_command_whose_reader_leaves_ends_without_a_word(
     os.close(reader)
     _, err = await process.communicate()
     assert (process.returncode, err) == (141, b"")
+
+
+async def test_a_swap_holds_up_nobody_while_its_shadow_is_behind(stack: Stack) -> None:
+    """On a busy machine each attempt held the writers for three seconds, and then gave up."""
+    await stack.create_topic(1)
+    await stack.send([(0, made(random.Random(5 + index)).value) for index in range(10)])
+    consumer = stack.consumer()
+    await stack.settled(10)
+    consumer.stop()
+    copied = ", ".join(set(LINE_COLUMNS) - {"generation", "next_offset", "stored"})
+    await stack.fetch(
+        f"""
+        INSERT INTO ingest.partition_offsets ({copied}, generation, next_offset, stored)
+        SELECT {copied}, '{GENERATION}', next_offset - 1, stored - 1 FROM ingest.partition_offsets
+        """
+    )
+    connection = await asyncpg.connect(stack.database_url)
+    try:
+        operation: Any = SimpleNamespace(database=connection, topic=stack.topic)
+        async with connection.transaction():
+            waiting = asyncio.create_task(_catch_up(operation))
+            await asyncio.sleep(0.5)
+            assert not waiting.done()
+            assert await stack.fetch("SELECT 1 FROM ingest.partition_offsets FOR UPDATE NOWAIT")
+            await stack.fetch(
+                f"UPDATE ingest.partition_offsets SET next_offset = 10, stored = stored + 1 "
+                f"WHERE generation = '{GENERATION}'"
+            )
+            await asyncio.wait_for(waiting, 10)
+    finally:
+        await connection.close()
