@@ -16,10 +16,10 @@ from consumer.cli.common import (
     settings_of_command,
 )
 from consumer.operations import audit as auditing
-from consumer.operations import doctor as examining
 from consumer.operations import find as finding
 from consumer.operations import gaps as noting
 from consumer.operations import status as reporting
+from consumer.operations.doctor.doctor import doctor as examine
 from consumer.operations.operation import answer, database_alone, operation, told
 from consumer.settings import ConsumerSettings, DoctorSettings
 from shared import probes
@@ -124,7 +124,7 @@ def doctor(
     Example: python -m consumer doctor --receiver-metrics http://telemetry-receiver:9464/metrics
     """
     settings = loaded(DoctorSettings)
-    found = run_command(examining.doctor(settings, receiver_metrics=receiver_metrics))
+    found = run_command(examine(settings, receiver_metrics=receiver_metrics))
     is_ok = not any(diagnosis.severity == "error" for diagnosis in found)
     text = "\n".join(f"{each.severity}: {each.check}: {each.detail}\n    {each.remedy}" for each in found)
     findings = [asdict(diagnosis) for diagnosis in found]

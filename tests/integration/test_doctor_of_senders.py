@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import receiver.metrics
-from consumer.operations import senders
+from consumer.operations.doctor import senders
 from deploy.local.kafka import KafkaBroker
 from deploy.local.server import free_port
 from receiver.translate import mapping
@@ -126,7 +126,7 @@ def test_doctor_knows_every_reason_and_asks_for_metrics_that_exist() -> None:
     assert senders.DROPPED.keys() <= set(receiver.metrics.CODES)
     texts = {
         node.value
-        for node in ast.walk(ast.parse((ROOT / "consumer/operations/senders.py").read_text()))
+        for node in ast.walk(ast.parse((ROOT / "consumer/operations/doctor/senders.py").read_text()))
         if is_text(node)
     }
     served = {f"{metric._name}_total" for metric in vars(receiver.metrics).values() if hasattr(metric, "_name")}

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import asyncpg
 
-from consumer.operations.diagnosis import Diagnosis
+from consumer.operations.doctor.diagnosis import Diagnosis
 from consumer.pipeline.monitor import revision_number
 from consumer.settings import ConsumerSettings
 from consumer.store.database import (

@@ -10,9 +10,10 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import GroupCoordinatorNotAvailableError
 
-from consumer.operations import audit, senders
-from consumer.operations.diagnosis import Diagnosis
-from consumer.operations.doctor_postgres import postgres
+from consumer.operations import audit
+from consumer.operations.doctor import senders
+from consumer.operations.doctor.diagnosis import Diagnosis
+from consumer.operations.doctor.postgres import postgres
 from consumer.settings import ConsumerSettings, DoctorSettings
 from consumer.store.database import DATABASE_ERRORS, error_name, explained, is_out_of_reach
 from shared import probes
