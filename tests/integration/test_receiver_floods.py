@@ -21,7 +21,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from deploy.local.kafka import KafkaBroker
-from receiver.serve.transport.listener import CONNECTION_BYTES
+from receiver.serve.transport.connections.listener import CONNECTION_BYTES
 from support import http2
 from support.http2 import body_frames, connected, frame, grpc_frame, hello, open_call
 from support.neighbour import beside

@@ -23,11 +23,11 @@ from receiver.serve.call import Transport
 from receiver.serve.export import Export
 from receiver.serve.other_signals import OtherSignals
 from receiver.serve.transport.body import inflated
+from receiver.serve.transport.connections.http2 import Http2Connection
+from receiver.serve.transport.connections.listener import Listener
+from receiver.serve.transport.connections.protocol import WholeReply
+from receiver.serve.transport.connections.stream import Headers, Stream
 from receiver.serve.transport.health import CHECK, WATCH, Watchers
-from receiver.serve.transport.http2 import Http2Connection
-from receiver.serve.transport.listener import Listener
-from receiver.serve.transport.protocol import WholeReply
-from receiver.serve.transport.stream import Headers, Stream
 from receiver.serve.turns import Turns
 
 EXPORT = b"/opentelemetry.proto.collector.trace.v1.TraceService/Export"

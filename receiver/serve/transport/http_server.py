@@ -19,11 +19,11 @@ from receiver.serve.call import Transport
 from receiver.serve.export import Export
 from receiver.serve.other_signals import OtherSignals
 from receiver.serve.transport.body import collected, inflated
+from receiver.serve.transport.connections.http1 import Http1Connection, Request
+from receiver.serve.transport.connections.http2 import PREFACE, Http2Connection
+from receiver.serve.transport.connections.listener import Listener
+from receiver.serve.transport.connections.stream import Headers, Stream
 from receiver.serve.transport.grpc_server import refuse
-from receiver.serve.transport.http1 import Http1Connection, Request
-from receiver.serve.transport.http2 import PREFACE, Http2Connection
-from receiver.serve.transport.listener import Listener
-from receiver.serve.transport.stream import Headers, Stream
 from receiver.serve.turns import Turns
 
 TRACES = b"/v1/traces"

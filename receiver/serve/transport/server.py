@@ -9,11 +9,11 @@ from receiver.budget import Arrivals, Budget
 from receiver.serve.call import Transport
 from receiver.serve.export import Export
 from receiver.serve.other_signals import OtherSignals
+from receiver.serve.transport.connections.listener import Connection, Listener, raise_file_limit
+from receiver.serve.transport.connections.tls import Certificates
 from receiver.serve.transport.grpc_server import GrpcServer
 from receiver.serve.transport.health import Watchers
 from receiver.serve.transport.http_server import HttpServer
-from receiver.serve.transport.listener import Connection, Listener, raise_file_limit
-from receiver.serve.transport.tls import Certificates
 from receiver.serve.turns import Turns
 from receiver.settings import ReceiverSettings
 from shared.probes import Health

@@ -5,7 +5,7 @@ import time
 from collections.abc import Hashable, Sequence
 from typing import Protocol
 
-from receiver.serve.transport.protocol import WholeReply
+from receiver.serve.transport.connections.protocol import WholeReply
 
 REPLY_STALL_S = 10.0  # for a reply that waits for the caller's window
 Headers = list[tuple[bytes, bytes]]

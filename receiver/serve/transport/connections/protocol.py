@@ -14,7 +14,7 @@ import h2.stream
 import hpack
 import hyperframe.frame
 
-from receiver.serve.transport.frames import HEAD_BYTES, Head, Unread, frame
+from receiver.serve.transport.connections.frames import HEAD_BYTES, Head, Unread, frame
 
 DATA, HEADERS, RST_STREAM, SETTINGS, GOAWAY, CONTINUATION = 0, 1, 3, 4, 7, 9
 END_STREAM, END_HEADERS, PADDED = 1, 4, 8

@@ -3,9 +3,9 @@
 import asyncio
 import struct
 
-from receiver.serve.transport.http2 import WINDOW_BYTES, Http2Connection
-from receiver.serve.transport.listener import Listener
-from receiver.serve.transport.stream import Stream
+from receiver.serve.transport.connections.http2 import WINDOW_BYTES, Http2Connection
+from receiver.serve.transport.connections.listener import Listener
+from receiver.serve.transport.connections.stream import Stream
 from support.http2 import DATA, GOAWAY, SETTINGS, Heard, frame, hello, open_call
 
 FLOW_CONTROL_ERROR = 3

@@ -9,8 +9,8 @@ import h2.exceptions
 import h2.settings
 import pytest
 
-from receiver.serve.transport.frames import HEAD_BYTES, Unread, frame
-from receiver.serve.transport.protocol import DATA, END_STREAM, HEADERS, PADDED, Protocol, WholeReply
+from receiver.serve.transport.connections.frames import HEAD_BYTES, Unread, frame
+from receiver.serve.transport.connections.protocol import DATA, END_STREAM, HEADERS, PADDED, Protocol, WholeReply
 
 REQUEST = [(":method", "POST"), (":scheme", "http"), (":path", "/x"), (":authority", "x")]
 REPLY = WholeReply.of(

@@ -19,9 +19,9 @@ import h2.settings
 import structlog
 
 from receiver import metrics
-from receiver.serve.transport.frames import HEAD_BYTES, Head, Unread, frame
-from receiver.serve.transport.listener import Connection, Listener
-from receiver.serve.transport.protocol import (
+from receiver.serve.transport.connections.frames import HEAD_BYTES, Head, Unread, frame
+from receiver.serve.transport.connections.listener import Connection, Listener
+from receiver.serve.transport.connections.protocol import (
     CONTINUATION,
     DATA,
     END_HEADERS,
@@ -32,8 +32,8 @@ from receiver.serve.transport.protocol import (
     Protocol,
     WholeReply,
 )
-from receiver.serve.transport.pump import Pump
-from receiver.serve.transport.stream import Headers, Stream
+from receiver.serve.transport.connections.pump import Pump
+from receiver.serve.transport.connections.stream import Headers, Stream
 from shared.logs import error_facts
 
 log = structlog.get_logger(__name__)

@@ -13,9 +13,9 @@ import httptools
 import structlog
 
 from receiver import metrics
-from receiver.serve.transport.http2 import PREFACE
-from receiver.serve.transport.listener import FIRST_BYTES_S, Connection, Listener
-from receiver.serve.transport.stream import Headers, first_of
+from receiver.serve.transport.connections.http2 import PREFACE
+from receiver.serve.transport.connections.listener import FIRST_BYTES_S, Connection, Listener
+from receiver.serve.transport.connections.stream import Headers, first_of
 from shared.logs import error_facts
 
 log = structlog.get_logger(__name__)

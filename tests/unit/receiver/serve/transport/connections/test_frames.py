@@ -5,7 +5,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from receiver.serve.transport.frames import HEAD_BYTES, Unread, frame
+from receiver.serve.transport.connections.frames import HEAD_BYTES, Unread, frame
 
 frames = st.lists(
     st.tuples(st.integers(0, 255), st.binary(max_size=300), st.integers(0, 255), st.integers(0, 2**31 - 1)), max_size=8
