@@ -1,5 +1,6 @@
 """Commands that look and change nothing but the note that a gap is known."""
 
+import asyncio
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Annotated, Any
@@ -20,10 +21,10 @@ from consumer.operations import find as finding
 from consumer.operations import gaps as noting
 from consumer.operations import status as reporting
 from consumer.operations.doctor.doctor import doctor as examine
-from consumer.operations.operation import answer, database_alone, operation, told
+from consumer.operations.operation import answer, database_alone, operation, say, told
 from consumer.settings import ConsumerSettings, DoctorSettings
 from shared import probes
-from shared.errors import WrongSetting
+from shared.errors import Transient, WrongSetting
 from shared.output import http_address, write_out
 from shared.settings import load
 
@@ -60,9 +61,18 @@ def status(
             return await reporting.status(reached)
 
     async def work_on() -> None:
-        async with operation(settings, "status") as reached:
-            async for found, pace in reporting.watched(reached):
-                write_out(_status_text(found, pace) + "\n")
+        has_answered = False
+        while True:
+            try:
+                async with operation(settings, "status") as reached:
+                    async for found, pace in reporting.watched(reached):
+                        write_out(_status_text(found, pace) + "\n")
+                        has_answered = True
+            except Transient as error:  # to be seen when it ends is what one watches for
+                if not has_answered:
+                    raise
+                say(f"not reached: {error}")
+                await asyncio.sleep(reporting.WATCH_EVERY_S)
 
     if watch:
         with suppress(KeyboardInterrupt):

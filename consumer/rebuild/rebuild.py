@@ -85,7 +85,7 @@ async def rebuild(operation: Operation, choices: Choices, progress: Progress) ->
     await (_check_resumable(operation) if choices.resume else _start(operation))
     async with _feeding(operation, choices.rate):
         say("filling the new tables from the topic")
-        result.records = await _caught_up(operation, progress)
+        await _caught_up(operation, progress)
         say("adding indexes and statistics")
         await copy_indexes(operation)
         for table in ANALYTICS_TABLES:
@@ -98,12 +98,14 @@ async def rebuild(operation: Operation, choices: Choices, progress: Progress) ->
         result.unexplained = await unexplained(operation, but_older=choices.only_topic)
         result.differing = await compare(operation)
         if sum(result.unexplained.values()) and not choices.accept_unexplained and not choices.dry_run:
+            result.records = await _settled(operation, GENERATION)
             result.seconds = time.monotonic() - started_at
             return result
         if not choices.dry_run:
             say("swapping")
             result.blocked_ms = await swap(operation)
             result.swapped = True
+        result.records = await _settled(operation, LIVE if result.swapped else GENERATION)
     if choices.dry_run:
         await abort(operation)
     result.seconds = time.monotonic() - started_at
@@ -247,14 +249,21 @@ def _pace(rate: float) -> Callable[[int], Awaitable[None]]:
     return pace
 
 
-async def _caught_up(operation: Operation, progress: Progress) -> int:
-    """Until the shadow is close behind the live lines; how many records it has settled."""
-    first = await operation.database.fetch(
-        "SELECT partition, first_offset FROM ingest.partition_offsets WHERE generation = $1 AND topic = $2",
-        GENERATION,
+async def _settled(operation: Operation, generation: str) -> int:
+    """How many records of the topic have a fate in these tables."""
+    found = await operation.database.fetchval(
+        """
+        SELECT coalesce(sum(next_offset - first_offset), 0) FROM ingest.partition_offsets
+        WHERE generation = $1 AND topic = $2
+        """,
+        generation,
         operation.topic,
     )
-    begun_at = {row["partition"]: row["first_offset"] for row in first}
+    return int(found)
+
+
+async def _caught_up(operation: Operation, progress: Progress) -> None:
+    """Until the shadow is close behind the live lines."""
     last, moved_at = -1, time.monotonic()
     while True:
         live, shadow = await lines(operation, LIVE), await lines(operation, GENERATION)
@@ -262,11 +271,11 @@ async def _caught_up(operation: Operation, progress: Progress) -> int:
             raise Refused(f"partitions {sorted(added)} were added since the start: --abort, and begin again")
         if not shadow:
             raise Refused("this rebuild was aborted meanwhile")
-        settled: int = sum(shadow.values()) - sum(begun_at.values())
+        settled = await _settled(operation, GENERATION)
         behind = sum(max(0, offset - shadow[partition]) for partition, offset in live.items())
         progress(settled, settled + behind)
         if behind <= CLOSE_ENOUGH_RECORDS:
-            return settled
+            return
         if settled != last:
             last, moved_at = settled, time.monotonic()
         elif time.monotonic() - moved_at > STALLED_S:

@@ -23,7 +23,7 @@ from consumer.store import rollups
 from deploy.local.kafka import KafkaBroker
 from deploy.local.postgres import PostgresServer
 from deploy.local.stack import ModuleServer
-from support.command import answered
+from support.command import answered, started
 from support.proxy import Proxy
 from support.records import Made, made
 from support.stack import TABLES, Stack, eventually
@@ -502,3 +502,27 @@ async def test_sigterm_ends_the_consumer_in_time_with_both_servers_frozen(
         return not consumer.is_running
 
     await eventually(has_ended, 15, "the consumer ended")
+
+
+async def test_a_watched_status_goes_on_when_postgres_comes_back(
+    stack: Stack, own_postgres: PostgresServer, migrate: Migrate
+) -> None:
+    """It ended at the first silence, just when somebody was watching for the end of it."""
+    stack.database_url = await migrate(own_postgres)
+    await stack.create_topic()
+    stack.consumer()
+    watching = await started(stack, "status", "--watch")
+    assert watching.stdout is not None
+    assert watching.stderr is not None
+    try:
+        async with asyncio.timeout(90):
+            await watching.stdout.readuntil(b"no dead letters")
+            await asyncio.to_thread(own_postgres.stop)
+            await watching.stderr.readuntil(b"not reached: ")
+            await asyncio.to_thread(own_postgres.start)
+            for _ in range(3):  # what was printed before is read, too
+                await watching.stdout.readuntil(b"no dead letters")
+        assert watching.returncode is None
+    finally:
+        watching.send_signal(signal.SIGINT)
+        await watching.communicate()

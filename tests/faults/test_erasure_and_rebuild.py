@@ -76,6 +76,10 @@ async def test_a_rebuild_under_live_load_gives_exactly_what_the_topic_says(stack
     assert done["differing"]
     assert sum(done["unexplained"].values()) == 0
     assert done["blocked_ms"] < 5_000
+    [replaced] = await stack.fetch(
+        "SELECT sum(next_offset - first_offset)::int AS records FROM ingest.ledger_history WHERE generation = 'live'"
+    )
+    assert done["records"] >= replaced["records"]
     await assert_tables_are(stack, acknowledged)
     assert consumer.is_running
     grants = await stack.fetch(
