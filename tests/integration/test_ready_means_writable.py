@@ -3,8 +3,10 @@
 import asyncio
 import json
 import random
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import asyncpg
 import pytest
@@ -101,10 +103,16 @@ async def test_a_database_that_takes_no_rows_is_told_and_survived(stack: Stack, 
     generator = random.Random(5)
     consumer = stack.consumer()
     before = 0 if reason == "disk full" else 10
-    await stack.send([(0, made(generator).value) for _ in range(before)])
+
+    async def send(count: int) -> None:
+        now_us = time.time_ns() // 1_000  # of a partition that is there already, in every month
+        records = [replace(made(generator), timestamp_us=now_us) for _ in range(count)]
+        await stack.send([(0, record.value) for record in records])
+
+    await send(before)
     await stack.settled(before)
     async with make(stack):
-        await stack.send([(0, made(generator).value) for _ in range(10)])
+        await send(10)
         await not_ready(consumer, state)
         why_not = json.loads(readiness(consumer)[1])["why_not"]
         assert reason.replace("locked", "lock timeout") in " ".join(why_not.values())
