@@ -11,7 +11,7 @@ from support.receiver import ROOT, Receiver, export
 
 # A bug of ours, at the third connection of each port.
 BROKEN = """
-from receiver.serve.transport import listener
+from receiver.serve.transport.connections import listener
 accepted = {}
 whole = listener.Listener._admit
 def broken(self, connection):
