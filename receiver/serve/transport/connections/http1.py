@@ -14,6 +14,7 @@ import structlog
 
 from receiver import metrics
 from receiver.serve.transport.connections.http2 import PREFACE
+from receiver.serve.transport.connections.incoming import Incoming
 from receiver.serve.transport.connections.listener import FIRST_BYTES_S, Connection, Listener
 from receiver.serve.transport.connections.stream import Headers, first_of
 from shared.logs import error_facts
@@ -40,27 +41,19 @@ REASONS = {
 }
 
 
-class Request:
+class Request(Incoming[bytes]):
     """One request: its head, its body piece by piece, and its reply."""
 
     def __init__(self, connection: "Http1Connection") -> None:
+        super().__init__({})  # until the head is complete
         self.connection = connection
         self.method = b""
         self.path = b""
         self.headers: Headers = []
-        self.named: dict[bytes, bytes] = {}  # once the head is complete
         self.keeps_alive = True
-        self.is_complete = False
         self.is_answered = False
         self.buffered_bytes = 0
-        self._pieces: list[bytes] = []
-        self._arrival: asyncio.Future[None] | None = None
-        self._error: Exception | None = None
         self._is_awaited = False  # the caller sends its body only once it is told to
-
-    def header(self, name: bytes) -> bytes:
-        """Of several the first; empty when there is none."""
-        return self.named.get(name, b"")
 
     async def receive(self) -> bytes:
         """The next piece of the body; empty at its end.
@@ -72,25 +65,12 @@ class Request:
             self._is_awaited = True
             if not self.is_complete and self.header(b"expect").lower() == b"100-continue":
                 self.connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        while not self._pieces and not self.is_complete and self._error is None:
-            self._arrival = asyncio.get_running_loop().create_future()
-            try:
-                await self._arrival
-            finally:
-                self._arrival = None
-        if self._error is not None:
-            raise self._error
+        await self._arrived()
         piece = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
         self._pieces.clear()
         self.buffered_bytes = 0
         self.connection.go_on()
         return piece
-
-    def fail(self, error: Exception) -> None:
-        """End the reading with this error, unless the body is there."""
-        if not self.is_complete:
-            self._error = error
-            self.wake()
 
     def reply(self, status: int, headers: Headers, body: bytes = b"") -> None:
         """Once, and the last that is done with it."""
@@ -102,11 +82,7 @@ class Request:
         if not self.is_answered and self._error is None:
             self._pieces.append(piece)
             self.buffered_bytes += len(piece)
-            self.wake()
-
-    def wake(self) -> None:
-        if self._arrival is not None and not self._arrival.done():
-            self._arrival.set_result(None)
+            self._wake()
 
 
 class Http1Connection(Connection):
@@ -253,8 +229,7 @@ class Http1Connection(Connection):
 
     def on_message_complete(self) -> None:
         if self._arriving is not None:
-            self._arriving.is_complete = True
-            self._arriving.wake()
+            self._arriving.completed()
             self._arriving = None
 
     # ---- inside

@@ -5,6 +5,7 @@ import time
 from collections.abc import Hashable, Sequence
 from typing import Protocol
 
+from receiver.serve.transport.connections.incoming import Incoming
 from receiver.serve.transport.connections.protocol import WholeReply
 
 REPLY_STALL_S = 10.0  # for a reply that waits for the caller's window
@@ -25,28 +26,20 @@ class StreamConnection(Hashable, Protocol):
     def finished(self, stream: "Stream", *, is_read: bool) -> None: ...
 
 
-class Stream:
+class Stream(Incoming[tuple[bytes, int]]):
     """One call on a connection: its headers, its body piece by piece, and its reply."""
 
     def __init__(self, connection: StreamConnection, number: int, headers: Headers) -> None:
+        super().__init__(first_of(headers))
         self.connection = connection
         self.number = number
         self.headers = headers
-        self.named = first_of(headers)
         self.started_at = time.monotonic()
         self.task: asyncio.Task[None] | None = None
         self.is_over = False  # nothing more may be sent
-        self._pieces: list[tuple[bytes, int]] = []
         self._unasked_bytes = 0
-        self._is_complete = False
-        self._arrival: asyncio.Future[None] | None = None
-        self._error: Exception | None = None
         self._waiting_out: list[tuple[bytes, Headers | None]] = []  # data, and the trailers that end the stream
         self._stalled_at: float | None = None
-
-    def header(self, name: bytes) -> bytes:
-        """Of several the first; empty when there is none."""
-        return self.named.get(name, b"")
 
     @property
     def is_replying(self) -> bool:
@@ -65,14 +58,7 @@ class Stream:
             whatever `fail` was called with.
         """
         self.give_back()
-        while not self._pieces and not self._is_complete and self._error is None:
-            self._arrival = asyncio.get_running_loop().create_future()
-            try:
-                await self._arrival
-            finally:
-                self._arrival = None
-        if self._error is not None:
-            raise self._error
+        await self._arrived()
         if not self._pieces:
             return b""
         piece = self._pieces[0][0] if len(self._pieces) == 1 else b"".join(piece for piece, _ in self._pieces)
@@ -83,12 +69,6 @@ class Stream:
     def widen(self) -> None:
         """A large body is on its way."""
         self.connection.widen()
-
-    def fail(self, error: Exception) -> None:
-        """End the reading with this error, unless the body is there."""
-        if not self._is_complete:
-            self._error = error
-            self._wake()
 
     def send(self, headers: Headers | None, message: bytes = b"", trailers: Headers | None = None) -> None:
         """Headers at once, the message as the caller's window allows, then the trailers, which end the call."""
@@ -114,14 +94,14 @@ class Stream:
             return
         self.over()
         self.connection.write()
-        self.connection.finished(self, is_read=self._is_complete)
+        self.connection.finished(self, is_read=self.is_complete)
 
     def flush(self) -> None:
         """Send what the window allows."""
         self._send_waiting()
         self.connection.write()
         if self.is_over:
-            self.connection.finished(self, is_read=self._is_complete)
+            self.connection.finished(self, is_read=self.is_complete)
 
     def _send_waiting(self) -> None:
         while self._waiting_out and not self.is_over:
@@ -148,10 +128,6 @@ class Stream:
         self._pieces.append((piece, size))
         self._wake()
 
-    def completed(self) -> None:
-        self._is_complete = True
-        self._wake()
-
     def over(self) -> None:
         """Nothing more is read or sent; what nobody asked for is given back to the connection."""
         self.is_over = True
@@ -165,10 +141,6 @@ class Stream:
         if self._unasked_bytes:
             self.connection.give_back(self._unasked_bytes, self.number)
             self._unasked_bytes = 0
-
-    def _wake(self) -> None:
-        if self._arrival is not None and not self._arrival.done():
-            self._arrival.set_result(None)
 
 
 def first_of(headers: Sequence[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
