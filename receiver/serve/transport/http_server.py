@@ -29,7 +29,6 @@ from receiver.serve.turns import Turns
 TRACES = b"/v1/traces"
 SIGNALS = {b"/v1/metrics": "metrics", b"/v1/logs": "logs"}
 PROTOBUF, JSON = b"application/x-protobuf", b"application/json"
-TYPES = {kind: kind for kind in (PROTOBUF, JSON)}
 HELD_PER_JSON_BYTE = 12  # memory of parsed JSON
 CORS_HEADERS = b"authorization, content-encoding, content-type, x-api-key, traceparent, tracestate, baggage"
 CORS_MAX_AGE_S = 7_200
@@ -111,7 +110,8 @@ class HttpServer:
     async def serve(self, request: Request) -> None:
         """Answer one request."""
         path = request.path.partition(b"?")[0]
-        kind = TYPES.get(request.header(b"content-type").partition(b";")[0].strip().lower())
+        said = request.header(b"content-type").partition(b";")[0].strip().lower()
+        kind = said if said in (PROTOBUF, JSON) else None
         is_known = path == TRACES or (path in SIGNALS and self._others.are_accepted)
         if not is_known:
             self._refuse(request, kind, 404, "NOT_FOUND", "no such path: OTLP/HTTP is at /v1/traces")
@@ -130,7 +130,7 @@ class HttpServer:
 
     async def _traces(self, request: Request, kind: bytes) -> None:
         call = HttpCall(
-            request, is_json=kind is JSON, turns=self._turns, json_turns=self._json_turns, size_max=self._size_max
+            request, is_json=kind == JSON, turns=self._turns, json_turns=self._json_turns, size_max=self._size_max
         )
         reply = await self._export.answer(call)
         headers = [(b"content-type", kind), *self._cors(request)]
@@ -190,8 +190,8 @@ class HttpServer:
 
 def _body(reply: Reply, kind: bytes) -> bytes:
     if reply.code == replies.OK:
-        return _success_json(reply) if kind is JSON else _success(reply)
-    return _status_json(reply) if kind is JSON else _status(reply)
+        return _success_json(reply) if kind == JSON else _success(reply)
+    return _status_json(reply) if kind == JSON else _status(reply)
 
 
 def _success(reply: Reply) -> bytes:
