@@ -97,11 +97,7 @@ async def rebuild(operation: Operation, choices: Choices, progress: Progress) ->
             result.carried_over = await carry_over(operation)
         result.unexplained = await unexplained(operation, but_older=choices.only_topic)
         result.differing = await compare(operation)
-        if sum(result.unexplained.values()) and not choices.accept_unexplained and not choices.dry_run:
-            result.records = await _settled(operation, GENERATION)
-            result.seconds = time.monotonic() - started_at
-            return result
-        if not choices.dry_run:
+        if not choices.dry_run and (choices.accept_unexplained or not sum(result.unexplained.values())):
             say("swapping")
             result.blocked_ms = await swap(operation)
             result.swapped = True

@@ -10,6 +10,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateIndex, CreateTable, SetColumnComment, SetTableComment
 
 from consumer.operations.operation import Operation
+from consumer.store.ledger import LIVE
 from consumer.store.partitions import copy_bounds, partitions_of
 from consumer.store.schema import ANALYTICS_TABLES
 
@@ -78,12 +79,13 @@ async def lines(operation: Operation, generation: str) -> dict[int, int]:
     return {row["partition"]: row["next_offset"] for row in rows}
 
 
-async def reached(operation: Operation, target: Mapping[int, int], timeout_s: float) -> bool:
-    """Whether the shadow has come to these offsets in time."""
+async def reached(operation: Operation, target: Mapping[int, int] | None, timeout_s: float) -> bool:
+    """Whether the shadow has come to these offsets in time; None: to where the live lines are at that moment."""
     deadline = time.monotonic() + timeout_s
     while True:
+        offsets = await lines(operation, LIVE) if target is None else target
         shadow = await lines(operation, GENERATION)
-        if all(shadow.get(partition, -1) >= offset for partition, offset in target.items()):
+        if all(shadow.get(partition, -1) >= offset for partition, offset in offsets.items()):
             return True
         if time.monotonic() > deadline:
             return False

@@ -7,7 +7,7 @@ import asyncpg
 
 from consumer.operations.operation import Operation, Refused, say
 from consumer.rebuild.kept import refuse_what_would_be_lost, settings_of, statistics_of, triggers_of, views_of
-from consumer.rebuild.shadow import GENERATION, OLD, SHADOW, lines, reached
+from consumer.rebuild.shadow import GENERATION, OLD, SHADOW, reached
 from consumer.store import rollups, suppressions
 from consumer.store.ledger import LIVE
 from consumer.store.schema import ANALYTICS_TABLES, LINE_COLUMNS
@@ -15,7 +15,6 @@ from consumer.store.schema import ANALYTICS_TABLES, LINE_COLUMNS
 SWAP_LOCK_TIMEOUT_S = 2.0
 SWAP_WAIT_S = 3.0
 CATCH_UP_S = 30.0
-CATCH_UP_EVERY_S = 0.02
 SWAP_ATTEMPTS = 10
 
 
@@ -50,7 +49,8 @@ async def _try_swap(operation: Operation) -> float:
         statements += await statistics_of(operation, OLD)
         await _delete_erased(operation)
         await database.execute(f"CREATE SCHEMA {OLD}")
-        await _catch_up(operation)
+        if not await reached(operation, None, CATCH_UP_S):  # nobody waits for this
+            raise _NotReached
         started_at = time.monotonic()
         live = await _lock_lines(operation, LIVE)  # writers wait from here on
         if not await reached(operation, live, SWAP_WAIT_S):
@@ -68,19 +68,6 @@ async def _try_swap(operation: Operation) -> float:
         await _promote_lines(operation)
         await database.execute(f"DROP SCHEMA {SHADOW}")
     return (time.monotonic() - started_at) * 1000
-
-
-async def _catch_up(operation: Operation) -> None:
-    """Return at a moment when the shadow has all that the live tables have. Nobody waits for this.
-
-    Raises:
-        _NotReached: there was no such moment.
-    """
-    deadline = time.monotonic() + CATCH_UP_S
-    while not await reached(operation, await lines(operation, LIVE), 0):
-        if time.monotonic() > deadline:
-            raise _NotReached
-        await asyncio.sleep(CATCH_UP_EVERY_S)
 
 
 async def _delete_erased(operation: Operation) -> None:

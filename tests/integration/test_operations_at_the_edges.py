@@ -15,8 +15,7 @@ from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.structs import TopicPartition
 
-from consumer.rebuild.shadow import GENERATION
-from consumer.rebuild.swap import _catch_up
+from consumer.rebuild.shadow import GENERATION, reached
 from consumer.store import database
 from consumer.store.database import ClocksDiffer, connect
 from consumer.store.retain import retain
@@ -337,7 +336,7 @@ async def test_a_swap_holds_up_nobody_while_its_shadow_is_behind(stack: Stack) -
     try:
         operation: Any = SimpleNamespace(database=connection, topic=stack.topic)
         async with connection.transaction():
-            waiting = asyncio.create_task(_catch_up(operation))
+            waiting = asyncio.create_task(reached(operation, None, 30))
             await asyncio.sleep(0.5)
             assert not waiting.done()
             assert await stack.fetch("SELECT 1 FROM ingest.partition_offsets FOR UPDATE NOWAIT")
@@ -345,6 +344,6 @@ async def test_a_swap_holds_up_nobody_while_its_shadow_is_behind(stack: Stack) -
                 f"UPDATE ingest.partition_offsets SET next_offset = 10, stored = stored + 1 "
                 f"WHERE generation = '{GENERATION}'"
             )
-            await asyncio.wait_for(waiting, 10)
+            assert await asyncio.wait_for(waiting, 10)
     finally:
         await connection.close()
