@@ -40,13 +40,16 @@ class Access:
 
     async def refusal(self, request: web.Request) -> Refusal | None:
         """None lets it in."""
-        if request.path in OPEN_PATHS or request.headers.get(self._proxy_header or "", "").strip():
+        if request.path in OPEN_PATHS or self._is_signed_in(request):
             return None
         if self._digest is not None:
             return await self._wrong_password(request.headers.get("Authorization"), self._digest)
         if self._proxy_header is not None:
             return Refusal(403, "Open the page through the proxy that signs you in.")
         return self._foreign_name(request.headers.get("Host", ""))
+
+    def _is_signed_in(self, request: web.Request) -> bool:
+        return self._proxy_header is not None and bool(request.headers.get(self._proxy_header, "").strip())
 
     async def _wrong_password(self, header: str | None, right: bytes) -> Refusal | None:
         if header is None:

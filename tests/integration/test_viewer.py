@@ -280,29 +280,23 @@ async def test_a_person_whom_the_proxy_names_is_let_in(with_password: bool, data
     page = Viewer(tmp_path / "viewer", database_url, **settings)
     await asyncio.to_thread(page.start)
     try:
-
-        def status(path: str, password: str | None = None, **headers: str) -> int:
-            return page.get(path, password=password, headers=headers).status
-
+        named = {"x-forwarded-user": "ada", "Host": "page.example"}
         for path in ("/", "/metrics", "/csv/features", "/static/style.css"):
-            named = {"x-forwarded-user": "ada", "Host": "page.example"}
-            assert await asyncio.to_thread(lambda: status(path, **named)) == 200, path  # noqa: B023  awaited here
+            assert (await asyncio.to_thread(page.get, path, headers=named)).status == 200, path
             for nobody in ({}, {"x-forwarded-user": " "}, {"x-forwarded-email": "ada"}):
-                refused = await asyncio.to_thread(lambda: status(path, **nobody))  # noqa: B023  awaited here
-                assert refused == (401 if with_password else 403)
-        right = await asyncio.to_thread(lambda: status("/", PASSWORD))
-        assert right == (200 if with_password else 403)
-        assert await asyncio.to_thread(lambda: status("/healthz")) == 200
+                refused = await asyncio.to_thread(page.get, path, headers=nobody)
+                assert refused.status == (401 if with_password else 403)
+        right = await asyncio.to_thread(page.get, "/", password=PASSWORD)
+        assert right.status == (200 if with_password else 403)
+        assert (await asyncio.to_thread(page.get, "/healthz")).status == 200
     finally:
         await asyncio.to_thread(page.stop)
 
 
 async def test_without_a_password_another_sites_name_gets_nothing(viewer: Viewer) -> None:
     """A page elsewhere can point its own name at 127.0.0.1, and would read this one through the visitor's browser."""
-    assert (await asyncio.to_thread(lambda: viewer.get("/", headers={"Host": "evil.example"}))).status == 403
-    assert (
-        await asyncio.to_thread(lambda: viewer.get("/", headers={"Host": f"localhost:{viewer.port}"}))
-    ).status == 200
+    for host, status in (("evil.example", 403), (f"localhost:{viewer.port}", 200)):
+        assert (await asyncio.to_thread(viewer.get, "/", headers={"Host": host})).status == status
 
 
 @pytest.mark.parametrize(
