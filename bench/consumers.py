@@ -2,14 +2,15 @@
 
 import asyncio
 import io
+import json
 import os
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import asyncpg
 
@@ -27,6 +28,7 @@ COPY_ROWS = 10_000
 SHARED_ROWS = 120_000
 POLL_S = 0.02
 DRAIN_TIMEOUT_S = 120.0
+COMMAND_TIMEOUT_S = 900.0
 SLOWEST_ROWS_PER_S = 10_000
 FILL_SPANS = 512
 FILL_ATTEMPTS = 10
@@ -222,16 +224,27 @@ class Again:
         environment = self._servers.environment(
             self._run.topic, ANALYTICS_DATABASE_URL=self._servers.postgres.url(self._where)
         )
-        command = (sys.executable, "-m", "consumer", "rewind", "--to-start", "--json")
-        process = await asyncio.create_subprocess_exec(
-            *command, cwd=ROOT, env={**os.environ, **environment}, stdout=subprocess.DEVNULL
-        )
         watching = asyncio.create_task(
             watch(self._servers, self._group, self._progress, self._run.rows, is_replay=True)
         )
-        if await asyncio.wait_for(process.wait(), 60):
-            raise RuntimeError("the replay was refused; the reason stands above")
+        await command(environment, "rewind", "--to-start", "--json")
         return await watching
+
+
+async def command(environment: Mapping[str, str], *arguments: str, code: int = 0) -> tuple[float, Any]:
+    """Seconds from start to end of a command of the consumer, and its answer in JSON when it was asked for."""
+    started_at = time.monotonic()
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "consumer", *arguments),
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        stdout=asyncio.subprocess.PIPE,
+    )
+    output, _ = await asyncio.wait_for(process.communicate(), COMMAND_TIMEOUT_S)
+    seconds = time.monotonic() - started_at
+    if process.returncode != code:
+        raise RuntimeError(f"consumer {arguments[0]} ended with {process.returncode}, not {code}")
+    return seconds, json.loads(output) if "--json" in arguments else None
 
 
 @asynccontextmanager

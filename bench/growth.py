@@ -2,14 +2,11 @@
 
 from datetime import UTC, datetime, timedelta
 
-import asyncpg
-
 from bench.consumers import Limit, Run, database, figures_of, filled, ours
 from bench.load import Command
-from bench.prefill import fill
+from bench.prefill import fill, without_sums
 from bench.report import COPY, OURS, Report
 from bench.servers import PARTITIONS, Servers, cpu_s, peak_mib
-from consumer.store import rollups
 from consumer.store.partitions import interval_of
 
 SUITE, TABLE_SUITE = "growth", "table"
@@ -97,7 +94,7 @@ async def _add_ours(servers: Servers, report: Report, suite: str, run: Run, wher
 async def _measure_rows_before(servers: Servers, report: Report, run: Run, limit: Limit, rows_before: int) -> None:
     """Ours and COPY, one after the other into the same growing table.
 
-    The rows before fill the present partition as far as its end will. Nobody rolls them up meanwhile.
+    The rows before fill the present partition up to its end.
     """
     interval = dict(run.settings)["PARTITION_INTERVAL"]
     since, until = interval_of(interval).around(datetime.now(UTC))
@@ -106,15 +103,11 @@ async def _measure_rows_before(servers: Servers, report: Report, run: Run, limit
     async with database(servers) as where:
         url = servers.postgres.url(where)
         await fill(url, {"endpoint_usage": rows_before}, since, until, interval=interval)
-        roller = await asyncpg.connect(url)
-        try:
-            await roller.execute("SELECT pg_advisory_lock($1)", rollups.ADVISORY_LOCK)
+        async with without_sums(url):
             await _add_ours(servers, report, TABLE_SUITE, run, where)
             if not rows_before:
                 await limit.take_rows(where)
             copied = figures_of(await limit.copy(where))
-        finally:
-            await roller.close()
         report.add(
             TABLE_SUITE, run.case, COPY, a_second=copied["rows_per_s"], us_of_Postgres=copied["us_per_row_of_Postgres"]
         )

@@ -4,16 +4,17 @@ import asyncio
 import time
 import urllib.error
 import urllib.request
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import asyncpg
 
 from bench import path
 from bench.consumers import database
-from bench.prefill import fill, midnight, shared
+from bench.prefill import fill, shared
 from bench.report import OURS, Report
 from bench.servers import Servers
 from consumer.store import rollups
+from consumer.store.partitions import interval_of
 from viewer.catalogue import PAGES
 
 SUITE = "page"
@@ -28,7 +29,9 @@ async def measure(servers: Servers, report: Report, *, rows: int) -> None:
     async with database(servers) as name:
         url = servers.postgres.url(name)
         report.say(f"page: {rows:,} rows")
-        await fill(url, shared(rows), midnight(days_ago=DAYS - 1), datetime.now(UTC), interval="month")
+        now = datetime.now(UTC)
+        since, _ = interval_of("day").around(now - timedelta(days=DAYS - 1))
+        await fill(url, shared(rows), since, now, interval="month")
         connection = await asyncpg.connect(url)
         try:
             started_at = time.monotonic()

@@ -1,12 +1,14 @@
 """Rows of an earlier time in the four tables, made by Postgres itself, for growth, storage and page."""
 
 import asyncio
-from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from datetime import datetime
 
 import asyncpg
 
-from consumer.store.partitions import interval_of
+from consumer.store import rollups
+from consumer.store.partitions import interval_of, partitions_of
 
 TIMEOUT_S = 1_800.0
 CHUNK_ROWS = 250_000
@@ -75,14 +77,8 @@ async def fill(url: str, counts: Mapping[str, int], since: datetime, until: date
 async def _repartition(
     connection: asyncpg.Connection, table: str, since: datetime, until: datetime, interval: str
 ) -> None:
-    for (name,) in await connection.fetch(
-        """
-        SELECT inhrelid::regclass::text FROM pg_inherits JOIN pg_class AS leaf ON leaf.oid = inhrelid
-        WHERE inhparent = $1::text::regclass AND pg_get_expr(leaf.relpartbound, leaf.oid) <> 'DEFAULT'
-        """,
-        table,
-    ):
-        await connection.execute(f"DROP TABLE {name}")
+    for partition in await partitions_of(connection, "public", table):
+        await connection.execute(f"DROP TABLE {partition.name}")
     lower, upper = interval_of(interval).around(since)
     while lower < until:
         await connection.execute("SELECT ingest.attach_partition($1::text::regclass, $2, $3)", table, lower, upper)
@@ -124,7 +120,12 @@ async def _insert_chunks(
         await connection.close()
 
 
-def midnight(*, days_ago: int = 0) -> datetime:
-    """The beginning of a day in UTC."""
-    today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-    return today - timedelta(days=days_ago)
+@asynccontextmanager
+async def without_sums(url: str) -> AsyncIterator[asyncpg.Connection]:
+    """Keep the roller's turn within the block, so that nobody adds up days while others are measured."""
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.execute("SELECT pg_advisory_lock($1)", rollups.ADVISORY_LOCK)
+        yield connection
+    finally:
+        await connection.close()

@@ -2,9 +2,7 @@
 
 import asyncio
 import json
-import os
 import re
-import sys
 import time
 import uuid
 from collections.abc import Callable, Coroutine
@@ -14,11 +12,10 @@ from typing import Any, TypeVar
 import asyncpg
 
 from bench import path
-from bench.consumers import MIXED, Run, database, filled, ours
-from bench.prefill import fill, shared
+from bench.consumers import MIXED, Run, command, database, filled, ours
+from bench.prefill import fill, shared, without_sums
 from bench.report import OURS, Goal, Key, Report
 from bench.servers import ROOT, Servers
-from consumer.store import rollups
 from consumer.store.database import connect
 from consumer.store.partitions import drop_expired, interval_of
 from consumer.store.schema import ANALYTICS_TABLES
@@ -56,17 +53,13 @@ async def measure(servers: Servers, report: Report, *, rows: int) -> None:
         now = datetime.now(UTC)
         since, until = interval_of("month").around(now - timedelta(days=30 * MONTHS))
         await fill(url, shared(rows), since, now, interval="month")
-        connection = await asyncpg.connect(url)
-        try:
-            await connection.execute("SELECT pg_advisory_lock($1)", rollups.ADVISORY_LOCK)
+        async with without_sums(url) as connection:
             await _ask_dashboard(connection, report)
             environment = servers.environment(topic, ANALYTICS_DATABASE_URL=url)
             async with servers.running(servers.consumer(topic, where)):
                 await _find(environment, report)
                 await _erase(connection, environment, report)
                 await _drop_month(url, until, report)
-        finally:
-            await connection.close()
     await _rebuild(servers, report)
 
 
@@ -91,15 +84,15 @@ async def _ask_dashboard(connection: asyncpg.Connection, report: Report) -> None
 async def _find(environment: dict[str, str], report: Report) -> None:
     """A span that is nowhere, in an empty topic: every table is asked. Less the same command with a bad id."""
     for _ in range(FINDS):
-        at_all_s, _ = await _consumer(environment, "find", "x", "x", code=2)
-        seconds, _ = await _consumer(environment, "find", uuid.uuid4().hex, "00f067aa0ba902b7", code=1)
+        at_all_s, _ = await command(environment, "find", "x", "x", code=2)
+        seconds, _ = await command(environment, "find", uuid.uuid4().hex, "00f067aa0ba902b7", code=1)
         report.add(SUITE, "a span not found", OURS, ms=(seconds - at_all_s) * 1000)
 
 
 async def _erase(connection: asyncpg.Connection, environment: dict[str, str], report: Report) -> None:
     for number in range(ERASED):
         person = await connection.fetchval("SELECT left(md5('user-' || $1::int), 16)", PERSON + number)
-        seconds, receipt = await _consumer(environment, "erase", "--user-hash", person, "--yes", "--json")
+        seconds, receipt = await command(environment, "erase", "--user-hash", person, "--yes", "--json")
         report.add(SUITE, "a person erased", OURS, s=seconds, rows=sum(receipt["rows"].values()))
 
 
@@ -126,28 +119,12 @@ async def _rebuild(servers: Servers, report: Report) -> None:
     async with database(servers) as where, ours(servers, Run(topic, records, MIXED), where):
         environment = servers.environment(topic, ANALYTICS_DATABASE_URL=servers.postgres.url(where))
         async with servers.running(servers.receiver(topic)) as receiver:
-            rebuilding = asyncio.create_task(_consumer(environment, "rebuild", "--rate", "0", "--yes", "--json"))
+            rebuilding = asyncio.create_task(command(environment, "rebuild", "--rate", "0", "--yes", "--json"))
             while not rebuilding.done():
                 await path.send(servers, receiver, LIVE_RATE, LIVE_SECONDS)
             seconds, done = await rebuilding
         assert done["swapped"], done
         report.add(SUITE, "rebuild", OURS, s=seconds, ms_writer_waited=done["blocked_ms"], records=done["records"])
-
-
-async def _consumer(environment: dict[str, str], *arguments: str, code: int = 0) -> tuple[float, Any]:
-    """Seconds from start to end of a command, and its answer in JSON."""
-    started_at = time.monotonic()
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "consumer", *arguments),
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        stdout=asyncio.subprocess.PIPE,
-    )
-    output, _ = await asyncio.wait_for(process.communicate(), TIMEOUT_S)
-    seconds = time.monotonic() - started_at
-    if process.returncode != code:
-        raise RuntimeError(f"consumer {arguments[0]} ended with {process.returncode}, not {code}")
-    return seconds, json.loads(output) if "--json" in arguments else None
 
 
 async def _beside_a_writer(url: str, work: Callable[[], Coroutine[Any, Any, T]]) -> tuple[T, float]:
