@@ -39,7 +39,7 @@ async def measure(servers: Servers, report: Report, *, repetitions: int) -> None
 
 
 async def measure_table(servers: Servers, report: Report, *, rows: tuple[int, ...]) -> None:
-    """Ours and COPY with so many rows before, in turn; the first of them without any, as it gives COPY its rows."""
+    """Ours and COPY into a table that holds so many rows, for each number. The first is 0: it gives COPY its rows."""
     topic, filled_rows = await filled(servers, "endpoints", ROWS)
     limit = Limit(servers)
     for rows_before in rows:

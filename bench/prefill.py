@@ -122,7 +122,7 @@ async def _insert_chunks(
 
 @asynccontextmanager
 async def without_sums(url: str) -> AsyncIterator[asyncpg.Connection]:
-    """Keep the roller's turn within the block, so that nobody adds up days while others are measured."""
+    """Hold the lock of whoever adds up days, so that nobody does it within the block."""
     connection = await asyncpg.connect(url)
     try:
         await connection.execute("SELECT pg_advisory_lock($1)", rollups.ADVISORY_LOCK)

@@ -64,7 +64,7 @@ async def measure(servers: Servers, report: Report, *, rows: int) -> None:
 
 
 async def _ask_dashboard(connection: asyncpg.Connection, report: Report) -> None:
-    """Each panel's SQL over the last day, from the rows of that day; every second asking counts."""
+    """Run each panel's SQL over the last day twice, and report the second time. No day is added up."""
     slowest_ms = 0.0
     for panel in PANELS:
         sql = panel["targets"][0]["rawSql"]
@@ -82,7 +82,7 @@ async def _ask_dashboard(connection: asyncpg.Connection, report: Report) -> None
 
 
 async def _find(environment: dict[str, str], report: Report) -> None:
-    """A span that is nowhere, in an empty topic: every table is asked. Less the same command with a bad id."""
+    """Search every table for a span that is nowhere. The time of a command that stops at once is taken off."""
     for _ in range(FINDS):
         at_all_s, _ = await command(environment, "find", "x", "x", code=2)
         seconds, _ = await command(environment, "find", uuid.uuid4().hex, "00f067aa0ba902b7", code=1)
@@ -97,7 +97,7 @@ async def _erase(connection: asyncpg.Connection, environment: dict[str, str], re
 
 
 async def _drop_month(url: str, until: datetime, report: Report) -> None:
-    """The first half of `consumer retain`; the other deletes, row by row, what is older by less than a month."""
+    """Drop what retention drops, beside a writer. `consumer retain` would then delete single rows, too."""
     connection = await connect(url, application_name="bench")
 
     async def drop() -> tuple[int, float]:

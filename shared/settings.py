@@ -27,7 +27,7 @@ def _split(value: object) -> object:
 
 
 def _split_secrets(value: object) -> object:
-    """Unlike a list without an entry, a list of blank entries is a slip: it must not mean that nothing is secret."""
+    """Split, but refuse a list of nothing but blanks: whoever wrote it meant a key, and without one all are let in."""
     secrets = _split(value)
     if value and not secrets:
         raise ValueError("only blanks and commas stand there")

@@ -80,7 +80,7 @@ async def lines(operation: Operation, generation: str) -> dict[int, int]:
 
 
 async def reached(operation: Operation, target: Mapping[int, int] | None, timeout_s: float) -> bool:
-    """Whether the shadow has come to these offsets in time; None: to where the live lines are at that moment."""
+    """Wait until the shadow has these offsets; False: too late. Without a target: what the live lines have then."""
     deadline = time.monotonic() + timeout_s
     while True:
         offsets = await lines(operation, LIVE) if target is None else target

@@ -7,7 +7,7 @@ P = TypeVar("P")
 
 
 class Incoming(Generic[P]):
-    """What a request of HTTP/1.1 and a stream of HTTP/2 have in common. A piece is what the connection counts by."""
+    """The part that a request of HTTP/1.1 and a stream of HTTP/2 share. P: a piece of the body, as each keeps it."""
 
     def __init__(self, named: dict[bytes, bytes]) -> None:
         self.named = named
